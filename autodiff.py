@@ -1,0 +1,456 @@
+"""Reverse-mode automatic differentiation for arrays, in one file: read this first.
+
+An operation computes its result with plain arrays and, when one of its inputs is a `Tensor`, notes on the
+result how to pull a gradient back: its vector-Jacobian product (VJP).  `backward` walks those notes from the
+loss to the parameters.  That is all; there is no graph compiler and no hidden state.
+
+    x = Tensor([1., 2.])                  # a leaf: something to differentiate by
+    loss = (x * x).sum()                  # every operation on Tensors leaves a note
+    [gx] = backward(loss, [x])            # array([2., 4.])
+
+Three conventions hold everywhere.
+
+*   Plain in, plain out.  The same functions and operators applied to plain arrays return plain arrays and note
+    nothing, so evaluating a model means calling it with arrays instead of Tensors.
+*   `backward` is a pure function.  No gradient is stored on any Tensor, so a second call gives the same answer
+    again, and nothing has to be zeroed in between.
+*   The gradient of a real loss L by a complex z = a + ib is dL/da + i dL/db, the direction of steepest ascent, so
+    that z <- z - lr * gradient descends.  To first order L changes by Re<gradient, dz> with <a, b> = sum conj(a) b,
+    hence y = f(z) with dy = J dz pulls a cotangent g back to J^H g.  That is why the formulas below conjugate.
+    On real arrays conjugation does nothing, and the same line is the formula of the textbooks.
+
+Run it: `python autodiff.py` differentiates a small function and checks the answer by hand.
+"""
+import importlib
+import itertools
+import os
+
+# Several Python threads, each with single-threaded BLAS, beat one thread with multi-threaded BLAS on the small
+# matrices of this project (train.py says why).  BLAS reads these when NumPy loads, so they are set here, if unset.
+for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import numpy as np  # noqa: E402  (after the thread counts)
+
+# ------------------------------------------------------------------------------------------------ array backend
+
+
+class Backend:
+    """Stands for the array module in every formula: NumPy, or CuPy after `xp.use("cupy")`.
+
+    All modules say `from autodiff import xp`, so this is the one place where the choice is made.
+    The environment variable MESA_BACKEND names the module to start with.
+    """
+
+    def use(self, name):
+        """Switch to the array module called `name` ("numpy" or "cupy"); raises ImportError where it is missing."""
+        self.module = importlib.import_module(name)
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+
+xp = Backend()
+xp.use(os.environ.get("MESA_BACKEND", "numpy"))
+
+
+def to_backend(a, dtype=None):
+    """A NumPy array (or numbers) as an array of the backend: where data enters."""
+    return xp.asarray(a, dtype=dtype)
+
+
+def to_numpy(a):
+    """A backend array (or a Tensor) as a NumPy array: where results leave."""
+    a = value(a)
+    return a.get() if hasattr(a, "get") else np.asarray(a)
+
+
+# ----------------------------------------------------------------------------------------------------- the tape
+
+
+class Tensor:
+    """An array to differentiate by, or the result of an operation on one.
+
+    data    the array
+    inputs  the operation's inputs, Tensors and plain arrays, in order; () for a leaf
+    vjp     maps the cotangent of `data` to one cotangent per input
+    number  counts up with creation: inputs have smaller numbers than what is computed from them
+    """
+    __slots__ = ("data", "inputs", "vjp", "number")
+    __array_ufunc__ = None          # array + Tensor: NumPy steps back and Tensor.__radd__ runs ...
+    __array_priority__ = 1000       # ... and so does CuPy
+    _count = itertools.count()
+
+    def __init__(self, data, inputs=(), vjp=None):
+        self.data = data if hasattr(data, "dtype") else xp.asarray(data)
+        self.inputs, self.vjp, self.number = inputs, vjp, next(Tensor._count)
+
+    shape = property(lambda self: self.data.shape)
+    ndim = property(lambda self: self.data.ndim)
+    size = property(lambda self: self.data.size)
+    dtype = property(lambda self: self.data.dtype)
+    real = property(lambda self: real(self))
+    imag = property(lambda self: imag(self))
+
+    def __repr__(self):
+        return f"Tensor({self.data}, shape={self.shape}, dtype={self.dtype})"
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __add__(self, other): return add(self, other)
+    def __radd__(self, other): return add(other, self)
+    def __sub__(self, other): return subtract(self, other)
+    def __rsub__(self, other): return subtract(other, self)
+    def __mul__(self, other): return multiply(self, other)
+    def __rmul__(self, other): return multiply(other, self)
+    def __truediv__(self, other): return divide(self, other)
+    def __rtruediv__(self, other): return divide(other, self)
+    def __matmul__(self, other): return matmul(self, other)
+    def __rmatmul__(self, other): return matmul(other, self)
+    def __pow__(self, n): return power(self, n)
+    def __neg__(self): return multiply(self, -1)
+    def __getitem__(self, index): return getitem(self, index)
+    def sum(self, axis=None, keepdims=False): return total(self, axis, keepdims)
+    def mean(self, axis=None, keepdims=False): return mean(self, axis, keepdims)
+    def reshape(self, *shape): return reshape(self, *shape)
+    def swapaxes(self, i, j): return swapaxes(self, i, j)
+    def conj(self): return conj(self)
+
+    def __setitem__(self, index, new):
+        raise TypeError("a Tensor cannot be assigned into: its old value may be needed by a gradient. Build the array "
+                        "from its parts with concatenate([...]), or mask it: mask * new + (1 - mask) * old.")
+
+
+def value(x):
+    """The array inside a Tensor; anything else as it is."""
+    return x.data if isinstance(x, Tensor) else x
+
+
+def record(out, inputs, vjp):
+    """Finish an operation: return `out`, with a note of how gradients flow back if any input is a Tensor.
+
+    This is the one mechanism behind every operation here and every hand-written primitive elsewhere.
+    out     array, the result
+    inputs  what it was computed from: Tensors, and constants that need no gradient
+    vjp     one function per input, each taking the cotangent of `out` to that of its input (they run only where the
+            input is a Tensor); or one function that returns all cotangents, where they share work.
+    """
+    if not any(isinstance(x, Tensor) for x in inputs):
+        return out
+    return Tensor(out, inputs, vjp)
+
+
+def backward(output, wrt, cotangent=None):
+    """Gradients of `output` with respect to each Tensor of the list `wrt`, as a list of arrays.
+
+    cotangent  dL/d(output) where `output` is not itself the loss, an array of its shape; 1 if left out, and then
+               `output` must be a real scalar.  Raises ValueError otherwise, or when a VJP returns a wrong shape.
+    """
+    if not isinstance(output, Tensor):
+        raise ValueError("backward needs a Tensor, and this is a plain array: nothing it was computed from was a "
+                         "Tensor. Wrap the parameters first: Tensor(array).")
+    if cotangent is None:
+        if output.shape != () or xp.iscomplexobj(output.data):
+            raise ValueError(f"backward starts from a real scalar loss, not from shape {output.shape} and "
+                             f"{output.dtype}: reduce it with .sum() or .mean(), or pass cotangent=.")
+        cotangent = xp.ones_like(output.data)
+
+    reached, stack = {}, [output]           # a stack instead of recursion: chains may be longer than Python's stack
+    while stack:
+        node = stack.pop()
+        if node.number not in reached:
+            reached[node.number] = node
+            stack.extend(x for x in node.inputs if isinstance(x, Tensor))
+
+    # A node's cotangent is complete only when everything computed from it has been visited: with b = a + a and
+    # c = b * b, visiting b once per use would count paths twice.  Newest first is such an order, as inputs are always
+    # older than results.
+    grads, keep = {output.number: cotangent}, {x.number for x in wrt}
+    for number in sorted(reached, reverse=True):
+        node = reached[number]
+        if not node.inputs:
+            continue
+        g = grads[number] if number in keep else grads.pop(number)      # popped: memory is given back on the way
+        joint = callable(node.vjp)
+        cotangents = node.vjp(g) if joint else (f(g) if isinstance(x, Tensor) else None
+                                                for f, x in zip(node.vjp, node.inputs))
+        for x, gx in zip(node.inputs, cotangents):
+            if isinstance(x, Tensor):
+                if gx.shape != x.shape:
+                    name = (node.vjp if joint else node.vjp[0]).__qualname__.split(".")[0]
+                    raise ValueError(f"the VJP of {name} returned shape {gx.shape} for an input of shape {x.shape}")
+                grads[x.number] = grads[x.number] + gx if x.number in grads else gx
+    return [grads[x.number] if x.number in grads else xp.zeros_like(x.data) for x in wrt]
+
+
+def value_and_grad(f, params, *args):
+    """(loss, gradients) of f(params, *args) with respect to a dict of arrays; gradients is a dict of the same keys."""
+    leaves = {name: Tensor(a) for name, a in params.items()}
+    loss = f(leaves, *args)
+    return loss.data, dict(zip(leaves, backward(loss, list(leaves.values()))))
+
+
+# --------------------------------------------------------------------------------------------------- operations
+# Each is its forward and, beside it, what it does to the cotangent g of its result.  Capitals are plain arrays.
+
+
+def unbroadcast(g, A):
+    """Bring the cotangent g of a broadcast result back to the shape (and, if A is real, the reals) of its input A.
+
+    Broadcasting copies A along some axes; the gradient of a copy is the sum over the copies.
+    """
+    shape = xp.shape(A)
+    if g.shape != shape:
+        g = g.sum(tuple(range(g.ndim - len(shape))))
+        g = g.sum(tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
+    return g if xp.iscomplexobj(A) else g.real
+
+
+def adjoint(A):
+    """Conjugate transpose of the last two axes (on real arrays: the transpose, as a view)."""
+    A = A.swapaxes(-1, -2)
+    return A.conj() if xp.iscomplexobj(A) else A
+
+
+def add(a, b):
+    A, B = value(a), value(b)
+    return record(A + B, (a, b), (lambda g: unbroadcast(g, A), lambda g: unbroadcast(g, B)))
+
+
+def subtract(a, b):
+    A, B = value(a), value(b)
+    return record(A - B, (a, b), (lambda g: unbroadcast(g, A), lambda g: unbroadcast(-g, B)))
+
+
+def multiply(a, b):
+    A, B = value(a), value(b)
+    return record(A * B, (a, b), (lambda g: unbroadcast(g * conj(B), A), lambda g: unbroadcast(g * conj(A), B)))
+
+
+def divide(a, b):
+    A, B = value(a), value(b)
+    return record(A / B, (a, b), (lambda g: unbroadcast(g / conj(B), A),
+                                  lambda g: unbroadcast(-g * conj(A / (B * B)), B)))
+
+
+def power(a, n):
+    """a ** n for a constant number n."""
+    A = value(a)
+    return record(A ** n, (a,), (lambda g: g * conj(n * A ** (n - 1)),))
+
+
+def matmul(a, b):
+    """a @ b for arrays of two or more axes, batched over the leading ones: [..., N, M] @ [..., M, P]."""
+    A, B = value(a), value(b)
+    if B.ndim == 2 < A.ndim:       # a weight matrix: one large product, not one per batch
+        rows = A.reshape(-1, A.shape[-1])
+        return record((rows @ B).reshape(*A.shape[:-1], B.shape[-1]), (a, b),
+                      (lambda g: unbroadcast((g.reshape(-1, g.shape[-1]) @ adjoint(B)).reshape(A.shape), A),
+                       lambda g: unbroadcast(adjoint(rows) @ g.reshape(-1, g.shape[-1]), B)))
+    return record(A @ B, (a, b), (lambda g: unbroadcast(g @ adjoint(B), A), lambda g: unbroadcast(adjoint(A) @ g, B)))
+
+
+def conj(a):
+    A = value(a)
+    return record(A.conjugate(), (a,), (lambda g: g.conj(),)) if xp.iscomplexobj(A) else a
+
+
+def real(a):
+    return record(value(a).real, (a,), (lambda g: unbroadcast(g + 0j, value(a)),))
+
+
+def imag(a):
+    return record(value(a).imag, (a,), (lambda g: unbroadcast(g * 1j, value(a)),))
+
+
+def total(a, axis=None, keepdims=False):
+    """Sum over `axis` (an int, a tuple, or None for all); the method `.sum()` of a Tensor."""
+    A = value(a)
+
+    def vjp(g):
+        if axis is not None and not keepdims:
+            g = xp.expand_dims(g, axis)
+        return xp.broadcast_to(g, A.shape)
+    return record(A.sum(axis=axis, keepdims=keepdims), (a,), (vjp,))
+
+
+def mean(a, axis=None, keepdims=False):
+    out = total(a, axis, keepdims)
+    return out * (value(out).size / value(a).size)
+
+
+def reshape(a, *shape):
+    A = value(a)
+    return record(A.reshape(*shape), (a,), (lambda g: g.reshape(A.shape),))
+
+
+def swapaxes(a, i, j):
+    return record(value(a).swapaxes(i, j), (a,), (lambda g: g.swapaxes(i, j),))
+
+
+def getitem(a, index):
+    """a[index] with integers, slices, None, ... or integer arrays (looking up embeddings)."""
+    A = value(a)
+
+    def vjp(g):
+        out = xp.zeros(A.shape, g.dtype)
+        if any(hasattr(i, "shape") for i in (index if isinstance(index, tuple) else (index,))):
+            xp.add.at(out, index, g)        # an index array may name a row twice: its gradients add up
+        else:
+            out[index] = g
+        return out
+    return record(A[index], (a,), (vjp,))
+
+
+def concatenate(parts, axis=-1):
+    """The parts (Tensors or arrays) joined along `axis`."""
+    arrays = [value(p) for p in parts]
+    ends = list(itertools.accumulate(A.shape[axis] for A in arrays))
+
+    def vjp(g):
+        return [unbroadcast(piece, A) for piece, A in zip(xp.split(g, ends[:-1], axis), arrays)]
+    return record(xp.concatenate(arrays, axis), tuple(parts), vjp)
+
+
+def exp(a):
+    Y = xp.exp(value(a))
+    return record(Y, (a,), (lambda g: g * conj(Y),))
+
+
+def log(a):
+    A = value(a)
+    return record(xp.log(A), (a,), (lambda g: g / conj(A),))
+
+
+def tanh(a):
+    Y = xp.tanh(value(a))
+    return record(Y, (a,), (lambda g: g * conj(1 - Y * Y),))
+
+
+def clip(a, low, high):
+    """a limited to [low, high]; real. No gradient flows where the limit holds it."""
+    A = value(a)
+    return record(xp.clip(A, low, high), (a,), (lambda g: g * ((A >= low) & (A <= high)),))
+
+
+def gelu(a):
+    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the tanh form of the Gaussian error linear unit; real."""
+    A, c = value(a), (2 / np.pi) ** 0.5
+    tanh_inner = xp.tanh(c * (A + 0.044715 * A * A * A))
+
+    def vjp(g):
+        slope = c * (1 + 3 * 0.044715 * A * A)
+        return g * (0.5 * (1 + tanh_inner) + 0.5 * A * (1 - tanh_inner * tanh_inner) * slope)
+    return record(0.5 * A * (1 + tanh_inner), (a,), (vjp,))
+
+
+def softmax(a):
+    """exp(x_i) / sum_j exp(x_j) over the last axis; real. The largest entry is taken off first: no overflow."""
+    A = value(a)
+    Y = xp.exp(A - A.max(axis=-1, keepdims=True))
+    Y /= Y.sum(axis=-1, keepdims=True)
+    return record(Y, (a,), (lambda g: Y * (g - (g * Y).sum(axis=-1, keepdims=True)),))
+
+
+def layer_norm(a, scale, bias, eps=1e-6):
+    """scale * (x - mean) / sqrt(variance + eps) + bias over the last axis (length D), with the biased variance; real.
+
+    With n the normalised row and g the cotangent of n, projecting g off the two directions in which n cannot move
+    (1, and n itself) and dividing by the deviation gives the cotangent of x.
+    """
+    A, S, D = value(a), value(scale), value(a).shape[-1]
+    centred = A - A.mean(axis=-1, keepdims=True)
+    deviation = xp.sqrt((centred * centred).mean(axis=-1, keepdims=True) + eps)
+    N = centred / deviation
+
+    def vjp(g):
+        gn = g * S
+        ga = (gn - gn.mean(axis=-1, keepdims=True) - N * (gn * N).mean(axis=-1, keepdims=True)) / deviation
+        return ga, (g * N).reshape(-1, D).sum(0), g.reshape(-1, D).sum(0)
+    return record(N * S + value(bias), (a, scale, bias), vjp)
+
+
+def cross_entropy(logits, targets):
+    """Mean over all positions of -log softmax(logits)[target], in nats. logits [..., V], targets [...] integers."""
+    A = value(logits)
+    V = A.shape[-1]
+    A = A.reshape(-1, V)                                                # [N, V]
+    rows, columns = xp.arange(len(A)), value(targets).reshape(-1)
+    shifted = A - A.max(axis=-1, keepdims=True)
+    log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+
+    def vjp(g):
+        out = xp.exp(log_p)                                             # the classic: softmax - one_hot
+        out[rows, columns] -= 1
+        return (g / len(A) * out).reshape(*value(logits).shape)
+    return record(-log_p[rows, columns].mean(), (logits,), (vjp,))
+
+
+# ------------------------------------------------------------------------------------------------ gradient check
+
+
+def check_gradients(f, *inputs, rng, tolerance=1e-6, directions=5, step=1e-3):
+    """Compare the tape's gradient of f(*inputs) with finite differences; return the worst relative error.
+
+    f          takes Tensors or arrays, returns one; it may be complex
+    inputs     arrays, taken in double precision
+    rng        numpy Generator: draws the cotangent c and the directions u
+
+    The function checked is phi(x) = Re<c, f(x)> with a random c: a plain sum would be blind to errors that cancel
+    (softmax sums to one, so its gradient under a plain sum is zero whatever the code does).  Every input is moved
+    along `directions` random directions, and along every single coordinate if it has at most 64, by the central
+    five-point rule, whose own error is of order step^4.  Errors are relative to the size of the gradient.
+    Raises AssertionError when one exceeds `tolerance`.
+    """
+    inputs = [xp.asarray(x, dtype="complex128" if xp.iscomplexobj(x) else "float64") for x in inputs]
+
+    def draw(shape, is_complex):
+        u = rng.standard_normal(shape)
+        return to_backend(u + 1j * rng.standard_normal(shape) if is_complex else u)
+
+    leaves = [Tensor(x) for x in inputs]
+    out = f(*leaves)
+    c = draw(out.shape, xp.iscomplexobj(out.data))
+    grads = backward(out, leaves, c)
+    # Gradients far below phi's own rounding noise cannot be resolved by differences: they count as this small.
+    floor = 1e-7 * float(xp.abs(c * out.data).sum())
+    worst = 0.0
+    for i, (x, grad) in enumerate(zip(inputs, grads)):
+        assert grad.shape == x.shape, f"gradient of input {i} has shape {grad.shape}, not {x.shape}"
+        moves = [draw(x.shape, xp.iscomplexobj(x)) for _ in range(directions)]
+        if x.size <= 64:
+            units = xp.eye(x.size).reshape(x.size, *x.shape)
+            moves += [*units] + ([*(1j * units)] if xp.iscomplexobj(x) else [])
+        size = max(float(xp.linalg.norm(grad.ravel())) / max(1, x.size) ** 0.5, floor)
+        for u in moves:
+            def phi(h):
+                return float((c.conj() * f(*inputs[:i], x + h * u, *inputs[i + 1:])).real.sum())
+            numeric = (8 * (phi(step) - phi(-step)) - (phi(2 * step) - phi(-2 * step))) / (12 * step)
+            analytic = float((grad.conj() * u).real.sum())
+            error = abs(numeric - analytic) / max(size, abs(numeric))
+            worst = max(worst, error)
+            assert error <= tolerance, (f"input {i}: the tape says {analytic:.12g} along a direction in which differences "
+                                        f"say {numeric:.12g} (relative error {error:.1e}, allowed {tolerance:.0e})")
+    return worst
+
+
+def main():
+    print("f(a, b) = tanh(a b) + a at a = 0.5, b = 2, with gradients  df/da = b (1 - tanh^2(ab)) + 1,  df/db = a (...)")
+    a, b = Tensor(0.5), Tensor(2.0)
+    f = tanh(a * b) + a
+    ga, gb = backward(f, [a, b])
+    print(f"  f = {f.data:.6f}   df/da = {ga:.6f}   df/db = {gb:.6f}")
+    print(f"  by hand:         {2 * (1 - np.tanh(1) ** 2) + 1:17.6f}  {0.5 * (1 - np.tanh(1) ** 2):17.6f}")
+    z = Tensor(3 + 4j)
+    print(f"\n|z|^2 at z = 3 + 4i: gradient dL/da + i dL/db = {backward((z * z.conj()).real, [z])[0]}   (by hand: 6 + 8i)")
+    rng = np.random.default_rng(0)
+    A, B = rng.standard_normal((2, 3, 4)), rng.standard_normal((4, 2))
+    print("\ncheck_gradients: worst relative error against finite differences")
+    for name, g, args in (("softmax(A @ B)", lambda x, y: softmax(x @ y), (A, B)), ("gelu(A)", gelu, (A,)),
+                          ("complex A @ B", matmul, (A + 1j * A[::-1], B - 0.5j * B[::-1]))):
+        print(f"  {name:16s} {check_gradients(g, *args, rng=rng):.1e}")
+
+
+if __name__ == "__main__":
+    main()

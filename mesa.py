@@ -1,0 +1,493 @@
+"""The science: three attentions, the mesa layer and its gradient, the Transformer, and the theory written as weights.
+
+Glossary (code, meaning, shape; sections and propositions are those of von Oswald et al., arXiv 2309.05858):
+
+    B, T        batch, sequence length
+    d           dimension of an observation x_t; the target at time t is x_{t+1}
+    D           width of a token e_t in the residual stream                            e        [B, T, D]
+    heads, K    number of heads, key size                                              q, k, v  [B, heads, T, K]
+    wq, wk, wv  projections of a token to queries, keys, values                        [D, heads, K]
+    wo          a head's way back into the residual stream                             [heads, K, D]
+    lam         lambda of the mesa layer, one per head; R_0 = lambda I, ridge 1/lambda  [heads]
+    R_t         (sum_{i<=t} k_i k_i^T + I/lambda)^-1                                   [K, K]
+    p_t         R_t q_t, the preconditioned query                                      rows of P, [T, K]
+    A           attention map: o_t = sum_{i<=t} A_ti v_i                               [B, heads, T, T]
+    G           cotangent dL/do of an attention's output                               [B, heads, T, K]
+    N_t, S_t    sum_{i<=t} x_i x_{i-1}^T and sum_{i<=t} x_{i-1} x_{i-1}^T, x_0 = 0     [B, T, d, d]
+    eta, mu     step sizes of an iteration, ridge                                      [k], scalar
+
+Rows run over time: Q, K, V, P are matrices whose row t belongs to token t, and tril(.) keeps i <= t.  All functions
+take plain arrays or Tensors (see autodiff.py); the attentions work for complex inputs too.
+
+Run it: `python mesa.py` walks through the Sherman-Morrison recursion for T = 3, K = 2 with every number printed.
+"""
+from collections import namedtuple
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+
+import autodiff as ad
+from autodiff import adjoint, record, value, xp
+
+# ------------------------------------------------------------------------------------------------ three attentions
+# Each is one primitive: a forward, and its VJP derived by hand. For real arrays adjoint(X) is just X^T.
+
+
+def tril(A):
+    """Zero, in place, what looks ahead: entries [..., t, i] with i > t."""
+    A *= xp.tri(A.shape[-1], dtype=A.dtype)
+    return A
+
+
+def linear_attention(q, k, v):
+    """o_t = sum_{i<=t} v_i (k_i . q_t).   q, k [B, heads, T, K], v [B, heads, T, V] -> [B, heads, T, V]
+
+    A = tril(Q K^T), O = A V.   dL = <G, dO> = <G, dA V> + <G, A dV> gives the cotangents
+        of V: A^T G      of A: G V^T, of which only the lower triangle M counts      of Q: M K      of K: M^T Q
+    """
+    Q, K, V = value(q), value(k), value(v)
+    A = tril(Q @ adjoint(K))                            # [B, heads, T, T]
+
+    def vjp(G):
+        M = tril(G @ adjoint(V))
+        return M @ K, adjoint(M) @ Q, adjoint(A) @ G
+    return record(A @ V, (q, k, v), vjp)
+
+
+def softmax_attention(q, k, v):
+    """o_t = sum_{i<=t} A_ti v_i with A_t = softmax_{i<=t}(k_i . q_t / sqrt(K)); shapes as above; real.
+
+    As before up to A; then row by row through the softmax, dA = A (dZ - sum_j A_j dZ_j), so that
+        of Z: A (M - sum_j A_j M_j) with M = G V^T      of Q: (that) K / sqrt(K)      of K: (that)^T Q / sqrt(K)
+    """
+    Q, K, V = value(q), value(k), value(v)
+    scale = K.shape[-1] ** -0.5
+    Z = Q @ adjoint(K) * scale                          # [B, heads, T, T]
+    Z = xp.where(xp.tri(Z.shape[-1], dtype=bool), Z, -xp.inf)
+    A = xp.exp(Z - Z.max(axis=-1, keepdims=True))
+    A /= A.sum(axis=-1, keepdims=True)
+
+    def vjp(G):
+        M = G @ adjoint(V)
+        GZ = A * (M - (A * M).sum(axis=-1, keepdims=True)) * scale
+        return GZ @ K, adjoint(GZ) @ Q, adjoint(A) @ G
+    return record(A @ V, (q, k, v), vjp)
+
+
+# The mesa layer. Phi_t = argmin 1/2 sum_{i<=t} |v_i - Phi k_i|^2 + 1/(2 lambda) |Phi|_F^2 is ridge regression on the
+# context so far, and the layer answers the query with it: o_t = Phi_t q_t. In closed form, with R_t as above,
+#     Phi_t = sum_{i<=t} v_i k_i^T R_t      hence      o_t = sum_{i<=t} v_i (k_i . p_t),   p_t = R_t q_t:
+# A mesa layer is linear attention whose query has been preconditioned.
+
+
+def sherman_morrison(K, lam):
+    """The directions u_t of the rank-one updates R_t = R_{t-1} - u_t u_t^T, R_0 = lambda I.
+
+    K [B, heads, T, K], lam [heads] -> U [B, heads, T, K], with u_t = R_{t-1} k_t / sqrt(1 + k_t . R_{t-1} k_t).
+    This is the Sherman-Morrison formula for adding k_t k_t^T to the matrix that R inverts: O(K^2) per token.
+
+    The loop over time has to be a Python loop, so each of its steps should do much: the batch goes last, and every
+    entry of R is then one contiguous vector over all sequences and heads.
+    """
+    B, heads, T, size = K.shape
+    k = xp.ascontiguousarray(K.transpose(2, 3, 0, 1))   # [T, K, B, heads]
+    U = xp.empty_like(k)
+    R = xp.zeros((size, size, B, heads), K.dtype)
+    R[xp.arange(size), xp.arange(size)] = lam
+    for t in range(T):
+        u = (R * k[t]).sum(axis=1)                      # R_{t-1} k_t                              [K, B, heads]
+        u /= xp.sqrt(1 + (k[t].conj() * u).real.sum(axis=0))
+        R -= u[:, None] * u.conj()
+        U[t] = u
+    return U.transpose(2, 3, 0, 1)
+
+
+def apply_R(U, X, lam):
+    """Rows R_t x_t for X [B, heads, T, K], given the directions U.
+
+    R_t = lambda I - sum_{i<=t} u_i u_i^T, so R_t x_t = lambda x_t - sum_{i<=t} u_i (u_i . x_t): once the directions are
+    known, applying every R_t at its own time is itself a linear attention, and needs no loop.
+    """
+    return lam[:, None, None] * X - tril(X @ adjoint(U)) @ U
+
+
+def mesa_attention(q, k, v, lam):
+    """o_t = sum_{i<=t} v_i (k_i . R_t q_t), the mesa layer.   q, k, v as above, lam [heads] > 0 -> [B, heads, T, V]
+
+    Derivation of the VJP, with P the rows p_t and A = tril(P K^T), O = A V:
+
+    1.  O is linear attention with P in the place of Q. As there, with M = tril(G V^T),
+            Gv = A^T G,      Gp = M K,      and k_i, where it is multiplied by p_t, receives  M^T P.
+    2.  p_t = R_t q_t and R_t inverts S_t = sum_{i<=t} k_i k_i^T + I/lambda.  d(S^-1) = -S^-1 dS S^-1 says dR = -R dS R:
+            dp_t = R_t dq_t - R_t dS_t p_t.
+        Write h_t = R_t Gp_t (R is symmetric). Then  Gp_t . dp_t = h_t . dq_t - h_t . dS_t p_t,  so  Gq has the rows h_t.
+    3.  dS_t = sum_{i<=t} (dk_i k_i^T + k_i dk_i^T) - I dlambda / lambda^2  turns  -h_t . dS_t p_t  into
+            - sum_{i<=t} (h_t . dk_i)(k_i . p_t)            k_i receives  - A^T H
+            - sum_{i<=t} (h_t . k_i)(dk_i . p_t)            k_i receives  - tril(H K^T)^T P
+            + h_t . p_t dlambda / lambda^2                  Glambda = sum_t h_t . p_t / lambda^2
+
+    So the whole backward is the preconditioner applied a second time, to Gp instead of q, and matrix products.  No R_t
+    is kept, only the directions U, which are as large as K.
+    """
+    Q, K, V, lam_ = value(q), value(k), value(v), value(lam)
+    U = sherman_morrison(K, lam_)
+    P = apply_R(U, Q, lam_)
+    A = tril(P @ adjoint(K))
+
+    def vjp(G):
+        M = tril(G @ adjoint(V))
+        H = apply_R(U, M @ K, lam_)                     # rows h_t = R_t Gp_t
+        Gk = adjoint(M - tril(H @ adjoint(K))) @ P - adjoint(A) @ H
+        Glam = (H.conj() * P).real.sum(axis=(0, 2, 3)) / lam_ ** 2
+        return H, Gk, adjoint(A) @ G, Glam
+    return record(A @ V, (q, k, v, lam), vjp)
+
+
+def reverse_sweep(K, R, X):
+    """Rows R_t x_t from the last to the first, from R = R_T alone: the backward of the paper's appendix.  Real.
+
+    K, X [B, heads, T, K], R [B, heads, K, K] -> (rows [B, heads, T, K], the R_0 it arrives at).
+    Undoing an update, R_{t-1} = R_t + u u^T / (1 - k_t . u) with u = R_t k_t, needs no memory at all, but where the
+    update removed almost everything, 1 - k_t . u is almost zero and rounding errors are divided by it: with lambda = 100
+    in float32, R_0 comes back wrong by several per cent. That is why `mesa_attention` keeps U instead.
+    """
+    rows = []
+    for t in reversed(range(K.shape[2])):
+        k, x = K[:, :, t, :, None], X[:, :, t, :, None]                     # [B, heads, K, 1]
+        rows.append((R @ x)[..., 0])
+        u = R @ k
+        R = R + u @ adjoint(u) / (1 - adjoint(k) @ u)
+    return xp.stack(rows[::-1], axis=2), R
+
+
+def precondition_direct(Q, K, lam):
+    """Rows p_t = R_t q_t by solving with S_t = sum_{i<=t} k_i k_i^T + I/lambda at every t: O(T K^3), the oracle."""
+    S = (K[..., :, None] * K[..., None, :].conj()).cumsum(axis=2)           # [B, heads, T, K, K]
+    return xp.linalg.solve(S + xp.eye(K.shape[-1]) / lam[:, None, None, None], Q[..., None])[..., 0]
+
+
+def precondition_cholesky(Q, K, lam):
+    """The same without any loop over time.  The T x T matrix K K^T + I/lambda = L L^T contains the problem of every
+    prefix, since the leading t x t block of L factors the leading block:
+    P = lambda (Q - (L^-T triu(L^-1 K Q^T))^T K).
+    """
+    lam = lam[:, None, None]
+    L = xp.linalg.cholesky(K @ adjoint(K) + xp.eye(K.shape[2]) / lam)       # [B, heads, T, T]
+    Y = xp.triu(xp.linalg.solve(L, K @ adjoint(Q)))
+    return lam * (Q - adjoint(xp.linalg.solve(adjoint(L), Y)) @ K)
+
+
+# ------------------------------------------------------------------------------------------------- the Transformer
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a Transformer. Its weights are a plain dict: see `init_params` for their names and shapes."""
+    kinds: tuple                # one of "linear", "softmax", "mesa" per block
+    heads: int = 4
+    key_size: int = 20
+    width: int = 40             # D
+    d_in: int = 40              # size of an input token; equal to width unless embed
+    d_out: int = 10             # d, size of a prediction
+    embed: bool = False         # a linear embedding and read-out; without: token = stream, prediction = its first d
+    positional: str = "none"    # sinusoidal code: "none", "add" to the tokens, or "concat" to the input of q and k
+    layer_norm: bool = False    # before attention and before the MLP
+    mlp_width: int = 0          # 0: no MLP
+    qk_norm: bool = False       # queries and keys scaled to unit length
+    clamp: float = 0.0          # the stream is clipped to [-clamp, clamp] after each block; 0: it is not
+
+
+ATTENTION = {"linear": linear_attention, "softmax": softmax_attention, "mesa": mesa_attention}
+
+
+def init_params(rng, config, std=0.02):
+    """Weights ~ N(0, std^2), log(lambda) = 0, layer norms the identity: a dict name -> float64 array."""
+    c, D = config, config.width
+    D_qk = 2 * D if c.positional == "concat" else D
+    shapes = {"embed": (c.d_in, D)} if c.embed else {}
+    for l, kind in enumerate(c.kinds):
+        b = f"blocks.{l}."
+        shapes |= {b + "wq": (D_qk, c.heads, c.key_size), b + "wk": (D_qk, c.heads, c.key_size),
+                   b + "wv": (D, c.heads, c.key_size), b + "wo": (c.heads, c.key_size, D)}
+        if kind == "mesa":
+            shapes[b + "log_lam"] = (c.heads,)          # lambda > 0 is stored as its logarithm
+        if c.layer_norm:
+            shapes |= {b + "ln1.scale": (D,), b + "ln1.bias": (D,)}
+        if c.mlp_width:
+            shapes |= {b + "w1": (D, c.mlp_width), b + "w2": (c.mlp_width, D)}
+            if c.layer_norm:
+                shapes |= {b + "ln2.scale": (D,), b + "ln2.bias": (D,)}
+    if c.embed:
+        shapes["unembed"] = (D, c.d_out)
+    return {name: np.ones(s) if name.endswith("scale") else
+            np.zeros(s) if name.endswith(("bias", "log_lam")) else
+            std * rng.standard_normal(s) for name, s in shapes.items()}
+
+
+def position_code(T, D, dtype):
+    """pe[t, 2i] = sin(t 10000^(-2i/D)), pe[t, 2i+1] = cos(the same): [T, D]."""
+    angle = xp.arange(T)[:, None] * 10000.0 ** (-2 * (xp.arange(D) // 2) / D)
+    return xp.where(xp.arange(D) % 2 == 0, xp.sin(angle), xp.cos(angle)).astype(dtype)
+
+
+def split_heads(e, w):
+    """e [B, T, D], w [D, heads, K] -> e @ w as [B, heads, T, K]"""
+    (B, T, D), (_, heads, K) = e.shape, w.shape
+    return (e @ w.reshape(D, heads * K)).reshape(B, T, heads, K).swapaxes(1, 2)
+
+
+def attention_block(params, b, kind, z, config, code, trace=None):
+    """What one attention layer adds to the stream, given its input z [B, T, D]; `b` is its prefix in params."""
+    B, T, D = z.shape
+    z_qk = z
+    if config.positional == "concat":
+        z_qk = ad.concatenate([z, xp.broadcast_to(code, (B, *code.shape))])  # [B, T, 2D]
+    q, k, v = split_heads(z_qk, params[b + "wq"]), split_heads(z_qk, params[b + "wk"]), split_heads(z, params[b + "wv"])
+    if config.qk_norm:          # the small number keeps the gradient finite where a vector is zero
+        q, k = (x * ((x * x).sum(axis=-1, keepdims=True) + 1e-14) ** -0.5 for x in (q, k))
+    lam = (ad.exp(params[b + "log_lam"]),) if kind == "mesa" else ()
+    o = ATTENTION[kind](q, k, v, *lam)                                      # [B, heads, T, K]
+    wo = params[b + "wo"]
+    if trace is not None:
+        trace[b + "map"] = ATTENTION[kind](q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:2], T, T)), *lam)
+        trace[b + "heads"] = o @ wo                                         # [B, heads, T, D], what each head writes
+    heads, K, _ = wo.shape
+    return o.swapaxes(1, 2).reshape(B, T, heads * K) @ wo.reshape(heads * K, D)
+
+
+def transformer(params, x, config, trace=None):
+    """Predictions [B, T, d_out] for tokens x [B, T, d_in]; causal: the prediction at t sees tokens 1 ... t only.
+
+    e -> blocks [e += Attention(LN(e));  e += MLP(LN(e))] -> read-out.
+
+    trace  a dict, if given, receives every intermediate result:
+           acts.l         the residual stream before block l (acts.L: after the last)       [B, T, D]
+           blocks.l.map   the attention map A, o = A v, obtained with v = identity           [B, heads, T, T]
+           blocks.l.heads what each head writes into the stream                              [B, heads, T, D]
+    """
+    c = config
+    code = position_code(x.shape[1], c.width, x.dtype) if c.positional != "none" else None
+
+    def norm(e, name):
+        return ad.layer_norm(e, params[name + ".scale"], params[name + ".bias"]) if c.layer_norm else e
+
+    e = x @ params["embed"] if c.embed else x
+    if c.positional == "add":
+        e = e + code
+    for l, kind in enumerate(c.kinds):
+        b = f"blocks.{l}."
+        if trace is not None:
+            trace[f"acts.{l}"] = e
+        e = e + attention_block(params, b, kind, norm(e, b + "ln1"), c, code, trace)
+        if c.mlp_width:
+            e = e + ad.gelu(norm(e, b + "ln2") @ params[b + "w1"]) @ params[b + "w2"]
+        if c.clamp:
+            e = ad.clip(e, -c.clamp, c.clamp)
+    if trace is not None:
+        trace[f"acts.{len(c.kinds)}"] = e
+    return e @ params["unembed"] if c.embed else e[..., :c.d_out]
+
+
+def squared_error(prediction, target):
+    """1/2 E|prediction - target|^2, the mean over batch and time of half the squared length; [B, T, d] -> scalar."""
+    B, T, _ = target.shape
+    error = prediction - target
+    return (error * error).sum() * (0.5 / (B * T))
+
+
+# ---------------------------------------------------------------------------------------------- theory as weights
+
+
+def slot(i, d):
+    """The rows of a token's i-th slot of size d."""
+    return slice(i * d, (i + 1) * d)
+
+
+def proposition_1(eta, d=10, key_size=20, heads=1):
+    """(params, config) of one linear layer that outputs one gradient step of size eta from W = 0.
+
+    On tokens [0, *, x_t, x_{t-1}]: keys read x_{i-1}, values x_i, queries x_t, and W_o writes eta o_t into slot 0:
+    eta sum_{i<=t} x_i (x_{i-1} . x_t) = (W_0 - eta dL/dW) x_t at W_0 = 0, with L(W) = 1/2 sum_{i<=t} |x_i - W x_{i-1}|^2.
+    """
+    config = Config(("linear",), heads=heads, key_size=key_size, width=4 * d, d_in=4 * d, d_out=d)
+    params = {name: np.zeros_like(w) for name, w in init_params(np.random.default_rng(0), config).items()}
+    I = np.eye(d)
+    params["blocks.0.wq"][slot(2, d), 0, :d] = I
+    params["blocks.0.wk"][slot(3, d), 0, :d] = I
+    params["blocks.0.wv"][slot(2, d), 0, :d] = I
+    params["blocks.0.wo"][0, :d, slot(0, d)] = eta * I
+    return params, config
+
+
+def proposition_2(w, alpha, d=10, heads=4):
+    """(params, config) of k = len(w) linear layers that iterate on the context, on tokens [0, x_t, x_t, x_{t-1}].
+
+    Slot 0 collects the prediction, slot 1 is the residual r (the constructed token starts it at x_t).  Layer j:
+        r <- r - alpha_j S_t r,      prediction <- prediction + w_j N_t r      (the old r in both)
+    by one head of key size 2d: query r, key x_{i-1}, value (x_{i-1}, x_i).  `richardson_weights` chooses w and alpha for
+    gradient descent and for ridge regression; with free w and alpha_j = alpha, k layers reach N_t q(S_t) x_t for every
+    polynomial q of degree k - 1.
+    """
+    config = Config(("linear",) * len(w), heads=heads, key_size=2 * d, width=4 * d, d_in=4 * d, d_out=d)
+    params = {name: np.zeros_like(a) for name, a in init_params(np.random.default_rng(0), config).items()}
+    I = np.eye(d)
+    for j in range(len(w)):
+        b = f"blocks.{j}."
+        params[b + "wq"][slot(1, d), 0, :d] = I
+        params[b + "wk"][slot(3, d), 0, :d] = I
+        params[b + "wv"][slot(3, d), 0, :d] = I
+        params[b + "wv"][slot(2, d), 0, d:] = I
+        params[b + "wo"][0, :d, slot(1, d)] = -alpha[j] * I
+        params[b + "wo"][0, d:, slot(0, d)] = w[j] * I
+    return params, config
+
+
+def richardson_weights(eta, mu=0.0):
+    """(w, alpha) of `proposition_2` whose last layer outputs N_t z_k, where z <- z + eta_j (x_t - (S_t + mu I) z), z = 0.
+
+    mu = 0 is gradient descent on W from 0 with step sizes eta_j, right after every layer.  For mu > 0 the update has
+    terms in z alone, which residual plus linear attention cannot write; since they are scalar multiples they can be
+    absorbed: w_j = eta_j c_{j-1}, alpha_j = eta_j / (1 - eta_j mu), c_j = prod_{i<=j} (1 - eta_i mu).
+    """
+    eta = np.asarray(eta, float)
+    c = np.cumprod(1 - eta * mu)
+    return eta * np.concatenate([[1.0], c[:-1]]), eta / (1 - eta * mu)
+
+
+# -------------------------------------------------------------------------------------------- reference algorithms
+# What a curve is held against. Least squares, gradient descent and their relatives all predict
+#     x_{t+1} ~ N_t q(S_t) x_t,
+# where q(S) stands for the inverse of S: each is an approximation of 1/s on the eigenvalues s of S_t. One
+# diagonalisation therefore serves them all, and an algorithm is one line, a function of s. They run in NumPy, on
+# states x [B, T+1, d] as data.linear_sequences returns them, for all sequences and all t at once.
+
+Spectrum = namedtuple("Spectrum", "s x NV y")           # s, V^T x_t, N_t V, target x_{t+1}, where S_t = V diag(s) V^T
+
+
+def spectrum(x):
+    """Spectrum of S_t for every prefix: s, x, y [B, T, d], NV [B, T, d, d]."""
+    now, previous = x[:, :-1], np.zeros_like(x[:, :-1])
+    previous[:, 1:] = x[:, :-2]                                             # x_{t-1}, with x_0 = 0
+    s, V = np.linalg.eigh((previous[..., :, None] * previous[..., None, :]).cumsum(axis=1))
+    N = (now[..., :, None] * previous[..., None, :]).cumsum(axis=1)
+    return Spectrum(np.maximum(s, 0), (now[..., None, :] @ V)[..., 0, :], N @ V, x[:, 1:])
+
+
+def predict(spec, inverse):
+    """N_t V diag(inverse) V^T x_t for values `inverse` [B, T, d] in the place of 1/s: predictions [B, T, d]."""
+    return (spec.NV @ (inverse * spec.x)[..., None])[..., 0]
+
+
+def gradient_descent(s, eta):
+    """k steps from W = 0 with step sizes eta [k]: z <- z + eta_j (1 - s z)."""
+    z = 0 * s
+    for j in range(len(eta)):
+        z = z + eta[j] * (1 - s * z)
+    return z
+
+
+def richardson(s, eta, mu):
+    """Gradient descent on the ridge problem: z <- z + eta_j (1 - (s + mu) z)."""
+    return gradient_descent(s + mu, eta)
+
+
+def neumann(s, alpha, k):
+    """The Neumann series 1/s = alpha sum_j (1 - alpha s)^j, cut after k terms."""
+    return sum(alpha * (1 - alpha * s) ** j for j in range(k))
+
+
+def chebyshev(s, eta, beta):
+    """Gradient descent with momentum, z_{j+1} = z_j + eta_j (1 - s z_j) + beta_j (z_j - z_{j-1}): the Chebyshev iteration
+    for particular eta, beta [k]."""
+    z, last = 0 * s, 0 * s
+    for j in range(len(eta)):
+        z, last = z + eta[j] * (1 - s * z) + beta[j] * (z - last), z
+    return z
+
+
+def newton_schulz(s, mu, k):
+    """k steps of z <- z (2 - (s + mu) z) from z = 1 / trace: the error is squared in every step."""
+    z = 1 / ((s + mu).sum(axis=-1, keepdims=True) + 0 * s)
+    for _ in range(k):
+        z = z * (2 - (s + mu) * z)
+    return z
+
+
+def ridge(s, mu):
+    """Ridge least squares on all pairs so far, exactly: 1 / (s + mu)."""
+    return 1 / (s + mu)
+
+
+def kernel_regression(x, bandwidth):
+    """Nadaraya-Watson: the mean of the states x_i that followed states x_{i-1} near x_t, weighted by
+    exp(-|x_{i-1} - x_t|^2 / (2 bandwidth^2)).  Interpolation, the rival explanation.  [B, T+1, d] -> [B, T, d]
+    """
+    keys, values, queries = x[:, :-2], x[:, 1:-1], x[:, 1:-1]               # at t = 2 ... T: pairs (x_{i-1}, x_i), i <= t
+    score = queries @ adjoint(keys) - 0.5 * (keys * keys).sum(axis=-1)[:, None, :]          # [B, T-1, T-1]
+    seen = np.tri(score.shape[-1])
+    later = ad.softmax(score * bandwidth ** -2 + np.log(seen, out=np.full_like(seen, -1e30), where=seen > 0)) @ values
+    return ad.concatenate([0 * x[:, :1], later], axis=1)                    # at t = 1 nothing has been seen
+
+
+def tune(algorithm, target, start):
+    """Coefficients for which algorithm(theta) -> predictions [B, T, d] has the smallest loss against `target`.
+
+    start: array [n]. SciPy's L-BFGS-B does the minimising, the tape gives it the gradient. Tune and judge on different
+    sequences. Returns theta [n].
+    """
+    def loss_and_gradient(theta):
+        loss, grads = ad.value_and_grad(lambda p: squared_error(algorithm(p["theta"]), target), {"theta": theta})
+        return float(loss), grads["theta"]
+    return scipy.optimize.minimize(loss_and_gradient, np.asarray(start, float), jac=True, method="L-BFGS-B").x
+
+
+def identity_block_optimum(x):
+    """The best of all one-layer linear-attention models on [0, 0, x_t, x_{t-1}] whose weights are multiples of identity
+    blocks, on exactly these sequences: (predictions [B, T, d], coefficients [2, 2, 2]).
+
+    Such a model is a linear combination of the eight sums  sum_{i<=t} v (k . q)  with v, k in {x_i, x_{i-1}} and
+    q in {x_t, x_{t-1}} (that order of axes), so least squares finds the optimum. The one gradient step of Proposition 1
+    is (v, k, q) = (x_i, x_{i-1}, x_t), coefficient [0, 1, 0].
+    """
+    now, previous = x[:, :-1], np.zeros_like(x[:, :-1])
+    previous[:, 1:] = x[:, :-2]
+    two = np.stack([now, previous])                                         # [2, B, T, d]
+    sums = np.stack([linear_attention(two[q], two[k], two[v])
+                     for v in (0, 1) for k in (0, 1) for q in (0, 1)], axis=-1)             # [B, T, d, 8]
+    coefficients = np.linalg.lstsq(sums.reshape(-1, 8), x[:, 1:].ravel(), rcond=None)[0]
+    return sums @ coefficients, coefficients.reshape(2, 2, 2)
+
+
+def main():
+    np.set_printoptions(precision=4, suppress=True)
+    K = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
+    V = np.array([[1.0, 0.0], [2.0, 1.0], [2.0, 2.0]])
+    Q = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    lam = 1.0
+    print("The mesa layer by hand: T = 3 tokens, key size K = 2, lambda = 1, the same query (1, 1) at every t.\n"
+          "  u = R k,  s = 1 + k.u,  R <- R - u u^T / s,  p = R q,  o = sum_{i<=t} v_i (k_i . p)\n")
+    R = lam * np.eye(2)
+    for t in range(3):
+        u = R @ K[t]
+        s = 1 + K[t] @ u
+        R = R - np.outer(u, u) / s
+        p = R @ Q[t]
+        o = sum(V[i] * (K[i] @ p) for i in range(t + 1))
+        inverse = np.linalg.inv(K[:t + 1].T @ K[:t + 1] + np.eye(2) / lam)
+        print(f"  t = {t + 1}   k = {K[t]}  v = {V[t]}   u = {u}   s = {s:.4f}   R = {R.tolist()}")
+        print(f"          p = {p}   o = {o}   |R - inverse of the Gram matrix| = {abs(R - inverse).max():.1e}")
+    layer = mesa_attention(Q[None, None], K[None, None], V[None, None], np.array([lam]))[0, 0]
+    Phi = np.linalg.solve(K.T @ K + np.eye(2), K.T @ V).T
+    print(f"\n  mesa_attention gives o_3 = {layer[2]}; ridge regression of all v on all k, applied to q: {Phi @ Q[2]}")
+    from data import constructed_tokens, linear_sequences
+    x = linear_sequences(np.random.default_rng(0), 1, 20, d=3)
+    params, config = proposition_1(eta=0.05, d=3, key_size=3)
+    out = transformer(params, constructed_tokens(x[:, :-1]), config)[0, -1]
+    step = 0.05 * sum(np.outer(x[0, i], x[0, i - 1]) for i in range(1, 20)) @ x[0, 19]
+    print(f"\nProposition 1, d = 3, T = 20: the linear layer says {out},\n"
+          f"                  one gradient step from W = 0 says {step}")
+
+
+if __name__ == "__main__":
+    main()
