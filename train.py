@@ -1,0 +1,498 @@
+"""Training: AdamW, one loop for every experiment, checkpoints that lose nothing, and the presets of the paper.
+
+    python train.py linear-1 --out runs/linear-1        train a preset; every setting is an option (--lr 1e-3, --T 30, ...)
+    python train.py --resume runs/linear-1              go on where it stopped, to the same bits as if it never had
+    python train.py                                     show the presets and all settings
+
+The loop is `fit`: loss function x parameters x source of batches x update.  Anything that is minimised by gradients is a
+call of it; what is not to be trained is simply not among the parameters.
+"""
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import os
+import signal
+import sys
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import autodiff as ad
+from autodiff import to_backend, to_numpy, xp
+
+import numpy as np
+
+import data
+import mesa
+
+
+class UserError(Exception):
+    """Something only the user can put right. Its text is the whole message: what was wrong, what to type instead."""
+
+
+# ------------------------------------------------------------------------------------------------------ settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the result of a run depends on. Defaults are those of the paper's linear models."""
+    # the task: random linear systems (data.py)
+    d: int = 10                         # dimension of the observations
+    T: int = 50                         # length of the context
+    noise: float = 0.01
+    init_range: float = 1.0
+    tokens: str = "constructed"         # "raw", "constructed" or "constructed-0": data.TOKENS
+    # the model (mesa.Config)
+    kinds: tuple[str, ...] = ("linear",)    # attention of each block: linear, softmax, mesa
+    heads: int = 4
+    key_size: int = 20
+    width: int = 0                      # of the residual stream; 0: as wide as a token
+    embed: bool = False
+    positional: str = "none"            # "none", "add" or "concat"
+    layer_norm: bool = False
+    mlp_width: int = 0                  # 0: no MLP
+    qk_norm: bool = False
+    clamp: float = 0.0                  # stream clipped to [-clamp, clamp] after each block; 0: not clipped
+    init_std: float = 0.0002            # weights start as N(0, init_std^2)
+    # the training
+    steps: int = 20_000
+    batch: int = 256                    # sequences per step, all of them new
+    lr: float = 3e-4                    # peak learning rate
+    lr_end: float = 1e-5                # learning rate at the last step, reached along a cosine
+    warmup: int = 1_000                 # steps of linear warm-up
+    weight_decay: float = 0.05          # decoupled (AdamW); not on log(lambda) or layer norms
+    clip: float = 1.0                   # gradients are clipped elementwise to [-clip, clip]
+    dtype: str = "float32"
+    seed: int = 0
+    # what is recorded
+    report: int = 100                   # steps between evaluations on held-out sequences
+    heldout: int = 2_048                # number of these; the same for all runs of a task
+    snapshots: tuple[int, ...] = ()     # steps at which the weights are kept
+
+    @property
+    def config(self):
+        """The shape of the model as mesa.Config."""
+        d_in = self.d if self.tokens == "raw" else 4 * self.d
+        shape = {f.name: getattr(self, f.name) for f in fields(mesa.Config) if hasattr(self, f.name)}
+        return mesa.Config(**shape | {"width": self.width or d_in, "d_in": d_in, "d_out": self.d})
+
+    def check(self):
+        """Raise UserError for settings that cannot work. Called once, where settings enter; formulas trust them."""
+        def need(holds, message):
+            if not holds:
+                raise UserError(message)
+        for name in ("d", "T", "heads", "key_size", "batch", "report", "heldout"):
+            need(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("noise", "init_range", "width", "mlp_width", "clamp", "steps", "warmup", "weight_decay", "seed"):
+            need(getattr(self, name) >= 0, f"{name} must not be negative, and it is {getattr(self, name)}")
+        for name in ("init_std", "lr", "lr_end", "clip"):
+            need(getattr(self, name) > 0, f"{name} must be greater than 0, not {getattr(self, name)}")
+        for f in fields(self):
+            need(f.type != float or math.isfinite(getattr(self, f.name)), f"{f.name} must be a finite number")
+        for name, allowed in (("tokens", data.TOKENS), ("positional", ("none", "add", "concat")),
+                              ("dtype", ("float32", "float64"))):
+            choose(name, getattr(self, name), allowed)
+        need(self.kinds, "kinds must name at least one block, for example --kinds linear,linear")
+        for kind in self.kinds:
+            choose("kinds", kind, mesa.ATTENTION)
+        need(self.steps == 0 or self.warmup < self.steps, f"warmup ({self.warmup}) must be smaller than steps "
+             f"({self.steps}): add for example --warmup {self.steps // 10}")
+        need(not self.embed or self.width, "embed needs a width, for example --width 40")
+        need(self.embed or self.width in (0, self.config.d_in), f"without --embed true the stream is as wide as a token: "
+             f"leave --width out (or set it to {self.config.d_in})")
+        return self
+
+
+def choose(what, name, allowed):
+    """`name` if it is one of `allowed`, otherwise a UserError with the nearest one."""
+    if name in allowed:
+        return name
+    near = difflib.get_close_matches(name, allowed, n=1)
+    raise UserError(f"unknown {what} '{name}'" + (f": did you mean '{near[0]}'?" if near else "") +
+                    f" (there are {', '.join(allowed)})")
+
+
+_softmax = Settings(tokens="raw", kinds=("softmax",), key_size=10, width=40, embed=True, positional="add",
+                    layer_norm=True, mlp_width=80, init_std=0.02)
+PRESETS = {
+    "linear-1": Settings(tokens="constructed-0", heads=2, lr=1e-3, warmup=200, steps=5_000),
+    "linear-2": Settings(kinds=("linear",) * 2, clamp=1.5),
+    "linear-6": Settings(kinds=("linear",) * 6, clamp=1.5),
+    "softmax-3": replace(_softmax, kinds=("softmax",) * 3),
+    "softmax-7": replace(_softmax, kinds=("softmax",) * 7),
+    "mesa-1": Settings(kinds=("mesa",), lr=4e-4, clamp=1.5),
+    "hybrid-2": replace(_softmax, kinds=("softmax", "mesa"), lr=4e-4),
+}
+
+
+# ------------------------------------------------------------------------------------------------------- updates
+# An update maps (params, grads, slots, step) to new (params, slots); slots is a dict of whatever arrays it remembers.
+
+
+def adamw(schedule, weight_decay=0.0, clip=math.inf, b1=0.9, b2=0.999, eps=1e-8):
+    """Adam with decoupled weight decay (Loshchilov & Hutter): for each weight w with gradient g, clipped elementwise,
+
+        m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   w <- w - lr (m^ / (sqrt(v^) + eps) + weight_decay w),
+
+    m^ = m / (1 - b1^n) and v^ = v / (1 - b2^n) at the n-th step.  schedule: step -> lr.  log(lambda) and the scales and
+    biases of layer norms do not decay: zero means nothing special for them.
+    """
+    def update(params, grads, slots, step):
+        lr, n, new, new_slots = schedule(step), step + 1, {}, {}
+        for name, w in params.items():
+            g = xp.clip(grads[name], -clip, clip)
+            m = b1 * slots.get("m." + name, 0.0) + (1 - b1) * g
+            v = b2 * slots.get("v." + name, 0.0) + (1 - b2) * g * g
+            decay = 0.0 if name.endswith(("log_lam", "scale", "bias")) else weight_decay
+            new[name] = w - lr * (m / (1 - b1 ** n) / (xp.sqrt(v / (1 - b2 ** n)) + eps) + decay * w)
+            new_slots["m." + name], new_slots["v." + name] = m, v
+        return new, new_slots
+    return update
+
+
+def gradient_descent(lr):
+    """w <- w - lr g, the plain one."""
+    return lambda params, grads, slots, step: ({name: w - lr * grads[name] for name, w in params.items()}, slots)
+
+
+def warmup_cosine(s):
+    """Learning rate: linear from 0 to s.lr over s.warmup steps, then half a cosine down to s.lr_end at s.steps."""
+    def schedule(step):
+        if step < s.warmup:
+            return s.lr * (step + 1) / s.warmup
+        return s.lr_end + (s.lr - s.lr_end) * 0.5 * (1 + math.cos(math.pi * (step - s.warmup) / (s.steps - s.warmup)))
+    return schedule
+
+
+# ------------------------------------------------------------------------------------------------------ the loop
+
+PIECE = 32          # sequences per piece of a batch
+POOL = ThreadPoolExecutor(os.cpu_count())
+
+
+def in_pieces(f, rng, count):
+    """[(n / count, f(generator, n)), ...] over pieces of n <= PIECE sequences that add up to `count`, in order.
+
+    Why pieces: the arrays of a piece's forward and backward pass stay in a core's cache, and as NumPy lets go of Python's
+    lock inside its loops, threads work on pieces side by side.  Every piece has its own generator, seeded from `rng` in
+    order, so that the numbers do not depend on how many threads there are.
+    """
+    sizes = [PIECE] * (count // PIECE) + ([count % PIECE] if count % PIECE else [])
+    seeds = rng.integers(2 ** 63, size=len(sizes))
+    results = POOL.map(lambda seed, n: f(np.random.default_rng(seed), n), seeds, sizes)
+    return [(n / count, result) for n, result in zip(sizes, results)]
+
+
+def batch_gradient(loss_fn, params, sample, rng, count):
+    """Loss and gradients of a batch of `count` new sequences: the means over its pieces, summed in a fixed order."""
+    pieces = in_pieces(lambda g, n: ad.value_and_grad(loss_fn, params, *sample(g, n)), rng, count)
+    return (sum(weight * float(loss) for weight, (loss, _) in pieces),
+            {name: sum(weight * grads[name] for weight, (_, grads) in pieces) for name in params})
+
+
+@dataclass
+class State:
+    """All that a run needs to go on: what a checkpoint holds."""
+    params: dict                                    # name -> array, what is trained
+    rng: np.random.Generator                        # draws every batch of the training
+    step: int = 0                                   # updates made
+    slots: dict = field(default_factory=dict)       # the update's own arrays
+    losses: list = field(default_factory=list)      # loss of every step's batch, before its update
+    heldout: list = field(default_factory=list)     # (step, held-out loss)
+    seconds: float = 0.0                            # time spent
+
+
+class Diverged(UserError):
+    """A loss or a gradient is not finite."""
+
+
+def fit(loss_fn, state, sample, update, steps, batch, evaluate=None, report=100, save=None, save_seconds=30.0,
+        snapshot=None, snapshots=(), progress=None):
+    """The one training loop: minimise loss_fn over state.params until state.step == steps.  Changes and returns `state`.
+
+    loss_fn    (params, *arrays) -> scalar, a mean over the first axis of its arrays
+    sample     (generator, n) -> tuple of arrays, n new examples along the first axis
+    update     (params, grads, slots, step) -> (params, slots)
+    evaluate   params -> held-out loss, asked every `report` steps and at the ends
+    save       state -> None, called at the start, every `save_seconds`, at the end, and when interrupted
+    snapshot   (params, step) -> None, called at the steps in `snapshots`
+    progress   state -> None, called after every step
+
+    Ctrl-C finishes the step, saves, and raises KeyboardInterrupt.  A loss or gradient that is not finite raises Diverged
+    before it can touch the weights; the last checkpoint stays.
+    """
+    interrupted = []
+    on_main_thread = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if on_main_thread:
+        signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+    save, saved_at = save or (lambda state: None), -math.inf
+    try:
+        while True:
+            began = time.perf_counter()
+            if evaluate and (state.step % report == 0 or state.step == steps) and \
+                    (not state.heldout or state.heldout[-1][0] < state.step):
+                state.heldout.append((state.step, evaluate(state.params)))
+            if state.step in snapshots:
+                snapshot(state.params, state.step)
+            if state.step >= steps or interrupted or began - saved_at >= save_seconds:
+                save(state)
+                saved_at = time.perf_counter()
+            if progress:
+                progress(state)
+            if interrupted:
+                raise KeyboardInterrupt
+            if state.step >= steps:
+                return state
+            loss, grads = batch_gradient(loss_fn, state.params, sample, state.rng, batch)
+            if not math.isfinite(loss + sum(float(xp.abs(g).sum()) for g in grads.values())):
+                raise Diverged(f"the run diverged at step {state.step}: the loss ({loss:.4g}) or its gradient is not a finite "
+                               f"number; try a smaller --lr or a longer --warmup")
+            state.params, state.slots = update(state.params, grads, state.slots, state.step)
+            state.losses.append(loss)
+            state.step += 1
+            state.seconds += time.perf_counter() - began
+    finally:
+        if on_main_thread:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# ------------------------------------------------------------------------------------------------- what is on disk
+
+
+def write_whole(path, write):
+    """Write a file completely or not at all: write(open binary file) to a temporary name, then rename."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}; choose another --out") from None
+    finally:
+        temporary.unlink(missing_ok=True) if temporary.exists() else None
+
+
+def save_arrays(path, arrays):
+    """A dict of arrays as an .npz file."""
+    write_whole(path, lambda f: np.savez(f, **{name: to_numpy(a) for name, a in arrays.items()}))
+
+
+def load_arrays(path):
+    """A dict of NumPy arrays from an .npz file. Pickled objects are refused, since loading them would run their code."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as e:
+        raise UserError(f"{path} is damaged, or not a file of this program ({e}); move it away and train again") from None
+
+
+def save_checkpoint(folder, state, settings):
+    """Write folder/checkpoint.npz and, for reading by eye or by a plotting program, folder/metrics.csv."""
+    meta = {"version": 1, "step": state.step, "seconds": state.seconds, "rng": state.rng.bit_generator.state,
+            "settings": dataclasses.asdict(settings)}
+    save_arrays(folder / "checkpoint.npz", {
+        "meta": np.array(json.dumps(meta)), "losses": np.array(state.losses, float),
+        "heldout": np.array(state.heldout, float).reshape(-1, 2),
+        **{"params." + k: a for k, a in state.params.items()}, **{"slots." + k: a for k, a in state.slots.items()}})
+    rows, last = ["step,training_loss,heldout_loss"], 0
+    for step, heldout in state.heldout:
+        recent = np.mean(state.losses[last:step]) if step else math.nan     # mean since the row before
+        rows.append(f"{step},{recent:.6g},{heldout:.6g}")
+        last = step
+    write_whole(folder / "metrics.csv", lambda f: f.write(("\n".join(rows) + "\n").encode()))
+
+
+def load_checkpoint(folder):
+    """(state, settings) from folder/checkpoint.npz; UserError if it is missing, damaged or does not fit together."""
+    path = Path(folder) / "checkpoint.npz"
+    arrays = load_arrays(path)
+    try:
+        meta = json.loads(str(arrays["meta"]))
+        if meta["version"] != 1:
+            raise UserError(f"{path} was written by another version of this program (format {meta['version']}, not 1)")
+        settings = settings_from(meta["settings"])
+        part = {prefix: {k.removeprefix(prefix): to_backend(a) for k, a in arrays.items() if k.startswith(prefix)}
+                for prefix in ("params.", "slots.")}
+        wanted = {k: w.shape for k, w in mesa.init_params(np.random.default_rng(0), settings.config).items()}
+        if {k: w.shape for k, w in part["params."].items()} != wanted:
+            raise ValueError("its weights do not have the shapes that its settings ask for")
+        rng = np.random.default_rng()
+        rng.bit_generator.state = meta["rng"]
+        return State(part["params."], rng, meta["step"], part["slots."], arrays["losses"].tolist(),
+                     [(int(step), loss) for step, loss in arrays["heldout"]], meta["seconds"]), settings
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is damaged, or not a checkpoint of this program ({e}); move it away and train again") from None
+
+
+def settings_from(values, base=Settings()):
+    """Settings from a dict of name -> value, over `base`, with a type check; a string is read as the command line is."""
+    def convert(f, v):
+        if f.type in (tuple[str, ...], tuple[int, ...]):
+            item = f.type.__args__[0]
+            return tuple(item(part) for part in (v.split(",") if isinstance(v, str) else v) if part != "")
+        if f.type is bool:
+            return {"true": True, "false": False}[str(v).lower()]
+        if f.type is int and not isinstance(v, str) and v != int(v):
+            raise ValueError
+        return f.type(v)
+    known, new = {f.name: f for f in fields(Settings)}, {}
+    for name, v in values.items():
+        f = known[choose("setting", name, known)]
+        try:
+            new[name] = convert(f, v)
+        except (ValueError, KeyError, TypeError, OverflowError):
+            kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(f.type, "a list such as a,b,c")
+            raise UserError(f"{name} must be {kind}, not '{v}'") from None
+    return replace(base, **new).check()
+
+
+# ------------------------------------------------------------------------------------------------------- running
+
+
+def heldout_sequences(s, count=None):
+    """The held-out states [count, T+1, d] of a task, in float64: the same for every model and seed, never trained on."""
+    rng = np.random.default_rng(2 ** 32 + 1)
+    return data.linear_sequences(rng, count or s.heldout, s.T, s.d, s.noise, s.init_range)
+
+
+def predictions(params, s, x):
+    """A model's predictions [B, T, d] (NumPy) for states x [B, T+1, d] of the task of settings s."""
+    tokens = to_backend(data.TOKENS[s.tokens](x[:, :-1]), s.dtype)
+    pieces = [tokens[i:i + PIECE] for i in range(0, len(tokens), PIECE)]
+    return np.concatenate([to_numpy(p) for p in POOL.map(lambda e: mesa.transformer(params, e, s.config), pieces)])
+
+
+def heldout_loss(params, s, x):
+    return float(mesa.squared_error(predictions(params, s, x).astype(float), x[:, 1:]))
+
+
+def progress_line(name, steps, report, out=None):
+    """A function state -> None that shows how a run is going: on a terminal one line that overwrites itself every second,
+    elsewhere a line per report."""
+    out = out or sys.stderr
+    shown, started, first = 0.0, time.perf_counter(), None
+
+    def show(state):
+        nonlocal shown, first
+        now = time.perf_counter()
+        first = state.step if first is None else first
+        at_report = state.step % report == 0 or state.step == steps
+        if not (at_report or (out.isatty() and now - shown > 1)):
+            return
+        shown = now
+        rate = (state.step - first) / (now - started)
+        left = f"{(steps - state.step) / rate:.0f} s left" if rate else ""
+        loss = f"loss {np.mean(state.losses[-report:]):.4f}" if state.losses else "start"
+        heldout = f"held-out {state.heldout[-1][1]:.4f}" if state.heldout else ""
+        line = f"{name}  step {state.step}/{steps}  {loss}  {heldout}  {rate:.1f} steps/s  {left}"
+        out.write(f"\r{line:<100}" + ("\n" if state.step == steps else "") if out.isatty() else line.rstrip() + "\n")
+        out.flush()
+    return show
+
+
+def run(s, folder, name="run", save_seconds=30.0, quiet=False):
+    """Train the model of settings s in `folder`, or go on with, or just return, what is there already: a State.
+
+    Raises UserError if the folder holds a run with other settings; nothing is overwritten then.
+    """
+    folder = Path(folder)
+    if (folder / "checkpoint.npz").exists():
+        state, there = load_checkpoint(folder)
+        if there != s:
+            differ = [f.name for f in fields(s) if getattr(s, f.name) != getattr(there, f.name)]
+            raise UserError(f"{folder} holds a run with other settings ({', '.join(differ)} differ): choose another --out")
+    else:
+        rng = np.random.default_rng(s.seed)
+        state = State({k: to_backend(w, s.dtype) for k, w in mesa.init_params(rng, s.config, s.init_std).items()}, rng)
+    if state.step == s.steps and state.heldout:
+        return state
+    family = dict(d=s.d, noise=s.noise, init_range=s.init_range)
+    x = heldout_sequences(s)
+    return fit(
+        loss_fn=lambda params, e, y: mesa.squared_error(mesa.transformer(params, e, s.config), y),
+        state=state,
+        sample=lambda rng, n: [to_backend(a, s.dtype) for a in data.linear_batch(rng, n, s.T, s.tokens, **family)],
+        update=adamw(warmup_cosine(s), s.weight_decay, s.clip),
+        steps=s.steps, batch=s.batch, report=s.report, snapshots=s.snapshots, save_seconds=save_seconds,
+        evaluate=lambda params: heldout_loss(params, s, x),
+        save=lambda state: save_checkpoint(folder, state, s),
+        snapshot=lambda params, step: save_arrays(folder / f"weights-{step:06d}.npz", params),
+        progress=None if quiet else progress_line(name, s.steps, s.report))
+
+
+# -------------------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes on the command line as one sentence."""
+    def error(self, message):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def command(main):
+    """Run main() as a command: a UserError becomes one line and exit code 2, Ctrl-C exit code 130."""
+    try:
+        sys.exit(main())
+    except UserError as e:
+        sys.exit(print(f"error: {e}", file=sys.stderr) or (1 if isinstance(e, Diverged) else 2))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def overview():
+    print("Presets (python train.py PRESET --out FOLDER):\n")
+    for name, s in PRESETS.items():
+        count = sum(w.size for w in mesa.init_params(np.random.default_rng(0), s.config).values())
+        print(f"  {name:10s} {count:7,d} weights  {s.tokens:13s}  d {s.d}  T {s.T}  lr {s.lr:g}  {s.steps:,d} steps  "
+              f"{len(s.kinds)} x {', '.join(dict.fromkeys(s.kinds))}")
+    print("\nSettings and their values in linear-1 (each is an option, such as --key-size 20):\n")
+    print("  " + "\n  ".join(f"{f.name.replace('_', '-')} = {getattr(PRESETS['linear-1'], f.name)}" for f in fields(Settings)))
+
+
+def main():
+    parser = Parser(prog="python train.py", description="Train a preset, or resume a run.", allow_abbrev=False)
+    parser.add_argument("preset", nargs="?", help=", ".join(PRESETS))
+    parser.add_argument("--out", help="folder for checkpoint, metrics and snapshots (default: runs/PRESET)")
+    parser.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
+    parser.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S", help="time between checkpoints")
+    for f in fields(Settings):
+        parser.add_argument("--" + f.name.replace("_", "-"), dest="set_" + f.name, metavar="X", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    changed = {k.removeprefix("set_"): v for k, v in vars(args).items() if k.startswith("set_") and v is not None}
+    if args.resume:
+        if args.preset or args.out or changed:
+            raise UserError("--resume takes its settings from the folder: give it alone")
+        name, folder = Path(args.resume).name, Path(args.resume)
+        settings = load_checkpoint(folder)[1]
+    elif args.preset:
+        name = choose("preset", args.preset, PRESETS)
+        settings = settings_from(changed, PRESETS[name])
+        folder = Path(args.out or f"runs/{name}")
+        if (folder / "checkpoint.npz").exists():
+            raise UserError(f"{folder} already holds a run: go on with --resume {folder}, or choose another --out")
+    elif changed or args.out:
+        raise UserError(f"name a preset first: {', '.join(PRESETS)}")
+    else:
+        return overview()
+    try:
+        state = run(settings, folder, name, args.checkpoint_seconds)
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with: python train.py --resume {folder}", file=sys.stderr)
+        raise
+    except Diverged as e:
+        raise Diverged(f"{e}; the last good checkpoint is {folder / 'checkpoint.npz'}") from None
+    print(f"{name}: held-out loss {state.heldout[-1][1]:.4f} after {state.step} steps ({state.seconds:.0f} s), in {folder}/")
+
+
+if __name__ == "__main__":
+    command(main)
