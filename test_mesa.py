@@ -4,16 +4,25 @@ Run them: `python -m pytest -q`. They take well under three minutes; `pytest -k 
 """
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import autodiff as ad
 from autodiff import Tensor, backward, check_gradients, value_and_grad
 
+import matplotlib.image
 import numpy as np
 import pytest
 
 import data
+import figures
 import mesa
+import train
 
 HERE = Path(__file__).parent
 GOLDEN = sorted(Path(os.environ.get("MESA_GOLDEN", HERE / "golden")).glob("*.npz"))
@@ -301,3 +310,516 @@ def test_reverse_sweep_equals_the_stored_directions_and_drifts(rng):
     assert drift["float64", 1.0] < 1e-11
     assert drift["float32", 1.0] < 1e-3 < 1e-2 < drift["float32", 100.0]
     assert drift["float64", 100.0] > 1e3 * drift["float64", 1.0]
+
+
+@pytest.mark.parametrize("kind", mesa.ATTENTION)
+def test_attention_is_causal(kind, rng):
+    """o_t does not change when tokens after t do."""
+    q, k, v = rng.standard_normal((3, 2, 3, 8, 4))
+    lam = (np.array([1.0, 10.0, 100.0]),) if kind == "mesa" else ()
+    before = mesa.ATTENTION[kind](q, k, v, *lam)
+    for t in range(8):
+        changed = [np.concatenate([a[:, :, :t + 1], rng.standard_normal(a[:, :, t + 1:].shape)], axis=2) for a in (q, k, v)]
+        after = mesa.ATTENTION[kind](*changed, *lam)
+        assert np.allclose(before[:, :, :t + 1], after[:, :, :t + 1], rtol=0, atol=1e-12)
+        assert t == 7 or not np.allclose(before, after)
+
+
+# -------------------------------------------------------------------------------------------------- Transformer
+
+FULL = mesa.Config(("softmax", "linear", "mesa"), heads=2, key_size=3, width=6, d_in=4, d_out=4, embed=True,
+                   positional="add", layer_norm=True, mlp_width=5, qk_norm=True, clamp=1.5)
+
+
+@pytest.mark.parametrize("positional", ["none", "add", "concat"])
+def test_transformer_is_causal_and_its_gradient_equals_finite_differences(positional, rng):
+    config = replace(FULL, positional=positional)
+    params = mesa.init_params(rng, config, std=0.5)
+    x = rng.standard_normal((2, 6, 4))
+    check_gradients(lambda x, *w: mesa.transformer(dict(zip(params, w)), x, config), x, *params.values(),
+                    rng=rng, step=1e-5)     # a small step: differences must not straddle the clamp's edge
+    before = mesa.transformer(params, x, config)
+    x[:, 4:] = rng.standard_normal((2, 2, 4))
+    after = mesa.transformer(params, x, config)
+    assert np.array_equal(before[:, :4], after[:, :4]) and not np.allclose(before[:, 4:], after[:, 4:])
+
+
+def test_trace_hands_out_every_intermediate(rng):
+    """Stream = embedding + what the heads write + MLPs, and each head's output is its map times its values."""
+    config = mesa.Config(("linear", "softmax", "mesa"), heads=2, key_size=3, width=6, d_in=6, d_out=2)
+    params, trace = mesa.init_params(rng, config, std=0.5), {}
+    x = rng.standard_normal((2, 5, 6))
+    out = mesa.transformer(params, x, config, trace)
+    assert np.array_equal(out, trace["acts.3"][..., :2])
+    for l in range(3):
+        b = f"blocks.{l}."
+        written = trace[b + "heads"].sum(axis=1)                            # [B, T, D]
+        assert np.allclose(trace[f"acts.{l}"] + written, trace[f"acts.{l + 1}"], atol=1e-13)
+        v = np.einsum("btd,dhk->bhtk", trace[f"acts.{l}"], params[b + "wv"])
+        assert np.allclose(trace[b + "map"] @ v @ params[b + "wo"], trace[b + "heads"], atol=1e-13)
+        assert np.array_equal(np.triu(trace[b + "map"][0, 0], 1), np.zeros((5, 5)))
+
+
+# ------------------------------------------------------------------------------------------------------- theory
+
+@pytest.fixture
+def states():
+    return data.linear_sequences(np.random.default_rng(7), 3, 30, d=4)
+
+
+def gram(x):
+    """N_t and S_t of every prefix by their definition, one t at a time: [B, T, d, d] each."""
+    B, T, d = x[:, 1:].shape
+    N, S = np.zeros((B, T, d, d)), np.zeros((B, T, d, d))
+    for t in range(T):
+        for i in range(1, t + 1):
+            N[:, t] += x[:, i, :, None] * x[:, i - 1, None, :]
+            S[:, t] += x[:, i - 1, :, None] * x[:, i - 1, None, :]
+    return N, S
+
+
+def apply(M, x):
+    return (M @ x[..., None])[..., 0]
+
+
+@pytest.mark.parametrize("residual_slot", [True, False])
+def test_proposition_1_is_one_gradient_step(residual_slot, states):
+    """W_0 - eta dL/dW at W_0 = 0, L = 1/2 sum |x_i - W x_{i-1}|^2, is eta N_t; the layer outputs eta N_t x_t."""
+    params, config = mesa.proposition_1(0.03, d=4, key_size=5, heads=2)
+    out = mesa.transformer(params, data.constructed_tokens(states[:, :-1], residual_slot), config)
+    N, _ = gram(states)
+    assert relative(out, 0.03 * apply(N, states[:, :-1])) < 1e-12
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+def test_proposition_2a_is_gradient_descent_after_every_layer(k, states):
+    """W <- W - eta_j dL/dW = W + eta_j (N_t - W S_t) from W = 0: slot 0 holds W x_t after each layer."""
+    eta = np.linspace(0.01, 0.06, k)
+    params, config = mesa.proposition_2(*mesa.richardson_weights(eta), d=4)
+    trace = {}
+    mesa.transformer(params, data.constructed_tokens(states[:, :-1]), config, trace)
+    N, S = gram(states)
+    W = np.zeros_like(N)
+    for j in range(k):
+        W = W + eta[j] * (N - W @ S)
+        assert relative(trace[f"acts.{j + 1}"][..., :4], apply(W, states[:, :-1])) < 1e-10
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+def test_proposition_2b_is_richardson_on_the_ridge_problem(k, states):
+    eta, mu = np.linspace(0.01, 0.06, k), 0.7
+    params, config = mesa.proposition_2(*mesa.richardson_weights(eta, mu), d=4)
+    trace = {}
+    mesa.transformer(params, data.constructed_tokens(states[:, :-1]), config, trace)
+    N, S = gram(states)
+    x, z = states[:, :-1], np.zeros_like(states[:, :-1])
+    for j in range(k):
+        z = z + eta[j] * (x - apply(S, z) - mu * z)
+        assert relative(trace[f"acts.{j + 1}"][..., :4], apply(N, z)) < 1e-10
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+def test_proposition_2c_reaches_a_chosen_polynomial(k, states):
+    """With alpha_j = alpha, r_j = (1 - alpha S)^j x: k layers give N q(S) x with q(s) = sum_j w_j (1 - alpha s)^j."""
+    alpha, w = 0.05, np.random.default_rng(k).standard_normal(k)
+    params, config = mesa.proposition_2(w, [alpha] * k, d=4)
+    out = mesa.transformer(params, data.constructed_tokens(states[:, :-1]), config)
+    N, S = gram(states)
+    q = sum(w[j] * np.linalg.matrix_power(np.eye(4) - alpha * S, j) for j in range(k))
+    assert relative(out, apply(N @ q, states[:, :-1])) < 1e-10
+
+
+def mesa_layer_weights(d, lam):
+    """One mesa layer with the projections of Proposition 1: keys x_{i-1}, values x_i, queries x_t."""
+    params, config = mesa.proposition_1(1.0, d, key_size=d)
+    return params | {"blocks.0.log_lam": np.array([np.log(lam)])}, replace(config, kinds=("mesa",))
+
+
+@pytest.mark.parametrize("lam", [1.0, 1000.0])
+def test_one_mesa_layer_is_ridge_least_squares_at_every_prefix(lam, states):
+    """W_t = argmin 1/2 sum_{i<=t} |x_i - W x_{i-1}|^2 + 1/(2 lambda) |W|^2 = N_t (S_t + I/lambda)^-1."""
+    params, config = mesa_layer_weights(4, lam)
+    out = mesa.transformer(params, data.constructed_tokens(states[:, :-1]), config)
+    N, S = gram(states)
+    W = N @ np.linalg.inv(S + np.eye(4) / lam)
+    assert relative(out, apply(W, states[:, :-1])) < 1e-9
+    spec = mesa.spectrum(states)
+    assert relative(mesa.predict(spec, mesa.ridge(spec.s, 1 / lam)), out) < 1e-9
+
+
+def test_mesa_layer_tends_to_linear_attention_as_lambda_goes_to_zero(rng):
+    q, k, v = rng.standard_normal((3, 2, 2, 8, 4))
+    lam = np.array([1e-7, 1e-8])
+    assert relative(mesa.mesa_attention(q, k, v, lam) / lam[:, None, None], mesa.linear_attention(q, k, v)) < 1e-4
+
+
+# ------------------------------------------------------------------------------------------ reference algorithms
+
+def test_reference_algorithms_equal_their_matrix_iterations(states):
+    """On eigenvalues or on matrices, the same predictions: z approximates S^-1 x_t, the prediction is N z."""
+    N, S = gram(states)
+    x, I, spec = states[:, :-1], np.eye(4), mesa.spectrum(states)
+
+    def same(inverse, Z):
+        assert relative(mesa.predict(spec, inverse), apply(N @ Z, x)) < 1e-9
+    eta, beta, mu = [0.02, 0.05, 0.03], [0.0, 0.2, 0.4], 0.3
+    Z = M = last = 0 * S
+    for j in range(3):
+        Z = Z + eta[j] * (I - S @ Z)
+        M, last = M + eta[j] * (I - S @ M) + beta[j] * (M - last), M
+    same(mesa.gradient_descent(spec.s, eta), Z)
+    same(mesa.chebyshev(spec.s, eta, beta), M)
+    same(mesa.neumann(spec.s, 0.02, 3), 0.02 * (I + (I - 0.02 * S) + np.linalg.matrix_power(I - 0.02 * S, 2)))
+    same(mesa.ridge(spec.s, mu), np.linalg.inv(S + mu * I))
+    Z = I / (np.trace(S, axis1=2, axis2=3) + 4 * mu)[..., None, None]
+    for _ in range(5):
+        Z = Z @ (2 * I - (S + mu * I) @ Z)
+    same(mesa.newton_schulz(spec.s, mu, 5), Z)
+    Z = 0 * S
+    for j in range(3):
+        Z = Z + eta[j] * (I - (S + mu * I) @ Z)
+    same(mesa.richardson(spec.s, eta, mu), Z)
+
+
+def test_kernel_regression_is_nadaraya_watson(states):
+    out, h = mesa.kernel_regression(states, 0.8), 0.8
+    assert np.array_equal(out[:, 0], 0 * out[:, 0])
+    for t in range(1, 30):
+        w = np.exp(-((states[:, :t] - states[:, t, None]) ** 2).sum(-1) / (2 * h * h))         # [B, t]
+        assert np.allclose(out[:, t], (w[..., None] * states[:, 1:t + 1]).sum(1) / w.sum(1, keepdims=True))
+
+
+def test_numbers_to_expect_on_the_linear_task():
+    """Population values at d = 10, T = 50; this sample of 2,048 sequences scatters by about one per cent."""
+    tune_on, spec = (mesa.spectrum(data.linear_sequences(np.random.default_rng(s), 1_024, 50)) for s in (1, 2))
+
+    def loss(prediction):
+        return float(mesa.squared_error(prediction, spec.y))
+
+    def best(algorithm, start):
+        theta = mesa.tune(lambda th: mesa.predict(tune_on, algorithm(tune_on.s, ad.exp(th))), tune_on.y, np.log(start))
+        return np.exp(theta), loss(mesa.predict(spec, algorithm(spec.s, np.exp(theta))))
+    assert loss(0 * spec.y) == pytest.approx(1.679, rel=0.03)
+    [eta], one = best(mesa.gradient_descent, [0.05])
+    assert eta == pytest.approx(0.0322, rel=0.05) and one == pytest.approx(0.901, rel=0.03)
+    assert best(mesa.gradient_descent, [0.01, 0.04])[1] == pytest.approx(0.661, rel=0.05)
+    assert best(lambda s, a: mesa.neumann(s, a[0], 2), [0.02])[1] == pytest.approx(0.778, rel=0.05)
+    optimum, c = mesa.identity_block_optimum(data.linear_sequences(np.random.default_rng(2), 1_024, 50))
+    assert 0.97 < loss(optimum) / one < 1
+    lsq = 0.5 * ((mesa.predict(spec, mesa.ridge(spec.s, 0.001)) - spec.y) ** 2).sum(-1).mean(0)
+    for t, expected in ((1, 1.668), (5, 1.001), (10, 0.170), (11, 0.0043), (12, 0.0030), (15, 0.0013), (20, 0.0009)):
+        assert lsq[t - 1] == pytest.approx(expected, rel=0.1), t
+    assert lsq.mean() == pytest.approx(0.184, rel=0.03)
+
+
+# --------------------------------------------------------------------------------------------------------- data
+
+def test_orthogonal_matrices_are_haar(rng):
+    """W W^T = I; under Haar E W_ij = 0 and E (tr W)^2 = 1. Without the signs of R the diagonal's mean is far from 0."""
+    W = data.haar_orthogonal(rng, 20_000, 4)
+    assert np.abs(W @ W.swapaxes(1, 2) - np.eye(4)).max() < 1e-12
+    trace = np.trace(W, axis1=1, axis2=2)
+    assert np.abs(W.mean(0)).max() < 5 * 0.5 / 20_000 ** 0.5
+    assert abs(trace.mean()) < 0.04 and (trace ** 2).mean() == pytest.approx(1, abs=0.06)
+
+
+def test_linear_sequences_follow_one_rule_each():
+    x = data.linear_sequences(np.random.default_rng(1), 5, 20, d=3, noise=0.0, init_range=2.0)
+    for s in x:                                         # the rule found from the first d transitions holds for all
+        W = np.linalg.solve(s[:3], s[1:4]).T
+        assert np.allclose(s[:-1] @ W.T, s[1:]) and np.allclose(W @ W.T, np.eye(3))
+    assert 1 < np.abs(x[:, 0]).max() <= 2
+    noisy = data.linear_sequences(np.random.default_rng(1), 2_000, 2, d=3, noise=0.1)
+    clean = data.linear_sequences(np.random.default_rng(1), 2_000, 2, d=3, noise=0.0)
+    assert (noisy[:, 1] - clean[:, 1]).std() == pytest.approx(0.1, rel=0.05)
+
+
+def test_constructed_tokens_hold_the_present_and_the_past(states):
+    x = states[:, :-1]
+    e = data.constructed_tokens(x)
+    assert np.array_equal(e[:, 1:], np.concatenate([0 * x[:, 1:], x[:, 1:], x[:, 1:], x[:, :-1]], axis=-1))
+    assert np.array_equal(e[:, 0, 8:], np.concatenate([x[:, 0], 0 * x[:, 0]], axis=-1))
+    assert np.array_equal(data.constructed_tokens(x, residual_slot=False)[..., :8], np.zeros((3, 30, 8)))
+    e, y = data.linear_batch(np.random.default_rng(7), 3, 30, "raw", d=4)
+    assert np.array_equal(e, x) and np.array_equal(y, states[:, 1:])
+
+
+# ----------------------------------------------------------------------------------------------------- training
+
+TINY = dict(d=2, T=8, steps=12, warmup=2, batch=40, report=5, heldout=64, lr=1e-2, init_std=0.1, snapshots=(0, 7))
+TINY_ARGS = [f"--{k.replace('_', '-')}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in TINY.items()]
+
+
+def tiny(preset, **changes):
+    if "embed" in changes or preset.startswith(("softmax", "hybrid")):
+        changes = dict(heads=2, key_size=3, width=8) | changes
+    return replace(train.PRESETS[preset], **TINY | changes).check()
+
+
+def command_line(*args, timeout=60, **kw):
+    return subprocess.run([sys.executable, *map(str, args)], cwd=HERE, capture_output=True, text=True, timeout=timeout, **kw)
+
+
+def same_checkpoint(a, b, but=("seconds",)):
+    """Equal bits in everything but the time spent."""
+    a, b = (train.load_arrays(Path(f) / "checkpoint.npz") for f in (a, b))
+    meta = [json.loads(str(x.pop("meta"))) for x in (a, b)]
+    for m in meta:
+        for name in but:
+            m.pop(name)
+    return meta[0] == meta[1] and a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_adamw_equals_its_formula(rng):
+    """Two steps by hand: clipped elementwise, bias-corrected, decay decoupled and not on log(lambda)."""
+    params = {"w": rng.standard_normal(3), "blocks.0.log_lam": rng.standard_normal(3)}
+    grads = [{k: 3 * rng.standard_normal(3) for k in params} for _ in range(2)]
+    update, got, slots = train.adamw(lambda n: 0.1 * (n + 1), weight_decay=0.5, clip=1.0), params, {}
+    for n in range(2):
+        got, slots = update(got, grads[n], slots, n)
+    for k, decay in (("w", 0.5), ("blocks.0.log_lam", 0.0)):
+        g1, g2 = (np.clip(g[k], -1, 1) for g in grads)
+        w = params[k]
+        w = w - 0.1 * (g1 / (np.abs(g1) + 1e-8) + decay * w)                # after one step m^ = g and sqrt(v^) = |g|
+        m, v = (0.09 * g1 + 0.1 * g2) / (1 - 0.81), (0.000999 * g1 ** 2 + 0.001 * g2 ** 2) / (1 - 0.998001)
+        assert np.allclose(got[k], w - 0.2 * (m / (np.sqrt(v) + 1e-8) + decay * w))
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine():
+    lr = train.warmup_cosine(train.Settings(lr=1.0, lr_end=0.1, warmup=10, steps=110))
+    assert [lr(0), lr(4), lr(9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert [lr(10), lr(60), lr(110)] == pytest.approx([1.0, 0.55, 0.1])
+
+
+def test_batch_gradient_is_that_of_the_whole_batch_whatever_the_number_of_workers(monkeypatch, rng):
+    """Pieces, weighted by their sizes, average to the loss of the batch they form; threads do not change a bit."""
+    s = tiny("linear-2")
+    params = mesa.init_params(rng, s.config, 0.3)
+
+    def loss(p, e, y):
+        return mesa.squared_error(mesa.transformer(p, e, s.config), y)
+
+    def sample(g, n):
+        return data.linear_batch(g, n, s.T, d=s.d, tokens=s.tokens)
+    results = []
+    for workers in (1, 3):
+        monkeypatch.setattr(train, "POOL", ThreadPoolExecutor(workers))
+        results.append(train.batch_gradient(loss, params, sample, np.random.default_rng(5), 70))
+    assert results[0][0] == results[1][0]
+    assert all(np.array_equal(results[0][1][k], results[1][1][k]) for k in params)
+    batches = train.in_pieces(sample, np.random.default_rng(5), 70)
+    assert [round(70 * w) for w, _ in batches] == [32, 32, 6]
+    whole = [np.concatenate(parts) for parts in zip(*(b for _, b in batches))]
+    total, grads = value_and_grad(loss, params, *whole)
+    assert total == pytest.approx(results[0][0], rel=1e-12)
+    assert all(relative(results[0][1][k], grads[k]) < 1e-11 for k in params)
+
+
+def test_fit_is_the_loop_of_anything_that_has_a_gradient(rng):
+    """A frozen model with a trained prompt, cross-entropy and plain gradient descent: three calls of the same loop."""
+    s = tiny("linear-1", steps=60)
+    frozen = mesa.init_params(rng, s.config, 0.5)
+    state = train.State({"prompt": np.zeros(8)}, np.random.default_rng(0))
+    train.fit(lambda p, e, y: mesa.squared_error(mesa.transformer(frozen, e + p["prompt"], s.config), y), state,
+              lambda g, n: data.linear_batch(g, n, 8, "constructed", d=2), train.adamw(lambda n: 0.01), 20, 8)
+    assert state.step == 20 and state.params.keys() == {"prompt"} and np.abs(state.params["prompt"]).min() > 1e-3
+
+    def labelled(g, n):
+        x = g.standard_normal((n, 2))
+        return x, (x[:, 0] > x[:, 1]).astype(int)
+    state = train.State({"w": np.zeros((2, 2))}, np.random.default_rng(0))
+    train.fit(lambda p, x, label: ad.cross_entropy(x @ p["w"], label), state, labelled, train.gradient_descent(1.0), 50, 64)
+    assert state.losses[0] == pytest.approx(np.log(2)) and np.mean(state.losses[-5:]) < 0.3
+
+
+@pytest.mark.parametrize("preset, first, last", [("linear-1", 0.73, 0.46), ("mesa-1", 0.73, 0.15), ("hybrid-2", 0.9, 0.75)])
+def test_a_short_training_lowers_the_held_out_loss(preset, first, last, tmp_path):
+    s = tiny(preset, steps=150, clamp=0.0, d=1, T=6, heads=1)
+    state = train.run(s, tmp_path / "a", quiet=True)
+    heldout = dict(state.heldout)
+    assert heldout[150] < 0.8 * heldout[0]
+
+
+def test_metrics_and_snapshots_are_written(tmp_path):
+    state = train.run(tiny("mesa-1"), tmp_path, quiet=True)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert rows[0] == "step,training_loss,heldout_loss" and [r.split(",")[0] for r in rows[1:]] == ["0", "5", "10", "12"]
+    assert float(rows[-1].split(",")[1]) == pytest.approx(np.mean(state.losses[10:12]), rel=1e-5)
+    assert train.load_arrays(tmp_path / "weights-000007.npz").keys() == state.params.keys()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_resume_equals_an_uninterrupted_run(tmp_path):
+    s = tiny("hybrid-2")
+    train.run(s, tmp_path / "whole", quiet=True)
+
+    class Stop(Exception):
+        pass
+    for stop_at in (1, 6, 11):                          # stopped three times, each time in the middle of a step's report
+        def tell(state):
+            if state.step == stop_at:
+                raise Stop
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(train, "progress_line", lambda *_: tell)
+            train.run(s, tmp_path / "parts", save_seconds=0.0)
+    train.run(s, tmp_path / "parts", quiet=True)
+    assert same_checkpoint(tmp_path / "whole", tmp_path / "parts")
+    for name in ("metrics.csv", "weights-000007.npz"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    """SIGKILL at random moments; then --resume, until it is done."""
+    args = ["train.py", "mesa-1", *TINY_ARGS, "--steps=400", "--checkpoint-seconds=0.01"]
+    assert command_line(*args, "--out", tmp_path / "whole").returncode == 0
+    delay, kills = np.random.default_rng(), 0
+    todo = [*args, "--out", tmp_path / "killed"]
+    while True:
+        process = subprocess.Popen([sys.executable, *map(str, todo)], cwd=HERE, stderr=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL)
+        while not (tmp_path / "killed" / "checkpoint.npz").exists():
+            time.sleep(0.01)
+        try:
+            process.wait(delay.uniform(0.3, 1.2) if kills < 3 else None)
+            assert process.returncode == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        todo = ["train.py", "--resume", tmp_path / "killed", "--checkpoint-seconds=0.01"]
+    assert kills and same_checkpoint(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_interrupting_saves_and_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen([sys.executable, "train.py", "mesa-1", *TINY_ARGS, "--steps=100000", "--out", str(tmp_path / "r")],
+                               cwd=HERE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "r" / "checkpoint.npz").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and f"go on with: python train.py --resume {tmp_path / 'r'}" in err
+    assert "Traceback" not in err and train.load_checkpoint(tmp_path / "r")[0].step > 0
+
+
+def test_a_diverging_run_stops_names_the_step_and_keeps_the_checkpoint(tmp_path):
+    run = command_line("train.py", "linear-2", *TINY_ARGS, "--lr=1e30", "--clamp=0", "--out", tmp_path)
+    assert run.returncode == 1 and "diverged at step" in run.stderr and "Traceback" not in run.stderr
+    state, _ = train.load_checkpoint(tmp_path)
+    assert all(np.isfinite(w).all() for w in state.params.values())
+
+
+@pytest.mark.parametrize("args, says", [
+    (["liner-1"], "did you mean 'linear-1'"),
+    (["linear-1", "--lr", "fast"], "lr must be a number"),
+    (["linear-1", "--steps", "1.5"], "steps must be a whole number"),
+    (["linear-1", "--steps", "100"], "warmup (200) must be smaller than steps (100)"),
+    (["linear-1", "--batch", "0"], "batch must be at least 1"),
+    (["linear-1", "--kinds", "linear,sofmax"], "did you mean 'softmax'"),
+    (["linear-1", "--width", "17"], "as wide as a token"),
+    (["linear-1", "--embed", "perhaps"], "embed must be true or false"),
+    (["linear-1", "--lr", "nan"], "lr must be"),
+    (["linear-1", "--colour", "red"], "unrecognized arguments: --colour"),
+    (["--resume", "/nowhere"], "there is no file /nowhere/checkpoint.npz"),
+    (["--resume", "runs", "--lr", "1"], "give it alone"),
+    (["linear-1", "--out", "/proc/nowhere"], "cannot write /proc/nowhere"),
+])
+def test_a_mistake_is_answered_by_one_sentence(args, says):
+    run = command_line("train.py", *args)
+    assert run.returncode == 2 and says in run.stderr and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "pickled", "foreign", "wrong shapes", "later version"])
+def test_a_damaged_checkpoint_is_refused_and_left_alone(damage, tmp_path):
+    train.run(tiny("linear-1", steps=3), tmp_path, quiet=True)
+    path = tmp_path / "checkpoint.npz"
+    whole, arrays = path.read_bytes(), train.load_arrays(path)
+    if damage == "truncated":
+        path.write_bytes(whole[:len(whole) // 2])
+    elif damage == "garbage":
+        path.write_bytes(b"not an archive")
+    elif damage == "pickled":
+        np.savez(path, meta=np.array([{"code": "runs"}], dtype=object))
+    elif damage == "foreign":
+        np.savez(path, weights=np.zeros(3))
+    elif damage == "wrong shapes":
+        np.savez(path, **arrays | {"params.blocks.0.wq": np.zeros((2, 2))})
+    else:
+        np.savez(path, **arrays | {"meta": np.array(str(arrays["meta"]).replace('"version": 1', '"version": 9'))})
+    before = path.read_bytes()
+    run = command_line("train.py", "--resume", tmp_path)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "checkpoint.npz" in run.stderr
+    assert path.read_bytes() == before
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    train.run(tiny("linear-1", steps=3), tmp_path, quiet=True)
+    before = (tmp_path / "checkpoint.npz").read_bytes()
+    run = command_line("train.py", "linear-1", "--out", tmp_path)
+    assert run.returncode == 2 and "--resume" in run.stderr
+    with pytest.raises(train.UserError, match="other settings"):
+        train.run(tiny("linear-1", steps=4), tmp_path, quiet=True)
+    assert (tmp_path / "checkpoint.npz").read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------------------------ figures
+
+@pytest.mark.parametrize("expected, yes, no", [("< 1", 0.5, 1.0), ("<= 1", 1.0, 1.1), ("> 0.9", 0.91, 0.9),
+                                               (">= 0.9", 0.9, 0.8), ("0.99 .. 1.01", 0.99, 0.98)])
+def test_a_claim_holds_exactly_where_its_predicate_does(expected, yes, no):
+    assert figures.holds(expected, yes) and not figures.holds(expected, no)
+    assert not figures.holds(expected, float("nan"))
+
+
+def test_compressed_alg_of_identity_blocks_is_the_model_itself(states, rng):
+    """Weights that are multiples of identity blocks lose nothing: Proposition 2's network equals its CompressedAlg."""
+    params, config = mesa.proposition_2(*mesa.richardson_weights([0.02, 0.05]), d=4)
+    compressed, wide = figures.compressed_alg(params, config, 4)
+    e = data.constructed_tokens(states[:, :-1])
+    assert relative(mesa.transformer(compressed, e, wide), mesa.transformer(params, e, config)) < 1e-12
+    noisy = {k: w + 0.05 * rng.standard_normal(w.shape) for k, w in params.items()}
+    compressed, wide = figures.compressed_alg(noisy, config, 4)
+    assert relative(mesa.transformer(compressed, e, wide), mesa.transformer(noisy, e, config)) > 1e-3
+
+
+def test_one_layer_coefficients_predict_what_the_layer_does(states):
+    """Proposition 1's layer has the single coefficient eta at (v, k, q) = (x_i, x_{i-1}, x_t)."""
+    c = figures.one_layer_coefficients(mesa.proposition_1(0.03, d=4, key_size=5, heads=2)[0], 4)
+    expected = np.zeros((2, 2, 2))
+    expected[0, 1, 0] = 0.03
+    assert np.allclose(c, expected)
+    assert figures.diagonal_share(np.kron([[0, 2.0], [1, 0]], np.eye(3))[None], 3) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_figure_smoke(name, tmp_path):
+    """Every figure, with tiny models: the files appear, the picture is not blank, each claim carries its numbers."""
+    lab = figures.Lab(seeds=(0, 1), cache=tmp_path / "runs", changes=tuple((TINY | {"snapshots": (0, 12)}).items()))
+    claims = figures.make(name, lab, tmp_path / "out")
+    picture = matplotlib.image.imread(tmp_path / "out" / f"{name}.png")
+    assert picture.std() > 0.05
+    stored = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert stored == claims and stored
+    for c in stored:
+        assert c.keys() >= {"figure", "claim", "source", "expected", "measured", "spread", "seeds", "profile", "holds"}
+        assert np.isfinite(c["measured"]) and c["spread"] >= 0 and c["seeds"] == [0, 1]
+        assert c["holds"] == figures.holds(c["expected"], c["measured"])
+        assert c["claim"] in (tmp_path / "out" / "claims.md").read_text()
+    again = sum(f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("checkpoint.npz"))
+    figures.make(name, lab, tmp_path / "out")
+    assert again == sum(f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("checkpoint.npz")), "a cached run was trained again"
+
+
+@pytest.mark.parametrize("module", ["autodiff", "data", "mesa", "train"])
+def test_every_module_shows_what_it_is_about(module):
+    run = command_line(f"{module}.py")
+    assert run.returncode == 0 and run.stdout.count("\n") > 5 and not run.stderr
+
+
+def test_figures_command_line():
+    assert "overview" in command_line("figures.py", "--list").stdout
+    run = command_line("figures.py", "overvew")
+    assert run.returncode == 2 and "did you mean 'overview'" in run.stderr
+    assert "at least 1" in command_line("figures.py", "--seeds", "0").stderr
