@@ -25,10 +25,13 @@ from autodiff import exp
 
 # One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind readers too).
 COLOUR = {"linear": "#0072B2", "mesa": "#009E73", "softmax": "#D55E00", "hybrid": "#CC79A7", "gradient descent": "#E69F00",
-          "least squares": "#000000", "CompressedAlg": "#56B4E9", "optimum": "#7F7F7F", "zero": "#B5B5B5"}
+          "least squares": "#000000", "CompressedAlg": "#56B4E9", "optimum": "#7F7F7F"}
+
+AUTHORS = Path(__file__).parent / "golden" / "authors_mesa1.json"      # loss over context of mesa-1 trained by their code
 
 # -------------------------------------------------------------------------------------------------- the frame
 
+SMOKE = dict(d=2, T=8, steps=12, warmup=2, batch=40, report=5, heldout=64)
 FIGURES = {}                                            # name -> function of a Lab that returns (figure, claims)
 Run = namedtuple("Run", "params settings state folder")
 
@@ -41,15 +44,18 @@ def figure(f):
 
 @dataclass
 class Lab:
-    """Where figures get their models from: the profile, the seeds, and the cache of trained runs."""
+    """Where figures get their models from: the profile, the seeds, and the cache of trained runs.
+
+    Profiles: "full", the paper's settings; "quick", what shows the effect in minutes; "smoke", models too small to show
+    anything, to see in seconds that a figure can be made.
+    """
     profile: str = "quick"
     seeds: tuple = (0,)
     cache: Path = Path("runs")
-    changes: tuple = ()                                 # settings to override in every run, as (name, value) pairs
 
     def train(self, preset, full=(), quick=()):
-        """The runs of a preset, one per seed, with the changes of the profile in force; trained only where not cached."""
-        changes = dict((quick if self.profile == "quick" else full) or {}) | dict(self.changes)
+        """The runs of a preset, one per seed, with the changes of the profile; trained only where not cached."""
+        changes = dict(full if self.profile == "full" else quick) | (SMOKE if self.profile == "smoke" else {})
         runs = []
         for seed in self.seeds:
             s = replace(train.PRESETS[preset], **changes, seed=seed)
@@ -78,14 +84,15 @@ def holds(expected, measured):
                  ">": measured > float(bound), ">=": measured >= float(bound)}[sign])
 
 
-def claim(lab, figure, text, source, expected, values):
+def claim(lab, figure, text, source, expected, values, why_not=""):
     """A claim with its measurement: `values` has one number per seed; measured is their mean, spread their standard
-    deviation (None for one seed)."""
+    deviation (None for one seed); `why_not` explains it where it does not hold."""
     values = [float(v) for v in values]
     measured = float(np.mean(values))
+    yes = holds(expected, measured)
     return {"figure": figure, "claim": text, "source": source, "expected": expected, "measured": measured,
             "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None, "seeds": list(lab.seeds),
-            "profile": lab.profile, "holds": holds(expected, measured)}
+            "profile": lab.profile, "holds": yes} | ({"why_not": why_not} if why_not and not yes else {})
 
 
 def markdown(claims):
@@ -95,7 +102,8 @@ def markdown(claims):
         spread = "" if c["spread"] is None else f" ± {c['spread']:.2g}"
         rows.append(f"| {c['figure']} | {c['claim']} | {c['source']} | {c['expected']} | {c['measured']:.4g}{spread} | "
                     f"{'yes' if c['holds'] else '**no**'} | {c['profile']}, {len(c['seeds'])} |")
-    return "\n".join(rows) + "\n"
+    reasons = dict.fromkeys(c["why_not"] for c in claims if "why_not" in c)
+    return "\n".join(rows) + "\n" + "".join(f"\nWhere it does not hold: {reason}.\n" for reason in reasons)
 
 
 def make(name, lab, out):
@@ -168,12 +176,7 @@ def one_layer_coefficients(params, d):
 
 def diagonal_share(M, d):
     """Share of the squared entries of M [heads, D, D] that lie on the diagonals of its d x d blocks."""
-    return float(d * (slot_rms(M, d) ** 2).sum() / (M ** 2).sum())
-
-
-def slot_rms(M, d):
-    heads, D, _ = M.shape
-    return np.sqrt(np.einsum("hiaja->hij", M.reshape(heads, D // d, d, D // d, d) ** 2) / d)
+    return float(d * slot_table(M ** 2, d).sum() / (M ** 2).sum())
 
 
 # ----------------------------------------------------------------------------------------------------- figures
@@ -203,6 +206,13 @@ def mean_line(ax, x, ys, **style):
         ax.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.25, lw=0)
 
 
+def label(ax, x, y, text, colour, va="center", ha="right", **style):
+    """Write directly at a curve, in its colour; a white rim keeps the letters legible where they meet a line."""
+    from matplotlib.patheffects import withStroke
+    ax.text(x, y, text, color=COLOUR[colour], va=va, ha=ha, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            **style)
+
+
 @figure
 def overview(lab):
     """A linear layer learns one step of gradient descent (3B, 4A), a mesa layer least squares."""
@@ -210,97 +220,126 @@ def overview(lab):
     snapshots = (0, 50, 100, 150, 200, 250, 300, 400, 500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000)
     linear = lab.train("linear-1", full=dict(snapshots=snapshots),
                        quick=dict(steps=1_500, report=50, snapshots=snapshots))
-    mesas = lab.train("mesa-1", quick=dict(steps=600, warmup=100, lr=3e-3, lr_end=3e-4, clamp=0.0))
+    mesas = lab.train("mesa-1", quick=dict(steps=600, warmup=100, lr=1e-2, lr_end=1e-3, clamp=0.0))
     s = linear[0].settings
-    d, T = s.d, s.T
+    family = dict(d=s.d, noise=s.noise, init_range=s.init_range)
 
     # The rivals, tuned on sequences of their own and judged, like the models, on 4,096 that nobody has seen.
-    family = dict(d=d, noise=s.noise, init_range=s.init_range)
-    tune_on = mesa.spectrum(data.linear_sequences(np.random.default_rng(101), 1_024, T, **family))
-    x = data.linear_sequences(np.random.default_rng(102), 4_096, T, **family)
-    y, spec = x[:, 1:], mesa.spectrum(x)
-    [eta] = np.exp(mesa.tune(lambda p: mesa.predict(tune_on, mesa.gradient_descent(tune_on.s, exp(p))), tune_on.y, [-3.0]))
-    [mu] = np.exp(mesa.tune(lambda p: mesa.predict(tune_on, mesa.ridge(tune_on.s, exp(p))), tune_on.y, [-5.0]))
-    gd = mesa.predict(spec, mesa.gradient_descent(spec.s, [eta]))
-    lsq = mesa.predict(spec, mesa.ridge(spec.s, mu))
+    x_tune = data.linear_sequences(np.random.default_rng(101), 1_024, s.T, **family)
+    x = data.linear_sequences(np.random.default_rng(102), 4_096, s.T, **family)
+    tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
+
+    def tuned(inverse, start, target=tune.y):
+        """The one coefficient, positive, for which N_t inverse(S_t) x_t is nearest to the target."""
+        return np.exp(mesa.tune(lambda p: mesa.predict(tune, inverse(tune.s, exp(p))), target, [np.log(start)]))
+
+    eta, mu = tuned(mesa.gradient_descent, 0.05), tuned(mesa.ridge, 0.01)
+    gd, lsq = mesa.predict(spec, mesa.gradient_descent(spec.s, eta)), mesa.predict(spec, mesa.ridge(spec.s, mu))
     optimum, best = mesa.identity_block_optimum(x)
-    of_linear = [train.predictions(r.params, r.settings, x) for r in linear]
-    of_mesa = [train.predictions(r.params, r.settings, x) for r in mesas]
+    of_linear, of_mesa = ([train.predictions(r.params, r.settings, x) for r in runs] for runs in (linear, mesas))
+    of_compressed = [compressed_predictions(r.params, r.settings, x) for r in linear]
+    # Not a rival but a measurement: which ridge describes what the mesa layer does?
+    ridges = [tuned(mesa.ridge, 0.1, train.predictions(r.params, r.settings, x_tune)) for r in mesas]
+    of_ridges = [mesa.predict(spec, mesa.ridge(spec.s, m)) for m in ridges]
 
-    def compressed(run, params, states):
-        p, config = compressed_alg(params, run.settings.config, d)
-        return mesa.transformer(p, data.TOKENS[run.settings.tokens](states[:, :-1]), config)
-
-    of_compressed = [compressed(r, r.params, x) for r in linear]
-
-    fig = plt.figure(figsize=(10, 3.5))
+    fig = plt.figure(figsize=(10, 3.6))
     left, middle, right = fig.subfigures(1, 3, width_ratios=(1, 1.15, 1.15))
-    left.suptitle("Learned weights of the linear layer", fontsize=10, x=0.02, ha="left")
-    qk, vo = effective_matrices(linear[0].params, 0)
-    axes = left.subplots(2, 2)
-    for h in (0, 1):
-        heatmap(axes[h, 0], qk[h], d, f"head {h + 1}: $W_q W_k^T$")
-        heatmap(axes[h, 1], vo[h], d, f"head {h + 1}: $W_v W_o$")
-
-    ax = middle.subplots()
-    steps = [n for n, _ in linear[0].state.heldout]
-    held = train.heldout_sequences(s)
-    held_spec = mesa.spectrum(held)
-    held_gd = loss(mesa.predict(held_spec, mesa.gradient_descent(held_spec.s, [eta])), held[:, 1:])
-    held_optimum = loss(mesa.identity_block_optimum(held)[0], held[:, 1:])
-    ax.axhline(held_gd, color=COLOUR["gradient descent"], lw=1.5)
-    ax.axhline(held_optimum, color=COLOUR["optimum"], lw=1.5, ls="--")
-    mean_line(ax, steps, [[v for _, v in r.state.heldout] for r in linear], color=COLOUR["linear"], lw=2)
-    ax.plot(s.snapshots, np.mean([[loss(compressed(r, weights_at(r, n), held), held[:, 1:]) for n in s.snapshots]
-                                  for r in linear], axis=0), "o", ms=4, mfc="none", color=COLOUR["CompressedAlg"])
-    ax.set(title="Loss over training", xlabel="training step", ylabel=r"held-out loss  $\frac{1}{2}E|\hat x - x|^2$")
-    top = ax.get_ylim()[1]
-    ax.text(0.98, 0.93, "linear layer", color=COLOUR["linear"], transform=ax.transAxes, ha="right", weight="bold")
-    ax.text(0.98, 0.86, "o  its CompressedAlg", color=COLOUR["CompressedAlg"], transform=ax.transAxes, ha="right")
-    ax.text(0.98, held_gd + 0.02 * top, f"one gradient step  {held_gd:.3f}", color=COLOUR["gradient descent"], ha="right",
-            va="bottom", transform=ax.get_yaxis_transform())
-    ax.text(0.98, held_optimum - 0.02 * top, f"closed-form optimum  {held_optimum:.3f}", color=COLOUR["optimum"], ha="right",
-            va="top", transform=ax.get_yaxis_transform())
-    ax.set_ylim(bottom=min(0.7, 0.8 * held_optimum))
-
-    ax = right.subplots()
-    t = np.arange(1, T + 1)
-    ax.semilogy(t, by_position(gd, y), color=COLOUR["gradient descent"], lw=4, alpha=0.6)
-    ax.semilogy(t, by_position(lsq, y), color=COLOUR["least squares"], lw=1.5)
-    mean_line(ax, t, [by_position(p, y) for p in of_linear], color=COLOUR["linear"], lw=1.5)
-    mean_line(ax, t, [by_position(p, y) for p in of_mesa], color=COLOUR["mesa"], lw=2)
+    draw_blocks(left, linear[0])
+    draw_training(middle.subplots(), linear, eta)
+    ax, t = right.subplots(), np.arange(1, s.T + 1)
+    curves = {"gradient descent": [gd], "least squares": [lsq], "linear": of_linear, "mesa": of_mesa}
+    for (name, predicted), width in zip(curves.items(), (4, 1.5, 1.5, 2)):
+        mean_line(ax, t, [by_position(p, y) for p in predicted], color=COLOUR[name], lw=width,
+                  alpha=0.5 if name == "gradient descent" else 1)
+    ax.plot(t, np.mean([by_position(p, y) for p in of_ridges], axis=0), ":", color="#004D38", lw=1.3)
+    authors = np.array(json.loads(AUTHORS.read_text())["loss_by_position"])
+    at = np.array([15, 20, 50])
+    if (s.d, s.T) == (10, 50):
+        ax.plot(at, authors[at - 1], "x", color=COLOUR["mesa"], ms=5)
+    ax.set_yscale("log")
     ax.set(title="Loss over context", xlabel="context length $t$", ylabel="held-out loss at $t$")
-    at = T - 1
-    for label, curve, colour, va in (("one gradient step", gd, "gradient descent", "bottom"),
-                                     ("linear layer", of_linear[0], "linear", "top"),
-                                     ("mesa layer", of_mesa[0], "mesa", "bottom"),
-                                     ("least squares", lsq, "least squares", "top")):
-        ax.text(T, by_position(curve, y)[at] * (1.25 if va == "bottom" else 0.8), label, color=COLOUR[colour], ha="right",
-                va=va, weight="bold" if "layer" in label else "normal")
+    end = {name: by_position(np.mean(p, axis=0), y)[-1] for name, p in curves.items()}
+    label(ax, s.T, 1.4 * end["gradient descent"], "one gradient step", "gradient descent", "bottom")
+    label(ax, s.T, 0.6 * end["linear"], "linear layer", "linear", "top", weight="bold")
+    label(ax, s.T, 32 * end["mesa"], "mesa layer", "mesa", weight="bold")
+    label(ax, s.T, 19 * end["mesa"], f"dots: ridge regression, {np.mean(ridges):.2g}", "mesa", fontsize=7.5)
+    label(ax, s.T, 12 * end["mesa"], "x: authors' code, 1,500 steps", "mesa", fontsize=7.5)
+    label(ax, s.T, 0.8 * end["least squares"], f"least squares (ridge {mu[0]:.2g})", "least squares", "top")
+    ax.set_ylim(bottom=0.3 * end["least squares"])
+
+    def ratios(above, below, at=slice(None)):
+        return [by_position(p, y)[at].mean() / by_position(q, y)[at].mean() for p, q in zip(above, below)]
+
+    same = len(lab.seeds)                               # rivals do not depend on the seed of the training
 
     def prop1_share(c):
         return c[0, 1, 0] ** 2 / (c ** 2).sum()
 
-    tell = [("linear-1's held-out loss equals the closed-form optimum's (ratio)", "derived", "0.99 .. 1.01",
-             [loss(p, y) / loss(optimum, y) for p in of_linear]),
-            ("linear-1's held-out loss equals the best gradient step's (ratio)", "paper, 4A", "0.97 .. 1.03",
-             [loss(p, y) / loss(gd, y) for p in of_linear]),
-            ("linear-1's outputs are the gradient step's (R²)", "paper, 4A", "> 0.95",
+    tell = [("linear-1's held-out loss over that of the closed-form optimum", "derived", "0.99 .. 1.01",
+             ratios(of_linear, [optimum] * same)),
+            ("linear-1's held-out loss over that of the best gradient step", "paper, 4A", "0.97 .. 1.03",
+             ratios(of_linear, [gd] * same)),
+            ("R² of linear-1's outputs on those of the best gradient step", "paper, 4A", "> 0.95",
              [r_squared(p, gd) for p in of_linear]),
-            ("CompressedAlg's loss equals linear-1's (ratio)", "paper, 4A", "0.99 .. 1.01",
-             [loss(c, y) / loss(p, y) for c, p in zip(of_compressed, of_linear)]),
+            ("CompressedAlg's loss over linear-1's", "paper, 4A", "0.99 .. 1.01", ratios(of_compressed, of_linear)),
             ("share of linear-1's squared weights on the diagonals of blocks", "paper, 3B", "> 0.9",
-             [np.mean([diagonal_share(M, d) for M in effective_matrices(r.params, 0)]) for r in linear]),
-            (f"share of Proposition 1 in linear-1's squared coefficients (at the optimum: {prop1_share(best):.2f})",
-             "paper, 3B", "> 0.9", [prop1_share(one_layer_coefficients(r.params, d)) for r in linear]),
-            ("mesa-1's outputs are those of ridge least squares (R²)", "paper", "> 0.95", [r_squared(p, lsq) for p in of_mesa]),
-            ("mesa-1's loss over that of linear-1 (ratio)", "paper", "< 1",
-             [loss(p, y) / loss(q, y) for p, q in zip(of_mesa, of_linear)])]
-    for n in (15, 20, 50):
-        if n <= T:
-            tell.append((f"mesa-1's loss at t = {n} is that of least squares, {by_position(lsq, y)[n - 1]:.2g} (ratio)",
-                         "paper", "0.9 .. 1.1", [by_position(p, y)[n - 1] / by_position(lsq, y)[n - 1] for p in of_mesa]))
+             [np.mean([diagonal_share(M, s.d) for M in effective_matrices(r.params, 0)]) for r in linear]),
+            (f"share of Proposition 1 in linear-1's squared coefficients ({prop1_share(best):.2f} at the closed-form optimum)",
+             "paper, 3B", "> 0.9", [prop1_share(one_layer_coefficients(r.params, s.d)) for r in linear]),
+            (f"R² of mesa-1's outputs on those of the best ridge regression ({mu[0]:.2g})", "paper", "> 0.99",
+             [r_squared(p, lsq) for p in of_mesa]),
+            (f"R² of mesa-1's outputs on those of the ridge regression nearest to it ({np.mean(ridges):.2g})", "paper",
+             "> 0.99", [r_squared(p, q) for p, q in zip(of_mesa, of_ridges)]),
+            ("mesa-1's loss over linear-1's", "paper", "< 1", ratios(of_mesa, of_linear))]
+    tell += [(f"mesa-1's loss at t = {n} over that of least squares, {by_position(lsq, y)[n - 1]:.2g} (authors' code: "
+              f"{authors[n - 1]:.2g})", "paper", "0.9 .. 1.1",
+              ratios(of_mesa, [lsq] * same, n - 1),
+              f"a trained mesa layer is least squares with a ridge still larger than the best ({np.mean(ridges):.2g} "
+              f"against {mu[0]:.2g}) when its training stops: keys and lambda have to grow to lower it")
+             for n in (15, 20, 50) if n <= s.T]
     return fig, [claim(lab, "overview", *row) for row in tell]
+
+
+def compressed_predictions(params, s, x):
+    """Predictions of the CompressedAlg of a model, with the model's own clamp, for states x."""
+    new, config = compressed_alg(params, s.config, s.d)
+    return mesa.transformer(new, data.TOKENS[s.tokens](x[:, :-1]), config)
+
+
+def draw_blocks(fig, run):
+    """W_q W_k^T and W_v W_o of every head of a one-layer model."""
+    fig.suptitle("Weights of the linear layer", fontsize=10, x=0.02, ha="left")
+    qk, vo = effective_matrices(run.params, 0)
+    for h, axes in enumerate(fig.subplots(len(qk), 2)):
+        heatmap(axes[0], qk[h], run.settings.d, f"head {h + 1}: $W_q W_k^T$")
+        heatmap(axes[1], vo[h], run.settings.d, f"head {h + 1}: $W_v W_o$")
+
+
+def draw_training(ax, runs, eta):
+    """Held-out loss over training, with CompressedAlg at the snapshots, on the sequences of the runs' own evaluations."""
+    s = runs[0].settings
+    x = train.heldout_sequences(s)
+    y, spec = x[:, 1:], mesa.spectrum(x)
+    gd = loss(mesa.predict(spec, mesa.gradient_descent(spec.s, eta)), y)
+    optimum = loss(mesa.identity_block_optimum(x)[0], y)
+    steps = [n for n, _ in runs[0].state.heldout]
+    curves = [[value for _, value in r.state.heldout] for r in runs]
+    compressed = np.mean([[loss(compressed_predictions(weights_at(r, n), s, x), y) for n in s.snapshots] for r in runs], axis=0)
+    inset = ax.inset_axes((0.38, 0.33, 0.6, 0.4))
+    for a in (ax, inset):
+        a.axhline(gd, color=COLOUR["gradient descent"], lw=1.5)
+        a.axhline(optimum, color=COLOUR["optimum"], lw=1.5, ls="--")
+        mean_line(a, steps, curves, color=COLOUR["linear"], lw=1.8)
+        a.plot(s.snapshots, compressed, "o", ms=4, mfc="none", color=COLOUR["CompressedAlg"])
+    inset.set_ylim(optimum - 0.35 * (gd - optimum), gd + 1.3 * (gd - optimum))
+    inset.set_xlim(0.1 * steps[-1], 1.03 * steps[-1])
+    inset.tick_params(labelsize=7)
+    label(inset, 0.98 * steps[-1], gd, f"one gradient step {gd:.3f}", "gradient descent", "bottom", fontsize=7.5)
+    label(inset, 0.98 * steps[-1], optimum, f"closed-form optimum {optimum:.3f}", "optimum", "top", fontsize=7.5)
+    ax.set(title="Loss over training", xlabel="training step", ylabel=r"held-out loss  $\frac{1}{2}E|\hat x - x|^2$")
+    ax.set_ylim(bottom=0.8 * optimum)
+    label(ax, 0.98, 0.95, "linear layer", "linear", transform=ax.transAxes, weight="bold")
+    label(ax, 0.98, 0.87, "o  its CompressedAlg", "CompressedAlg", transform=ax.transAxes)
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -311,6 +350,7 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(FIGURES)}, or all (default: overview)")
     parser.add_argument("--list", action="store_true", help="list the figures")
     parser.add_argument("--full", action="store_true", help="the paper's settings instead of quick ones")
+    parser.add_argument("--smoke", action="store_true", help="tiny models: only to see that a figure can be made")
     parser.add_argument("--seeds", default="1", metavar="N", help="how many seeds (default 1)")
     parser.add_argument("--out", default="out", type=Path, metavar="FOLDER", help="where pictures and claims go (default out)")
     args = parser.parse_args()
@@ -320,7 +360,9 @@ def main():
         raise train.UserError(f"--seeds must be a whole number of at least 1, not '{args.seeds}'")
     names = args.names or ["overview"]
     names = list(FIGURES) if names == ["all"] else [train.choose("figure", n, FIGURES) for n in names]
-    lab = Lab("full" if args.full else "quick", tuple(range(int(args.seeds))))
+    if args.full and args.smoke:
+        raise train.UserError("--full and --smoke exclude each other")
+    lab = Lab("full" if args.full else "smoke" if args.smoke else "quick", tuple(range(int(args.seeds))))
     for name in names:
         make(name, lab, args.out)
 

@@ -633,8 +633,8 @@ def test_fit_is_the_loop_of_anything_that_has_a_gradient(rng):
     assert state.losses[0] == pytest.approx(np.log(2)) and np.mean(state.losses[-5:]) < 0.3
 
 
-@pytest.mark.parametrize("preset, first, last", [("linear-1", 0.73, 0.46), ("mesa-1", 0.73, 0.15), ("hybrid-2", 0.9, 0.75)])
-def test_a_short_training_lowers_the_held_out_loss(preset, first, last, tmp_path):
+@pytest.mark.parametrize("preset", ["linear-1", "mesa-1", "hybrid-2"])
+def test_a_short_training_lowers_the_held_out_loss(preset, tmp_path):
     s = tiny(preset, steps=150, clamp=0.0, d=1, T=6, heads=1)
     state = train.run(s, tmp_path / "a", quiet=True)
     heldout = dict(state.heldout)
@@ -796,7 +796,7 @@ def test_one_layer_coefficients_predict_what_the_layer_does(states):
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_figure_smoke(name, tmp_path):
     """Every figure, with tiny models: the files appear, the picture is not blank, each claim carries its numbers."""
-    lab = figures.Lab(seeds=(0, 1), cache=tmp_path / "runs", changes=tuple((TINY | {"snapshots": (0, 12)}).items()))
+    lab = figures.Lab("smoke", seeds=(0, 1), cache=tmp_path / "runs")
     claims = figures.make(name, lab, tmp_path / "out")
     picture = matplotlib.image.imread(tmp_path / "out" / f"{name}.png")
     assert picture.std() > 0.05
