@@ -6,8 +6,8 @@ The rule x_{t+1} = W x_t is the same for all t of a sequence and different for e
 predicts the next state well must have found W from the context alone: it has to learn inside its forward pass.
 (von Oswald et al., arXiv 2309.05858.)  All data are drawn afresh for every training step; there is no data set.
 
-Everything here runs in NumPy and takes an explicit `numpy.random.Generator`, so that a seed means the same data on
-every machine and array backend.  Run it: `python data.py` prints a sequence whose rule can be seen by eye.
+Everything here runs in NumPy and takes an explicit `numpy.random.Generator`, so that a seed means the same data whatever
+the array backend.  Run it: `python data.py` prints a sequence whose rule can be seen by eye.
 """
 import numpy as np
 
@@ -36,6 +36,11 @@ def linear_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0):
     return x
 
 
+def previous(x):
+    """x_{t-1} beside every x_t, with x_0 = 0: [B, T, d] -> [B, T, d]."""
+    return np.concatenate([np.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
+
+
 def constructed_tokens(x, residual_slot=True):
     """The tokens e_t = [0, x_t, x_t, x_{t-1}] in R^{4d} of states x [B, T, d], with x_0 = 0: [B, T, 4d].
 
@@ -43,8 +48,7 @@ def constructed_tokens(x, residual_slot=True):
     iteration; one gradient step does not need it, and residual_slot=False leaves it empty: [0, 0, x_t, x_{t-1}].
     """
     zero = np.zeros_like(x)
-    previous = np.concatenate([zero[:, :1], x[:, :-1]], axis=1)
-    return np.concatenate([zero, x if residual_slot else zero, x, previous], axis=-1)
+    return np.concatenate([zero, x if residual_slot else zero, x, previous(x)], axis=-1)
 
 
 TOKENS = {                                              # how states become the model's input; all [B, T, d] -> [B, T, ...]
@@ -64,7 +68,7 @@ def linear_batch(rng, B, T, tokens="raw", **family):
 
 
 def main():
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(6)
     print("A rotation in the plane (d = 2, no noise): W = haar_orthogonal(rng, 1, 2) and the states it generates.\n")
     x = linear_sequences(rng, 1, 5, d=2, noise=0.0)[0]
     for t, row in enumerate(x, 1):
@@ -72,7 +76,7 @@ def main():
     W = np.linalg.solve(x[:2], x[1:3]).T                # two pairs (x_1, x_2), (x_2, x_3) determine W when d = 2
     print(f"\n  W found from the first three states: {W.round(4).tolist()}")
     print(f"  then x_6 must be W x_5 = ({(W @ x[4])[0]:+.4f}, {(W @ x[4])[1]:+.4f}).  A mesa-optimiser does just that.")
-    e, y = linear_batch(np.random.default_rng(3), 1, 5, "constructed", d=2, noise=0.0)
+    e, y = linear_batch(np.random.default_rng(6), 1, 5, "constructed", d=2, noise=0.0)
     print(f"\n  constructed token e_2 = [0, x_2, x_2, x_1] = {e[0, 1].round(2).tolist()}, target x_3 = {y[0, 1].round(2).tolist()}")
 
 

@@ -4,9 +4,10 @@
     python figures.py --list            the figures there are
     python figures.py NAME ... | all    some, or all;  --full for the paper's settings, --seeds 3 for mean and spread
 
-Every figure writes OUT/NAME.png and OUT/NAME.json, its claims: what is claimed and by whom, the predicate that would
+Every figure writes OUT/NAME.png, and in OUT/NAME.json its claims: what is claimed and by whom, the predicate that would
 make it hold, the number measured here, and whether it holds.  OUT/claims.md collects the claims as a table.  Trained
-models are cached in runs/, in a folder whose name contains a digest of all their settings.
+models are cached in runs/, in a folder whose name contains a digest of all their settings; delete it after changing what
+the code computes.
 """
 import hashlib
 import json
@@ -24,8 +25,9 @@ import train
 from autodiff import exp
 
 # One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind readers too).
-COLOUR = {"linear": "#0072B2", "mesa": "#009E73", "softmax": "#D55E00", "hybrid": "#CC79A7", "gradient descent": "#E69F00",
-          "least squares": "#000000", "CompressedAlg": "#56B4E9", "optimum": "#7F7F7F"}
+COLOUR = {"linear": "#0072B2", "mesa": "#009E73", "gradient descent": "#E69F00",
+          "least squares": "#000000", "CompressedAlg": "#56B4E9",
+          "optimum": "#7F7F7F"}
 
 AUTHORS = Path(__file__).parent / "golden" / "authors_mesa1.json"      # loss over context of mesa-1 trained by their code
 
@@ -114,9 +116,8 @@ def make(name, lab, out):
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
                          "axes.titlelocation": "left", "figure.constrained_layout.use": True})
     fig, claims = FIGURES[name](lab)
-    for suffix in ("png", "json"):
-        train.write_whole(out / f"{name}.{suffix}", lambda f: fig.savefig(f, dpi=160, format="png") if suffix == "png"
-                          else f.write((json.dumps(claims, indent=1) + "\n").encode()))
+    train.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
+    train.write_whole(out / f"{name}.json", lambda f: f.write((json.dumps(claims, indent=1) + "\n").encode()))
     plt.close(fig)
     everything = [c for path in sorted(out.glob("*.json")) for c in json.loads(path.read_text())]
     train.write_whole(out / "claims.md", lambda f: f.write(markdown(everything).encode()))
@@ -128,11 +129,12 @@ def make(name, lab, out):
 
 
 def loss(prediction, target):
-    """1/2 E|prediction - target|^2 of arrays [B, T, d]; by_position keeps the axis of time."""
-    return float(by_position(prediction, target).mean())
+    """1/2 E|prediction - target|^2 of arrays [B, T, d]."""
+    return float(mesa.squared_error(prediction, target))
 
 
 def by_position(prediction, target):
+    """The same for each position t: [T]."""
     return 0.5 * ((prediction - target) ** 2).sum(axis=-1).mean(axis=0)
 
 
@@ -195,6 +197,8 @@ def heatmap(ax, M, d, title):
         ax.axvline(edge, color="0.8", lw=0.5)
     ax.spines[:].set_visible(True)
     ax.set_title(title, fontsize=8, pad=3)
+    ax.set_ylabel("query" if "q" in title else "read", fontsize=7, labelpad=1)
+    ax.set_xlabel("key" if "q" in title else "written", fontsize=7, labelpad=1)
 
 
 def mean_line(ax, x, ys, **style):
@@ -246,57 +250,43 @@ def overview(lab):
     left, middle, right = fig.subfigures(1, 3, width_ratios=(1, 1.15, 1.15))
     draw_blocks(left, linear[0])
     draw_training(middle.subplots(), linear, eta)
-    ax, t = right.subplots(), np.arange(1, s.T + 1)
-    curves = {"gradient descent": [gd], "least squares": [lsq], "linear": of_linear, "mesa": of_mesa}
-    for (name, predicted), width in zip(curves.items(), (4, 1.5, 1.5, 2)):
-        mean_line(ax, t, [by_position(p, y) for p in predicted], color=COLOUR[name], lw=width,
-                  alpha=0.5 if name == "gradient descent" else 1)
-    ax.plot(t, np.mean([by_position(p, y) for p in of_ridges], axis=0), ":", color="#004D38", lw=1.3)
+    curves = {"gradient descent": [gd], "least squares": [lsq], "linear": of_linear, "mesa": of_mesa, "ridge": of_ridges}
+    draw_context(right.subplots(), {name: [by_position(p, y) for p in ps] for name, ps in curves.items()}, mu, ridges, s)
     authors = np.array(json.loads(AUTHORS.read_text())["loss_by_position"])
-    at = np.array([15, 20, 50])
-    if (s.d, s.T) == (10, 50):
-        ax.plot(at, authors[at - 1], "x", color=COLOUR["mesa"], ms=5)
-    ax.set_yscale("log")
-    ax.set(title="Loss over context", xlabel="context length $t$", ylabel="held-out loss at $t$")
-    end = {name: by_position(np.mean(p, axis=0), y)[-1] for name, p in curves.items()}
-    label(ax, s.T, 1.4 * end["gradient descent"], "one gradient step", "gradient descent", "bottom")
-    label(ax, s.T, 0.6 * end["linear"], "linear layer", "linear", "top", weight="bold")
-    label(ax, s.T, 32 * end["mesa"], "mesa layer", "mesa", weight="bold")
-    label(ax, s.T, 19 * end["mesa"], f"dots: ridge regression, {np.mean(ridges):.2g}", "mesa", fontsize=7.5)
-    label(ax, s.T, 12 * end["mesa"], "x: authors' code, 1,500 steps", "mesa", fontsize=7.5)
-    label(ax, s.T, 0.8 * end["least squares"], f"least squares (ridge {mu[0]:.2g})", "least squares", "top")
-    ax.set_ylim(bottom=0.3 * end["least squares"])
 
     def ratios(above, below, at=slice(None)):
         return [by_position(p, y)[at].mean() / by_position(q, y)[at].mean() for p, q in zip(above, below)]
 
-    same = len(lab.seeds)                               # rivals do not depend on the seed of the training
+    n_seeds = len(lab.seeds)                            # the rivals are the same for all seeds of the training
 
     def prop1_share(c):
         return c[0, 1, 0] ** 2 / (c ** 2).sum()
 
     tell = [("linear-1's held-out loss over that of the closed-form optimum", "derived", "0.99 .. 1.01",
-             ratios(of_linear, [optimum] * same)),
+             ratios(of_linear, [optimum] * n_seeds)),
             ("linear-1's held-out loss over that of the best gradient step", "paper, 4A", "0.97 .. 1.03",
-             ratios(of_linear, [gd] * same)),
+             ratios(of_linear, [gd] * n_seeds)),
             ("R² of linear-1's outputs on those of the best gradient step", "paper, 4A", "> 0.95",
              [r_squared(p, gd) for p in of_linear]),
             ("CompressedAlg's loss over linear-1's", "paper, 4A", "0.99 .. 1.01", ratios(of_compressed, of_linear)),
-            ("share of linear-1's squared weights on the diagonals of blocks", "paper, 3B", "> 0.9",
+            ("share of the squared entries of linear-1's product matrices on the diagonals of blocks", "paper, 3B", "> 0.9",
              [np.mean([diagonal_share(M, s.d) for M in effective_matrices(r.params, 0)]) for r in linear]),
             (f"share of Proposition 1 in linear-1's squared coefficients ({prop1_share(best):.2f} at the closed-form optimum)",
              "paper, 3B", "> 0.9", [prop1_share(one_layer_coefficients(r.params, s.d)) for r in linear]),
-            (f"R² of mesa-1's outputs on those of the best ridge regression ({mu[0]:.2g})", "paper", "> 0.99",
+            (f"R² of mesa-1's outputs on those of the best ridge regression ({mu[0]:.2g})", "paper, section on the mesa layer", "> 0.99",
              [r_squared(p, lsq) for p in of_mesa]),
-            (f"R² of mesa-1's outputs on those of the ridge regression nearest to it ({np.mean(ridges):.2g})", "paper",
+            (f"R² of mesa-1's outputs on those of the ridge regression nearest to it ({np.mean(ridges):.2g})", "measured",
              "> 0.99", [r_squared(p, q) for p, q in zip(of_mesa, of_ridges)]),
-            ("mesa-1's loss over linear-1's", "paper", "< 1", ratios(of_mesa, of_linear))]
-    tell += [(f"mesa-1's loss at t = {n} over that of least squares, {by_position(lsq, y)[n - 1]:.2g} (authors' code: "
-              f"{authors[n - 1]:.2g})", "paper", "0.9 .. 1.1",
-              ratios(of_mesa, [lsq] * same, n - 1),
-              f"a trained mesa layer is least squares with a ridge still larger than the best ({np.mean(ridges):.2g} "
-              f"against {mu[0]:.2g}) when its training stops: keys and lambda have to grow to lower it")
-             for n in (15, 20, 50) if n <= s.T]
+            ("mesa-1's loss over linear-1's", "paper, mesa against linear attention", "< 1", ratios(of_mesa, of_linear))]
+    for n in (15, 20, 50):
+        if n <= s.T:
+            tell.append((f"mesa-1's loss at t = {n} over that of least squares, {by_position(lsq, y)[n - 1]:.2g} (authors' code "
+                         f"after 1,500 steps: {authors[n - 1]:.2g})", "paper, section on the mesa layer", "0.9 .. 1.1",
+                         ratios(of_mesa, [lsq] * n_seeds, n - 1),
+                         f"at t = {n} the ridge regression nearest to the layer ({np.mean(ridges):.2g}, where {mu[0]:.2g} is best; "
+                         f"keys and lambda have to grow to lower it, and training stops) already has "
+                         f"{np.mean(ratios(of_ridges, [lsq] * n_seeds, n - 1)):.2g} times the loss of least squares; the rest is "
+                         f"the layer's distance from any ridge regression"))
     return fig, [claim(lab, "overview", *row) for row in tell]
 
 
@@ -304,6 +294,28 @@ def compressed_predictions(params, s, x):
     """Predictions of the CompressedAlg of a model, with the model's own clamp, for states x."""
     new, config = compressed_alg(params, s.config, s.d)
     return mesa.transformer(new, data.TOKENS[s.tokens](x[:, :-1]), config)
+
+
+def draw_context(ax, curves, mu, ridges, s):
+    """Loss over context length: curves[name] holds one curve [T] per seed."""
+    t = np.arange(1, s.T + 1)
+    for name, width, alpha in (("gradient descent", 4, 0.5), ("least squares", 1.5, 1), ("linear", 1.5, 1), ("mesa", 2, 1)):
+        mean_line(ax, t, curves[name], color=COLOUR[name], lw=width, alpha=alpha)
+    ax.plot(t, np.mean(curves["ridge"], axis=0), ":", color="#004D38", lw=1.3)
+    if (s.d, s.T) == (10, 50):
+        authors, at = np.array(json.loads(AUTHORS.read_text())["loss_by_position"]), np.array([15, 20, 50])
+        ax.plot(at, authors[at - 1], "x", color=COLOUR["mesa"], ms=5)
+    ax.set_yscale("log")
+    ax.set(title="Loss over context", xlabel="context length $t$", ylabel="held-out loss at $t$")
+    end = {name: np.mean(c, axis=0)[-1] for name, c in curves.items()}
+    label(ax, s.T, 1.4 * end["gradient descent"], "one gradient step", "gradient descent", "bottom")
+    label(ax, s.T, 0.6 * end["linear"], "linear layer", "linear", "top", weight="bold")
+    for factor, text, style in ((32, "mesa layer", dict(weight="bold")),
+                                (19, f"dots: ridge regression, {np.mean(ridges):.2g}", dict(fontsize=7.5)),
+                                (12, "x: authors' code, 1,500 steps", dict(fontsize=7.5))):
+        label(ax, s.T, factor * end["mesa"], text, "mesa", **style)
+    label(ax, s.T, 0.8 * end["least squares"], f"least squares (ridge {mu[0]:.2g})", "least squares", "top")
+    ax.set_ylim(bottom=0.3 * end["least squares"])
 
 
 def draw_blocks(fig, run):
@@ -356,10 +368,10 @@ def main():
     args = parser.parse_args()
     if args.list:
         return print("\n".join(f"{name:12s} {f.__doc__.splitlines()[0]}" for name, f in FIGURES.items()))
-    if not args.seeds.isdigit() or args.seeds == "0":
+    if not (args.seeds.isascii() and args.seeds.isdigit() and int(args.seeds)):
         raise train.UserError(f"--seeds must be a whole number of at least 1, not '{args.seeds}'")
-    names = args.names or ["overview"]
-    names = list(FIGURES) if names == ["all"] else [train.choose("figure", n, FIGURES) for n in names]
+    names = [train.choose("figure", n, [*FIGURES, "all"]) for n in args.names or ["overview"]]
+    names = list(FIGURES) if "all" in names else names
     if args.full and args.smoke:
         raise train.UserError("--full and --smoke exclude each other")
     lab = Lab("full" if args.full else "smoke" if args.smoke else "quick", tuple(range(int(args.seeds))))

@@ -1,37 +1,42 @@
 """The science: three attentions, the mesa layer and its gradient, the Transformer, and the theory written as weights.
 
-Glossary (code, meaning, shape; sections and propositions are those of von Oswald et al., arXiv 2309.05858):
+Glossary (code, meaning, shape; propositions are those of von Oswald et al., arXiv 2309.05858):
 
     B, T        batch, sequence length
     d           dimension of an observation x_t; the target at time t is x_{t+1}
     D           width of a token e_t in the residual stream                            e        [B, T, D]
-    heads, K    number of heads, key size                                              q, k, v  [B, heads, T, K]
-    wq, wk, wv  projections of a token to queries, keys, values                        [D, heads, K]
-    wo          a head's way back into the residual stream                             [heads, K, D]
+    heads, Dk   number of heads, key size (Dv: value size, mostly the same)            q, k, v  [B, heads, T, Dk]
+    wq, wk, wv  projections of a token to queries, keys, values                        [D, heads, Dk]
+    wo          a head's way back into the residual stream                             [heads, Dk, D]
     lam         lambda of the mesa layer, one per head; R_0 = lambda I, ridge 1/lambda  [heads]
-    R_t         (sum_{i<=t} k_i k_i^T + I/lambda)^-1                                   [K, K]
-    p_t         R_t q_t, the preconditioned query                                      rows of P, [T, K]
+    R_t         (sum_{i<=t} k_i k_i^T + I/lambda)^-1                                   [Dk, Dk]
+    p_t         R_t q_t, the preconditioned query                                      rows of P, [T, Dk]
     A           attention map: o_t = sum_{i<=t} A_ti v_i                               [B, heads, T, T]
-    G           cotangent dL/do of an attention's output                               [B, heads, T, K]
+    G           cotangent dL/do of an attention's output                               [B, heads, T, Dv]
     N_t, S_t    sum_{i<=t} x_i x_{i-1}^T and sum_{i<=t} x_{i-1} x_{i-1}^T, x_0 = 0     [B, T, d, d]
     eta, mu     step sizes of an iteration, ridge                                      [k], scalar
 
 Rows run over time: Q, K, V, P are matrices whose row t belongs to token t, and tril(.) keeps i <= t.  All functions
-take plain arrays or Tensors (see autodiff.py); the attentions work for complex inputs too.
+take plain arrays or Tensors (see autodiff.py).  Linear and mesa attention also take complex queries, keys and values;
+read k . q as k^H q and ^T as ^H then (`adjoint` in the code).
 
-Run it: `python mesa.py` walks through the Sherman-Morrison recursion for T = 3, K = 2 with every number printed.
+Run it: `python mesa.py` walks through the Sherman-Morrison recursion for T = 3, Dk = 2 with every number printed.
 """
 from collections import namedtuple
 from dataclasses import dataclass
 
+import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
+from autodiff import Tensor, adjoint, record, value, xp
+
 import numpy as np
 import scipy.optimize
 
-import autodiff as ad
-from autodiff import adjoint, record, value, xp
+from data import constructed_tokens, linear_sequences, previous
 
 # ------------------------------------------------------------------------------------------------ three attentions
-# Each is one primitive: a forward, and its VJP derived by hand. For real arrays adjoint(X) is just X^T.
+# Each is one primitive: a forward, and its VJP derived by hand.
+
+CHUNK = 64              # longer sequences are cut into chunks of at most this length
 
 
 def tril(A):
@@ -40,136 +45,227 @@ def tril(A):
     return A
 
 
+def mix(M, X):
+    """M @ X for M [B, heads, T, T], X [B, heads, T, Dk], laid out in memory as [B, T, heads, Dk]: merging the heads, which
+    comes next, then needs no copy (copying takes half as long as the product).  Arrays of other ranks: just M @ X."""
+    if X.ndim != 4:
+        return M @ X
+    B, heads, T, Dk = X.shape
+    return xp.matmul(M, X, out=xp.empty((B, T, heads, Dk), X.dtype).swapaxes(1, 2))
+
+
 def linear_attention(q, k, v):
-    """o_t = sum_{i<=t} v_i (k_i . q_t).   q, k [B, heads, T, K], v [B, heads, T, V] -> [B, heads, T, V]
+    """o_t = sum_{i<=t} v_i (k_i . q_t).   q, k [..., T, Dk], v [..., T, Dv] -> [..., T, Dv]
 
     A = tril(Q K^T), O = A V.   dL = <G, dO> = <G, dA V> + <G, A dV> gives the cotangents
         of V: A^T G      of A: G V^T, of which only the lower triangle M counts      of Q: M K      of K: M^T Q
+
+    That takes time and memory of order T^2. Beyond CHUNK tokens the chunked form, of order T, takes over.
     """
     Q, K, V = value(q), value(k), value(v)
-    A = tril(Q @ adjoint(K))                            # [B, heads, T, T]
+    if Q.shape[-2] > CHUNK:
+        return chunked_linear_attention(q, k, v)
+    A = tril(Q @ adjoint(K))                            # [..., T, T]
 
     def vjp(G):
         M = tril(G @ adjoint(V))
-        return M @ K, adjoint(M) @ Q, adjoint(A) @ G
-    return record(A @ V, (q, k, v), vjp)
+        return mix(M, K), mix(adjoint(M), Q), mix(adjoint(A), G)
+    return record(mix(A, V), (q, k, v), vjp)
+
+
+def chunked_linear_attention(q, k, v):
+    """The same at cost linear in T.  Within a chunk of C tokens as before; all earlier chunks act through one matrix,
+
+        S_c = sum_{i before chunk c} k_i v_i^T  [Dk, Dv]:     O_c = tril(Q_c K_c^T) V_c + Q_c S_c.
+
+    S_c is a running sum over chunks. In the VJP the cotangent of S_c is Q_c^T G_c, and since k_i, v_i enter the S of all
+    later chunks, these sum to Z_c = sum_{t after chunk c} q_t g_t^T:
+        of Q_c: M K_c + G_c S_c^T      of K_c: M^T Q_c + V_c Z_c^T      of V_c: A^T G_c + K_c Z_c
+    All chunks are computed at once; the last is filled up with zeros.
+    """
+    T = value(q).shape[-2]
+    n = -(-T // CHUNK)                                  # number of chunks, rounded up
+    C = -(-T // n)
+
+    def cut(X):                                         # [..., T, D] -> [..., n, C, D]
+        X = xp.concatenate([X, xp.zeros((*X.shape[:-2], n * C - T, X.shape[-1]), X.dtype)], axis=-2)
+        return X.reshape(*X.shape[:-2], n, C, X.shape[-1])
+
+    def join(X):                                        # and back
+        return X.reshape(*X.shape[:-3], n * C, X.shape[-1])[..., :T, :]
+
+    def before(X):                                      # sums over the chunks before each: [..., n, Dk, Dv]
+        return X.cumsum(axis=-3) - X
+
+    Q, K, V = cut(value(q)), cut(value(k)), cut(value(v))
+    A = tril(Q @ adjoint(K))                            # [..., n, C, C]
+    S = before(adjoint(K) @ V)
+
+    def vjp(G):
+        G = cut(G)
+        M = tril(G @ adjoint(V))
+        Z = before((adjoint(Q) @ G)[..., ::-1, :, :])[..., ::-1, :, :]
+        return (join(M @ K + G @ adjoint(S)), join(adjoint(M) @ Q + V @ adjoint(Z)), join(adjoint(A) @ G + K @ Z))
+    return record(join(A @ V + Q @ S), (q, k, v), vjp)
 
 
 def softmax_attention(q, k, v):
-    """o_t = sum_{i<=t} A_ti v_i with A_t = softmax_{i<=t}(k_i . q_t / sqrt(K)); shapes as above; real.
+    """o_t = sum_{i<=t} A_ti v_i with A_t = softmax_{i<=t}(k_i . q_t / sqrt(Dk)); shapes as above, real.
 
-    As before up to A; then row by row through the softmax, dA = A (dZ - sum_j A_j dZ_j), so that
-        of Z: A (M - sum_j A_j M_j) with M = G V^T      of Q: (that) K / sqrt(K)      of K: (that)^T Q / sqrt(K)
+    With Z = Q K^T / sqrt(Dk) (-inf above the diagonal), E = exp(Z - row maximum), s the row sums of E: A = E / s, O = A V.
+    A row's factor 1/s is cheaper to apply to O and G, [T, Dv], than to E, [T, T]: G' = G / s. Then
+        of V: A^T G = E^T G'      of A: M = G V^T      through the softmax, dA = A (dZ - sum_j A_j dZ_j), of Z:
+        A (M - sum_j A_j M_j) = E (G' V^T - G' . O),  as sum_j A_j M_j = g_t . o_t      and of Q, K as in linear attention.
     """
-    Q, K, V = value(q), value(k), value(v)
-    scale = K.shape[-1] ** -0.5
-    Z = Q @ adjoint(K) * scale                          # [B, heads, T, T]
-    Z = xp.where(xp.tri(Z.shape[-1], dtype=bool), Z, -xp.inf)
-    A = xp.exp(Z - Z.max(axis=-1, keepdims=True))
-    A /= A.sum(axis=-1, keepdims=True)
+    scale = value(k).shape[-1] ** -0.5
+    Q, K, V = value(q) * scale, value(k), value(v)
+    E = Q @ adjoint(K)                                  # [B, heads, T, T], in place from here on
+    E += xp.where(xp.tri(E.shape[-1], dtype=bool), 0, -xp.inf).astype(E.dtype)
+    E -= E.max(axis=-1, keepdims=True)
+    xp.exp(E, out=E)
+    s = ad.row_sum(E)
+    O = mix(E, V)
+    O /= s
 
     def vjp(G):
+        G = G / s
         M = G @ adjoint(V)
-        GZ = A * (M - (A * M).sum(axis=-1, keepdims=True)) * scale
-        return GZ @ K, adjoint(GZ) @ Q, adjoint(A) @ G
-    return record(A @ V, (q, k, v), vjp)
+        M -= ad.row_sum(G * O)
+        M *= E
+        return mix(M, K) * scale, mix(adjoint(M), Q), mix(adjoint(E), G)
+    return record(O, (q, k, v), vjp)
 
 
-# The mesa layer. Phi_t = argmin 1/2 sum_{i<=t} |v_i - Phi k_i|^2 + 1/(2 lambda) |Phi|_F^2 is ridge regression on the
-# context so far, and the layer answers the query with it: o_t = Phi_t q_t. In closed form, with R_t as above,
+# -------------------------------------------------------------------------------------------------- the mesa layer
+# Phi_t = argmin 1/2 sum_{i<=t} |v_i - Phi k_i|^2 + 1/(2 lambda) |Phi|_F^2 is ridge regression on the context so far, and
+# the layer answers the query with it: o_t = Phi_t q_t. In closed form, with R_t as in the glossary,
 #     Phi_t = sum_{i<=t} v_i k_i^T R_t      hence      o_t = sum_{i<=t} v_i (k_i . p_t),   p_t = R_t q_t:
 # A mesa layer is linear attention whose query has been preconditioned.
 
 
-def sherman_morrison(K, lam):
-    """The directions u_t of the rank-one updates R_t = R_{t-1} - u_t u_t^T, R_0 = lambda I.
-
-    K [B, heads, T, K], lam [heads] -> U [B, heads, T, K], with u_t = R_{t-1} k_t / sqrt(1 + k_t . R_{t-1} k_t).
-    This is the Sherman-Morrison formula for adding k_t k_t^T to the matrix that R inverts: O(K^2) per token.
-
-    The loop over time has to be a Python loop, so each of its steps should do much: the batch goes last, and every
-    entry of R is then one contiguous vector over all sequences and heads.
-    """
-    B, heads, T, size = K.shape
-    k = xp.ascontiguousarray(K.transpose(2, 3, 0, 1))   # [T, K, B, heads]
-    U = xp.empty_like(k)
-    R = xp.zeros((size, size, B, heads), K.dtype)
-    R[xp.arange(size), xp.arange(size)] = lam
-    for t in range(T):
-        u = (R * k[t]).sum(axis=1)                      # R_{t-1} k_t                              [K, B, heads]
-        u /= xp.sqrt(1 + (k[t].conj() * u).real.sum(axis=0))
-        R -= u[:, None] * u.conj()
-        U[t] = u
-    return U.transpose(2, 3, 0, 1)
-
-
-def apply_R(U, X, lam):
-    """Rows R_t x_t for X [B, heads, T, K], given the directions U.
-
-    R_t = lambda I - sum_{i<=t} u_i u_i^T, so R_t x_t = lambda x_t - sum_{i<=t} u_i (u_i . x_t): once the directions are
-    known, applying every R_t at its own time is itself a linear attention, and needs no loop.
-    """
-    return lam[:, None, None] * X - tril(X @ adjoint(U)) @ U
-
-
 def mesa_attention(q, k, v, lam):
-    """o_t = sum_{i<=t} v_i (k_i . R_t q_t), the mesa layer.   q, k, v as above, lam [heads] > 0 -> [B, heads, T, V]
+    """o_t = sum_{i<=t} v_i (k_i . R_t q_t), the mesa layer.   q, k, v [B, heads, T, .], lam [heads] -> [B, heads, T, Dv]"""
+    return linear_attention(precondition(q, k, lam), k, v)
 
-    Derivation of the VJP, with P the rows p_t and A = tril(P K^T), O = A V:
 
-    1.  O is linear attention with P in the place of Q. As there, with M = tril(G V^T),
-            Gv = A^T G,      Gp = M K,      and k_i, where it is multiplied by p_t, receives  M^T P.
-    2.  p_t = R_t q_t and R_t inverts S_t = sum_{i<=t} k_i k_i^T + I/lambda.  d(S^-1) = -S^-1 dS S^-1 says dR = -R dS R:
-            dp_t = R_t dq_t - R_t dS_t p_t.
-        Write h_t = R_t Gp_t (R is symmetric). Then  Gp_t . dp_t = h_t . dq_t - h_t . dS_t p_t,  so  Gq has the rows h_t.
-    3.  dS_t = sum_{i<=t} (dk_i k_i^T + k_i dk_i^T) - I dlambda / lambda^2  turns  -h_t . dS_t p_t  into
-            - sum_{i<=t} (h_t . dk_i)(k_i . p_t)            k_i receives  - A^T H
-            - sum_{i<=t} (h_t . k_i)(dk_i . p_t)            k_i receives  - tril(H K^T)^T P
-            + h_t . p_t dlambda / lambda^2                  Glambda = sum_t h_t . p_t / lambda^2
+def precondition(q, k, lam):
+    """p_t = R_t q_t.   q, k [B, heads, T, Dk], lam [heads] > 0 -> [B, heads, T, Dk]
 
-    So the whole backward is the preconditioner applied a second time, to Gp instead of q, and matrix products.  No R_t
-    is kept, only the directions U, which are as large as K.
+    The VJP, with P the rows p_t.  R_t inverts S_t = sum_{i<=t} k_i k_i^T + I/lambda, and d(S^-1) = -S^-1 dS S^-1 says
+
+        dR = -R dS R,      dp_t = R_t dq_t - R_t dS_t p_t.
+
+    Write h_t = R_t g_t, g_t the cotangent of p_t (R is symmetric). Then <g_t, dp_t> = h_t . dq_t - h_t . dS_t p_t.
+    1.  So Gq has the rows h_t: the preconditioner once more, a second sweep on G instead of Q.
+    2.  dS_t = sum_{i<=t} (dk_i k_i^T + k_i dk_i^T) - I dlambda / lambda^2  turns  - h_t . dS_t p_t  into
+            - sum_{i<=t} [(h_t . dk_i)(k_i . p_t) + (h_t . k_i)(dk_i . p_t)] + h_t . p_t dlambda / lambda^2.
+        The sum is the differential, in k, of  sum_t h_t . sum_{i<=t} k_i (k_i . p_t) = <H, linear_attention(P, K, K)>,
+        so Gk is minus the VJP of that linear attention, summed over both roles of k:  -(tril(H K^T)^T P + A^T H).
+    3.  Glambda = sum_t h_t . p_t / lambda^2.
+    No R_t is kept: what the second sweep needs are two vectors per token. Raises FloatingPointError on overflow.
     """
-    Q, K, V, lam_ = value(q), value(k), value(v), value(lam)
-    U = sherman_morrison(K, lam_)
-    P = apply_R(U, Q, lam_)
-    A = tril(P @ adjoint(K))
+    Q, K, lam_ = value(q), value(k), value(lam)
+    F, W = square_root_sweep(K, lam_)
+    P = apply_R(F, W, Q, lam_)
 
     def vjp(G):
-        M = tril(G @ adjoint(V))
-        H = apply_R(U, M @ K, lam_)                     # rows h_t = R_t Gp_t
-        Gk = adjoint(M - tril(H @ adjoint(K))) @ P - adjoint(A) @ H
-        Glam = (H.conj() * P).real.sum(axis=(0, 2, 3)) / lam_ ** 2
-        return H, Gk, adjoint(A) @ G, Glam
-    return record(A @ V, (q, k, v, lam), vjp)
+        H = apply_R(F, W, G, lam_)
+        _, as_key, as_value = linear_attention(Tensor(P), K, K).vjp(H)
+        return H, -(as_key + as_value), (H.conj() * P).real.sum(axis=(0, 2, 3)) / lam_ ** 2
+    return record(P, (q, k, lam), vjp)
 
 
-def reverse_sweep(K, R, X):
+def sherman_morrison(K, X, lam):
+    """Rows R_t x_t by the recursion of the paper, the inverse of a matrix after adding k k^T to it, O(Dk^2) per token:
+
+        R_t = R_{t-1} - u u^T / (1 + k_t . u)  with  u = R_{t-1} k_t,      R_0 = lambda I.
+
+    K, X [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk].  To be read; `precondition` computes the same faster.
+    """
+    R = xp.eye(K.shape[-1], dtype=K.dtype) * lam[:, None, None]             # [heads, Dk, Dk], then [B, heads, Dk, Dk]
+    rows = []
+    for t in range(K.shape[2]):
+        k, x = K[:, :, t, :, None], X[:, :, t, :, None]                     # [B, heads, Dk, 1]
+        u = R @ k
+        R = R - u @ adjoint(u) / (1 + adjoint(k) @ u).real
+        rows.append((R @ x)[..., 0])
+    return xp.stack(rows, axis=2)
+
+
+def reverse_sweep(K, X, R):
     """Rows R_t x_t from the last to the first, from R = R_T alone: the backward of the paper's appendix.  Real.
 
-    K, X [B, heads, T, K], R [B, heads, K, K] -> (rows [B, heads, T, K], the R_0 it arrives at).
-    Undoing an update, R_{t-1} = R_t + u u^T / (1 - k_t . u) with u = R_t k_t, needs no memory at all, but where the
-    update removed almost everything, 1 - k_t . u is almost zero and rounding errors are divided by it: with lambda = 100
-    in float32, R_0 comes back wrong by several per cent. That is why `mesa_attention` keeps U instead.
+    K, X [B, heads, T, Dk], R [B, heads, Dk, Dk] -> (rows [B, heads, T, Dk], the R_0 it arrives at).
+    Undoing an update, R_{t-1} = R_t + u u^T / (1 - k_t . u) with u = R_t k_t, needs no memory at all. But where the update
+    has removed almost everything, 1 - k_t . u is almost zero, and rounding errors are divided by it: with lambda = 100 in
+    float32, R_0 comes back wrong by several per cent.
     """
     rows = []
     for t in reversed(range(K.shape[2])):
-        k, x = K[:, :, t, :, None], X[:, :, t, :, None]                     # [B, heads, K, 1]
+        k, x = K[:, :, t, :, None], X[:, :, t, :, None]                     # [B, heads, Dk, 1]
         rows.append((R @ x)[..., 0])
         u = R @ k
         R = R + u @ adjoint(u) / (1 - adjoint(k) @ u)
     return xp.stack(rows[::-1], axis=2), R
 
 
+# Sherman-Morrison subtracts, and where a long key meets a large lambda almost nothing is left of numbers of size lambda:
+# rounding errors of size eps lambda can swamp R, which may even stop being positive. Its square root does not have that
+# weakness (Potter 1963). Write R = S S^T and f = S_{t-1}^T k_t; then, with s = 1 + f . f,
+#     R_t = S_{t-1} (I - f f^T / s) S_{t-1}^T   and   (I - f f^T / (s + sqrt(s)))^2 = I - f f^T / s,    hence
+#     S_t = S_{t-1} - w f^T   with   w = S_{t-1} f / (s + sqrt(s)),      S_0 = sqrt(lambda) I.
+# R = S S^T is positive whatever the rounding, s >= 1 always, and errors are of size eps sqrt(lambda |S^-1|^2) instead of
+# the square of that root.  And since S_t = S_0 - sum_{i<=t} w_i f_i^T, applying S_t or S_t^T to the vector of its own
+# time t is a linear attention: once the f_i and w_i are known, no loop over time is left.
+
+
+def square_root_sweep(K, lam):
+    """The vectors f_t, w_t of every update S_t = S_{t-1} - w_t f_t^T, S_0 = sqrt(lambda) I: rows of F and W [B, heads, T, Dk].
+
+    The loop over time is a Python loop, so each of its steps should do much: the batch goes last, and every entry of S is
+    then one contiguous vector over all sequences and heads.  In float32 errors stay below 1e-4 while lambda sum |k|^2, which
+    bounds lambda |S^-1|^2, is below 1e6; beyond, the sweep runs in double precision.
+    """
+    B, heads, T, Dk = K.shape
+
+    def bound():
+        return float((lam * xp.einsum("bhtk,bhtk->bh", K, K.conj()).real).max())
+    if not bound() < 1e6:
+        K = K.astype(xp.result_type(K.dtype, "float64"))
+        if not bound() < float("inf"):
+            raise FloatingPointError("a key is not finite, or lambda |k|^2 overflows: R_t cannot be computed")
+    k = xp.ascontiguousarray(K.transpose(2, 3, 0, 1))   # [T, Dk, B, heads]
+    F, W = xp.empty_like(k), xp.empty_like(k)
+    S = xp.zeros((Dk, Dk, B, heads), K.dtype)
+    S[xp.arange(Dk), xp.arange(Dk)] = lam ** 0.5
+    for t in range(T):
+        f = xp.einsum("ijbh,ibh->jbh", S.conj(), k[t])                      # S^T k           [Dk, B, heads]
+        s = 1 + (f.conj() * f).real.sum(axis=0)
+        w = xp.einsum("ijbh,jbh->ibh", S, f) / (s + xp.sqrt(s))
+        S -= w[:, None] * f.conj()
+        F[t], W[t] = f, w
+    return F.transpose(2, 3, 0, 1), W.transpose(2, 3, 0, 1)
+
+
+def apply_R(F, W, X, lam):
+    """Rows R_t x_t = S_t S_t^T x_t for X [B, heads, T, Dk], from the vectors f_t, w_t of `square_root_sweep`:
+    S_t^T x = sqrt(lambda) x - sum_{i<=t} f_i (w_i . x),      S_t y = sqrt(lambda) y - sum_{i<=t} w_i (f_i . y).
+    """
+    root = (lam ** 0.5)[:, None, None].astype(F.real.dtype)
+    Y = root * X - linear_attention(X.astype(F.dtype), W, F)
+    return (root * Y - linear_attention(Y, F, W)).astype(X.dtype)
+
+
 def precondition_direct(Q, K, lam):
-    """Rows p_t = R_t q_t by solving with S_t = sum_{i<=t} k_i k_i^T + I/lambda at every t: O(T K^3), the oracle."""
-    S = (K[..., :, None] * K[..., None, :].conj()).cumsum(axis=2)           # [B, heads, T, K, K]
-    return xp.linalg.solve(S + xp.eye(K.shape[-1]) / lam[:, None, None, None], Q[..., None])[..., 0]
+    """Rows p_t = R_t q_t by solving with R_t^-1 = sum_{i<=t} k_i k_i^T + I/lambda at every t: O(T Dk^3), the oracle."""
+    gram = (K[..., :, None] * K[..., None, :].conj()).cumsum(axis=2)        # [B, heads, T, Dk, Dk]
+    return xp.linalg.solve(gram + xp.eye(K.shape[-1]) / lam[:, None, None, None], Q[..., None])[..., 0]
 
 
 def precondition_cholesky(Q, K, lam):
-    """The same without any loop over time.  The T x T matrix K K^T + I/lambda = L L^T contains the problem of every
-    prefix, since the leading t x t block of L factors the leading block:
+    """The same without any loop over time.  With K_t the first t rows of K, Woodbury's identity is
+    R_t = lambda (I - K_t^T (K_t K_t^T + I/lambda)^-1 K_t), and one factorisation K K^T + I/lambda = L L^T [T, T] serves
+    every t, since the leading t x t block of L factors the leading block. With triu dropping the keys after t:
     P = lambda (Q - (L^-T triu(L^-1 K Q^T))^T K).
     """
     lam = lam[:, None, None]
@@ -232,36 +328,36 @@ def position_code(T, D, dtype):
 
 
 def split_heads(e, w):
-    """e [B, T, D], w [D, heads, K] -> e @ w as [B, heads, T, K]"""
-    (B, T, D), (_, heads, K) = e.shape, w.shape
-    return (e @ w.reshape(D, heads * K)).reshape(B, T, heads, K).swapaxes(1, 2)
+    """e [B, T, D], w [D, heads, Dk] -> e @ w as [B, heads, T, Dk]"""
+    (B, T, D), (_, heads, Dk) = e.shape, w.shape
+    return (e @ w.reshape(D, heads * Dk)).reshape(B, T, heads, Dk).swapaxes(1, 2)
 
 
 def attention_block(params, b, kind, z, config, code, trace=None):
     """What one attention layer adds to the stream, given its input z [B, T, D]; `b` is its prefix in params."""
     B, T, D = z.shape
-    z_qk = z
+    z_qk = z                                            # what queries and keys are computed from
     if config.positional == "concat":
         z_qk = ad.concatenate([z, xp.broadcast_to(code, (B, *code.shape))])  # [B, T, 2D]
     q, k, v = split_heads(z_qk, params[b + "wq"]), split_heads(z_qk, params[b + "wk"]), split_heads(z, params[b + "wv"])
     if config.qk_norm:          # the small number keeps the gradient finite where a vector is zero
         q, k = (x * ((x * x).sum(axis=-1, keepdims=True) + 1e-14) ** -0.5 for x in (q, k))
     lam = (ad.exp(params[b + "log_lam"]),) if kind == "mesa" else ()
-    o = ATTENTION[kind](q, k, v, *lam)                                      # [B, heads, T, K]
+    o = ATTENTION[kind](q, k, v, *lam)                                      # [B, heads, T, Dk]
     wo = params[b + "wo"]
     if trace is not None:
         trace[b + "map"] = ATTENTION[kind](q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:2], T, T)), *lam)
         trace[b + "heads"] = o @ wo                                         # [B, heads, T, D], what each head writes
-    heads, K, _ = wo.shape
-    return o.swapaxes(1, 2).reshape(B, T, heads * K) @ wo.reshape(heads * K, D)
+    heads, Dk, _ = wo.shape
+    return o.swapaxes(1, 2).reshape(B, T, heads * Dk) @ wo.reshape(heads * Dk, D)
 
 
 def transformer(params, x, config, trace=None):
     """Predictions [B, T, d_out] for tokens x [B, T, d_in]; causal: the prediction at t sees tokens 1 ... t only.
 
-    e -> blocks [e += Attention(LN(e));  e += MLP(LN(e))] -> read-out.
+    e (+ position code) -> blocks [e += Attention(LN(e));  e += MLP(LN(e));  clamp] -> read-out.
 
-    trace  a dict, if given, receives every intermediate result:
+    trace  a dict, if given, receives
            acts.l         the residual stream before block l (acts.L: after the last)       [B, T, D]
            blocks.l.map   the attention map A, o = A v, obtained with v = identity           [B, heads, T, T]
            blocks.l.heads what each head writes into the stream                              [B, heads, T, D]
@@ -327,7 +423,7 @@ def proposition_2(w, alpha, d=10, heads=4):
         r <- r - alpha_j S_t r,      prediction <- prediction + w_j N_t r      (the old r in both)
     by one head of key size 2d: query r, key x_{i-1}, value (x_{i-1}, x_i).  `richardson_weights` chooses w and alpha for
     gradient descent and for ridge regression; with free w and alpha_j = alpha, k layers reach N_t q(S_t) x_t for every
-    polynomial q of degree k - 1.
+    polynomial q of degree at most k - 1, if alpha is not 0.
     """
     config = Config(("linear",) * len(w), heads=heads, key_size=2 * d, width=4 * d, d_in=4 * d, d_out=d)
     params = {name: np.zeros_like(a) for name, a in init_params(np.random.default_rng(0), config).items()}
@@ -344,11 +440,13 @@ def proposition_2(w, alpha, d=10, heads=4):
 
 
 def richardson_weights(eta, mu=0.0):
-    """(w, alpha) of `proposition_2` whose last layer outputs N_t z_k, where z <- z + eta_j (x_t - (S_t + mu I) z), z = 0.
+    """(w, alpha) for which slot 0 of `proposition_2` holds N_t z_j after every layer j, where z_0 = 0 and
 
-    mu = 0 is gradient descent on W from 0 with step sizes eta_j, right after every layer.  For mu > 0 the update has
-    terms in z alone, which residual plus linear attention cannot write; since they are scalar multiples they can be
-    absorbed: w_j = eta_j c_{j-1}, alpha_j = eta_j / (1 - eta_j mu), c_j = prod_{i<=j} (1 - eta_i mu).
+        z_j = z_{j-1} + eta_j (x_t - (S_t + mu I) z_{j-1}),    with residual    r_j = (1 - eta_j mu) r_{j-1} - eta_j S_t r_{j-1}.
+
+    mu = 0 is gradient descent on W from 0 with step sizes eta_j. For mu > 0 the residual is also rescaled, which attention
+    cannot do; the factor c_j = prod_{i<=j} (1 - eta_i mu) is carried in the weights instead: w_j = eta_j c_{j-1},
+    alpha_j = eta_j / (1 - eta_j mu).  eta_j mu must not be 1.
     """
     eta = np.asarray(eta, float)
     c = np.cumprod(1 - eta * mu)
@@ -367,10 +465,9 @@ Spectrum = namedtuple("Spectrum", "s x NV y")           # s, V^T x_t, N_t V, tar
 
 def spectrum(x):
     """Spectrum of S_t for every prefix: s, x, y [B, T, d], NV [B, T, d, d]."""
-    now, previous = x[:, :-1], np.zeros_like(x[:, :-1])
-    previous[:, 1:] = x[:, :-2]                                             # x_{t-1}, with x_0 = 0
-    s, V = np.linalg.eigh((previous[..., :, None] * previous[..., None, :]).cumsum(axis=1))
-    N = (now[..., :, None] * previous[..., None, :]).cumsum(axis=1)
+    now, before = x[:, :-1], previous(x[:, :-1])
+    s, V = np.linalg.eigh((before[..., :, None] * before[..., None, :]).cumsum(axis=1))
+    N = (now[..., :, None] * before[..., None, :]).cumsum(axis=1)
     return Spectrum(np.maximum(s, 0), (now[..., None, :] @ V)[..., 0, :], N @ V, x[:, 1:])
 
 
@@ -381,7 +478,7 @@ def predict(spec, inverse):
 
 def gradient_descent(s, eta):
     """k steps from W = 0 with step sizes eta [k]: z <- z + eta_j (1 - s z)."""
-    z = 0 * s
+    z = np.zeros_like(s)
     for j in range(len(eta)):
         z = z + eta[j] * (1 - s * z)
     return z
@@ -393,14 +490,14 @@ def richardson(s, eta, mu):
 
 
 def neumann(s, alpha, k):
-    """The Neumann series 1/s = alpha sum_j (1 - alpha s)^j, cut after k terms."""
+    """The Neumann series 1/s = alpha sum_j (1 - alpha s)^j, cut after k terms: k gradient steps of one size."""
     return sum(alpha * (1 - alpha * s) ** j for j in range(k))
 
 
 def chebyshev(s, eta, beta):
     """Gradient descent with momentum, z_{j+1} = z_j + eta_j (1 - s z_j) + beta_j (z_j - z_{j-1}): the Chebyshev iteration
     for particular eta, beta [k]."""
-    z, last = 0 * s, 0 * s
+    z = last = np.zeros_like(s)
     for j in range(len(eta)):
         z, last = z + eta[j] * (1 - s * z) + beta[j] * (z - last), z
     return z
@@ -408,7 +505,7 @@ def chebyshev(s, eta, beta):
 
 def newton_schulz(s, mu, k):
     """k steps of z <- z (2 - (s + mu) z) from z = 1 / trace: the error is squared in every step."""
-    z = 1 / ((s + mu).sum(axis=-1, keepdims=True) + 0 * s)
+    z = 1 / (s + mu).sum(axis=-1, keepdims=True)
     for _ in range(k):
         z = z * (2 - (s + mu) * z)
     return z
@@ -425,9 +522,9 @@ def kernel_regression(x, bandwidth):
     """
     keys, values, queries = x[:, :-2], x[:, 1:-1], x[:, 1:-1]               # at t = 2 ... T: pairs (x_{i-1}, x_i), i <= t
     score = queries @ adjoint(keys) - 0.5 * (keys * keys).sum(axis=-1)[:, None, :]          # [B, T-1, T-1]
-    seen = np.tri(score.shape[-1])
-    later = ad.softmax(score * bandwidth ** -2 + np.log(seen, out=np.full_like(seen, -1e30), where=seen > 0)) @ values
-    return ad.concatenate([0 * x[:, :1], later], axis=1)                    # at t = 1 nothing has been seen
+    unseen = np.where(np.tri(score.shape[-1], dtype=bool), 0, -np.inf)
+    later = ad.softmax(score * bandwidth ** -2 + unseen) @ values
+    return ad.concatenate([np.zeros_like(x[:, :1]), later], axis=1)         # at t = 1 nothing has been seen
 
 
 def tune(algorithm, target, start):
@@ -444,15 +541,14 @@ def tune(algorithm, target, start):
 
 def identity_block_optimum(x):
     """The best of all one-layer linear-attention models on [0, 0, x_t, x_{t-1}] whose weights are multiples of identity
-    blocks, on exactly these sequences: (predictions [B, T, d], coefficients [2, 2, 2]).
+    blocks (two or more heads, key size at least 2d), on exactly these sequences, for it is fitted to them: (predictions
+    [B, T, d], coefficients [2, 2, 2]).
 
     Such a model is a linear combination of the eight sums  sum_{i<=t} v (k . q)  with v, k in {x_i, x_{i-1}} and
     q in {x_t, x_{t-1}} (that order of axes), so least squares finds the optimum. The one gradient step of Proposition 1
     is (v, k, q) = (x_i, x_{i-1}, x_t), coefficient [0, 1, 0].
     """
-    now, previous = x[:, :-1], np.zeros_like(x[:, :-1])
-    previous[:, 1:] = x[:, :-2]
-    two = np.stack([now, previous])                                         # [2, B, T, d]
+    two = np.stack([x[:, :-1], previous(x[:, :-1])])                        # [2, B, T, d]
     sums = np.stack([linear_attention(two[q], two[k], two[v])
                      for v in (0, 1) for k in (0, 1) for q in (0, 1)], axis=-1)             # [B, T, d, 8]
     coefficients = np.linalg.lstsq(sums.reshape(-1, 8), x[:, 1:].ravel(), rcond=None)[0]
@@ -465,7 +561,7 @@ def main():
     V = np.array([[1.0, 0.0], [2.0, 1.0], [2.0, 2.0]])
     Q = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
     lam = 1.0
-    print("The mesa layer by hand: T = 3 tokens, key size K = 2, lambda = 1, the same query (1, 1) at every t.\n"
+    print("The mesa layer by hand: T = 3 tokens, key size Dk = 2, lambda = 1, the same query (1, 1) at every t.\n"
           "  u = R k,  s = 1 + k.u,  R <- R - u u^T / s,  p = R q,  o = sum_{i<=t} v_i (k_i . p)\n")
     R = lam * np.eye(2)
     for t in range(3):
@@ -480,7 +576,6 @@ def main():
     layer = mesa_attention(Q[None, None], K[None, None], V[None, None], np.array([lam]))[0, 0]
     Phi = np.linalg.solve(K.T @ K + np.eye(2), K.T @ V).T
     print(f"\n  mesa_attention gives o_3 = {layer[2]}; ridge regression of all v on all k, applied to q: {Phi @ Q[2]}")
-    from data import constructed_tokens, linear_sequences
     x = linear_sequences(np.random.default_rng(0), 1, 20, d=3)
     params, config = proposition_1(eta=0.05, d=3, key_size=3)
     out = transformer(params, constructed_tokens(x[:, :-1]), config)[0, -1]

@@ -2,6 +2,7 @@
 
 Run them: `python -m pytest -q`. They take well under three minutes; `pytest -k golden` compares with the authors' code.
 """
+import doctest
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import autodiff as ad
@@ -66,6 +68,7 @@ OPERATIONS = {  # name: (function, inputs); those for which the complex case app
     "swapaxes": (lambda a: a.swapaxes(0, 2) * np.arange(3.)[:, None, None], ((2, 2, 3),)),
     "slice": (lambda a: a[:, 1:], ((2, 3),)),
     "slice with ellipsis, None and an integer": (lambda a: a[..., None, 1] * a[:, ::2], ((2, 4),)),
+    "index by a list": (lambda a: a[[0, 2, 0, 0]], ((3, 2),)),
     "index by an integer array": (lambda a: a[np.array([0, 2, 0, 0])], ((3, 2),)),
     "concatenate": (lambda a, b: ad.concatenate([a, np.ones((2, 2)), b], axis=1), ((2, 3), (2, 1))),
     "concatenate the first axis": (lambda a, b: ad.concatenate([a, b, a], axis=0), ((2, 3), (1, 3))),
@@ -171,6 +174,10 @@ def test_errors_say_what_to_do_instead(rng):
         backward(a * 2, [a])
     with pytest.raises(ValueError, match="Tensor"):
         backward(np.ones(()), [a])
+    with pytest.raises(ValueError, match="takes a list"):
+        backward((a * a).sum(), a)
+    with pytest.raises(ValueError, match="the cotangent has shape"):
+        backward(a * a, [a], np.ones(3))
     with pytest.raises(ValueError, match=r"test_errors.* returned shape \(3,\) for an input of shape \(2, 3\)"):
         backward(ad.record(a.data.sum(), (a,), (lambda g: np.ones(3),)), [a])
 
@@ -181,7 +188,7 @@ def test_float32_stays_float32(rng):
     params = {k: w.astype("float32") for k, w in mesa.init_params(rng, config).items()}
     x = rng.standard_normal((2, 5, 4)).astype("float32")
     loss, grads = value_and_grad(lambda p: mesa.squared_error(mesa.transformer(p, x, config), x), params)
-    assert loss.dtype == "float32" and {g.dtype.name for g in grads.values()} == {"float32"}
+    assert {g.dtype.name for g in grads.values()} == {"float32"}
 
 
 # ------------------------------------------------------------------------------------------------------- golden
@@ -282,34 +289,93 @@ def test_complex_mesa_vjp_equals_finite_differences(rng):
     check_gradients(mesa.mesa_attention, q, k, v, np.array([1.0, 3.0]), rng=rng)
 
 
-def preconditioner(Q, K, lam):
-    return mesa.apply_R(mesa.sherman_morrison(K, lam), Q, lam)
-
-
 @pytest.mark.parametrize("draw", [lambda rng, *shape: rng.standard_normal(shape), complex_normal], ids=["real", "complex"])
-def test_sherman_morrison_equals_the_direct_solve_and_cholesky(draw, rng):
+def test_preconditioners_equal_the_direct_solve(draw, rng):
     Q, K, lam = draw(rng, 2, 2, 12, 4), draw(rng, 2, 2, 12, 4), np.array([1.0, 50.0])
     P = mesa.precondition_direct(Q, K, lam)
-    assert relative(preconditioner(Q, K, lam), P) < 1e-11
+    assert relative(mesa.sherman_morrison(K, Q, lam), P) < 1e-11
+    assert relative(mesa.precondition(Q, K, lam), P) < 1e-11
     assert relative(mesa.precondition_cholesky(Q, K, lam), P) < 1e-11
 
 
-def test_reverse_sweep_equals_the_stored_directions_and_drifts(rng):
+def test_reverse_sweep_equals_the_forward_sweep_and_drifts(rng):
     """Running the recurrence backwards gives the same rows, but loses lambda I on the way back: more, the larger lambda."""
     K, X = rng.standard_normal((2, 8, 1, 50, 10))
     drift = {}
     for dtype in ("float32", "float64"):
         for lam in (1.0, 100.0):
             k, x, lam_ = K.astype(dtype), X.astype(dtype), np.array([lam], dtype)
-            U = mesa.sherman_morrison(k, lam_)
-            R_T = lam_ * np.eye(10, dtype=dtype) - mesa.adjoint(U) @ U
-            rows, R_0 = mesa.reverse_sweep(k, R_T, x)
+            R_T = np.linalg.inv(K.swapaxes(2, 3) @ K + np.eye(10) / lam).astype(dtype)
+            rows, R_0 = mesa.reverse_sweep(k, x, R_T)
             drift[dtype, lam] = np.median(np.abs(R_0 / lam - np.eye(10)).max(axis=(1, 2, 3)))
             if dtype == "float64":
-                assert relative(rows, mesa.apply_R(U, x, lam_)) < 1e-6
+                assert relative(rows, mesa.sherman_morrison(k, x, lam_)) < 1e-6
     assert drift["float64", 1.0] < 1e-11
     assert drift["float32", 1.0] < 1e-3 < 1e-2 < drift["float32", 100.0]
     assert drift["float64", 100.0] > 1e3 * drift["float64", 1.0]
+
+
+@pytest.mark.parametrize("T", [65, 128, 200])
+def test_chunked_linear_attention_equals_the_quadratic_form(T, rng, monkeypatch):
+    """O_c = tril(Q_c K_c^T) V_c + Q_c S_c over chunks, forward and VJP, real and complex."""
+    q, k, v, G = (complex_normal(rng, 2, 3, T, n) for n in (4, 4, 5, 5))
+    for real in (True, False):
+        inputs = {n: a.real if real else a for n, a in zip("qkv", (q, k, v))}
+        results = []
+        for chunk in (64, 10 ** 6):
+            monkeypatch.setattr(mesa, "CHUNK", chunk)
+            results.append(value_and_grad(lambda p: ad.real(mesa.linear_attention(p["q"], p["k"], p["v"]) * G).sum(), inputs))
+        (a, ga), (b, gb) = results
+        assert abs(a / b - 1) < 1e-11 and all(relative(ga[n], gb[n]) < 1e-11 for n in inputs)
+
+
+def exact_preconditioner(Q, K, lam, t):
+    """(p_t, |R_t|) of one head by elimination in exact rational arithmetic: Q, K [T, Dk]."""
+    rows = [[Fraction(float(x)) for x in k] for k in K[:t + 1]]
+    n = len(rows[0])
+    A = [[sum(r[i] * r[j] for r in rows) + (i == j) / Fraction(float(lam)) for j in range(n)] +
+         [Fraction(int(i == j)) for j in range(n)] for i in range(n)]
+    for i in range(n):                                  # Gauss-Jordan; the matrix is positive definite: no pivoting
+        A[i] = [x / A[i][i] for x in A[i]]
+        for j in range(n):
+            if j != i:
+                A[j] = [x - A[j][i] * y for x, y in zip(A[j], A[i])]
+    R = [row[n:] for row in A]
+    p = [sum(r * Fraction(float(x)) for r, x in zip(row, Q[t])) for row in R]
+    return np.array([float(x) for x in p]), np.linalg.norm(np.array([[float(r) for r in row] for row in R]), 2)
+
+
+HARD_KEYS = {           # [T, Dk] from a generator
+    "normal": lambda g, T, n: g.standard_normal((T, n)),
+    "repeated": lambda g, T, n: np.repeat(g.standard_normal((1, n)), T, axis=0),
+    "nearly parallel": lambda g, T, n: g.standard_normal((1, n)) + 1e-4 * g.standard_normal((T, n)),
+    "often zero": lambda g, T, n: g.standard_normal((T, n)) * (g.random((T, 1)) < 0.5),
+    "large": lambda g, T, n: 1e3 * g.standard_normal((T, n)),
+    "of all sizes": lambda g, T, n: g.standard_normal((T, n)) * 10.0 ** g.integers(-3, 4, (T, 1)),
+}
+
+
+@pytest.mark.parametrize("lam", [1.0, 1000.0])
+@pytest.mark.parametrize("keys", HARD_KEYS)
+def test_preconditioner_is_steady(keys, lam, rng):
+    """|p^ - p| / (|R| |q|) stays below 1e-3 in float32 and 1e-9 in float64, against exact arithmetic."""
+    T, n = 70, 4
+    K, Q = HARD_KEYS[keys](rng, T, n), rng.standard_normal((T, n))
+    for dtype, bound in (("float32", 1e-3), ("float64", 1e-9)):
+        k, q = K.astype(dtype), Q.astype(dtype)
+        P = mesa.precondition(q[None, None], k[None, None], np.array([lam], dtype))[0, 0]
+        assert P.dtype == dtype
+        for t in (0, 2, 3, 4, 5, 8, 20, 69):
+            p, norm = exact_preconditioner(q, k, lam, t)
+            assert np.linalg.norm(P[t] - p) <= bound * norm * np.linalg.norm(q[t]), (dtype, t)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
+def test_keys_that_overflow_are_refused(bad, rng):
+    q, k = rng.standard_normal((2, 1, 1, 5, 3))
+    k[0, 0, 2, 1] = bad
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="not finite"):
+        mesa.precondition(q, k, np.ones(1))
 
 
 @pytest.mark.parametrize("kind", mesa.ATTENTION)
@@ -553,7 +619,16 @@ TINY_ARGS = [f"--{k.replace('_', '-')}={','.join(map(str, v)) if isinstance(v, t
 def tiny(preset, **changes):
     if "embed" in changes or preset.startswith(("softmax", "hybrid")):
         changes = dict(heads=2, key_size=3, width=8) | changes
-    return replace(train.PRESETS[preset], **TINY | changes).check()
+    s = replace(train.PRESETS[preset], **TINY | changes)
+    return replace(s, snapshots=tuple(n for n in s.snapshots if n <= s.steps)).check()
+
+
+def test_readme_example():
+    """The Python block of the README prints what stands there."""
+    block = (HERE / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    runner = doctest.DocTestRunner(verbose=False)
+    runner.run(doctest.DocTestParser().get_doctest(block, {}, "README", None, 0))
+    assert runner.failures == 0 and runner.tries == 4
 
 
 def command_line(*args, timeout=60, **kw):
@@ -629,7 +704,7 @@ def test_fit_is_the_loop_of_anything_that_has_a_gradient(rng):
         x = g.standard_normal((n, 2))
         return x, (x[:, 0] > x[:, 1]).astype(int)
     state = train.State({"w": np.zeros((2, 2))}, np.random.default_rng(0))
-    train.fit(lambda p, x, label: ad.cross_entropy(x @ p["w"], label), state, labelled, train.gradient_descent(1.0), 50, 64)
+    train.fit(lambda p, x, label: ad.cross_entropy(x @ p["w"], label), state, labelled, train.sgd(1.0), 50, 64)
     assert state.losses[0] == pytest.approx(np.log(2)) and np.mean(state.losses[-5:]) < 0.3
 
 

@@ -8,20 +8,23 @@ The loop is `fit`: loss function x parameters x source of batches x update.  Any
 call of it; what is not to be trained is simply not among the parameters.
 """
 import argparse
+import ctypes
 import dataclasses
 import difflib
 import json
 import math
 import os
+import shutil
 import signal
 import sys
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import autodiff as ad
+import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
 from autodiff import to_backend, to_numpy, xp
 
 import numpy as np
@@ -39,7 +42,7 @@ class UserError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything the result of a run depends on. Defaults are those of the paper's linear models."""
+    """Everything that makes a run what it is. The defaults are the paper's for its linear models."""
     # the task: random linear systems (data.py)
     d: int = 10                         # dimension of the observations
     T: int = 50                         # length of the context
@@ -62,7 +65,7 @@ class Settings:
     steps: int = 20_000
     batch: int = 256                    # sequences per step, all of them new
     lr: float = 3e-4                    # peak learning rate
-    lr_end: float = 1e-5                # learning rate at the last step, reached along a cosine
+    lr_end: float = 1e-5                # learning rate towards which a cosine falls until the last step
     warmup: int = 1_000                 # steps of linear warm-up
     weight_decay: float = 0.05          # decoupled (AdamW); not on log(lambda) or layer norms
     clip: float = 1.0                   # gradients are clipped elementwise to [-clip, clip]
@@ -88,11 +91,11 @@ class Settings:
         for name in ("d", "T", "heads", "key_size", "batch", "report", "heldout"):
             need(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("noise", "init_range", "width", "mlp_width", "clamp", "steps", "warmup", "weight_decay", "seed"):
-            need(getattr(self, name) >= 0, f"{name} must not be negative, and it is {getattr(self, name)}")
+            need(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("init_std", "lr", "lr_end", "clip"):
             need(getattr(self, name) > 0, f"{name} must be greater than 0, not {getattr(self, name)}")
         for f in fields(self):
-            need(f.type != float or math.isfinite(getattr(self, f.name)), f"{f.name} must be a finite number")
+            need(f.type != float or math.isfinite(getattr(self, f.name)), f"{f.name} must be finite, not {getattr(self, f.name)}")
         for name, allowed in (("tokens", data.TOKENS), ("positional", ("none", "add", "concat")),
                               ("dtype", ("float32", "float64"))):
             choose(name, getattr(self, name), allowed)
@@ -101,6 +104,7 @@ class Settings:
             choose("kinds", kind, mesa.ATTENTION)
         need(self.steps == 0 or self.warmup < self.steps, f"warmup ({self.warmup}) must be smaller than steps "
              f"({self.steps}): add for example --warmup {self.steps // 10}")
+        need(all(0 <= n <= self.steps for n in self.snapshots), f"snapshots must lie between 0 and steps ({self.steps})")
         need(not self.embed or self.width, "embed needs a width, for example --width 40")
         need(self.embed or self.width in (0, self.config.d_in), f"without --embed true the stream is as wide as a token: "
              f"leave --width out (or set it to {self.config.d_in})")
@@ -154,13 +158,13 @@ def adamw(schedule, weight_decay=0.0, clip=math.inf, b1=0.9, b2=0.999, eps=1e-8)
     return update
 
 
-def gradient_descent(lr):
-    """w <- w - lr g, the plain one."""
+def sgd(lr):
+    """Plain gradient descent, w <- w - lr g."""
     return lambda params, grads, slots, step: ({name: w - lr * grads[name] for name, w in params.items()}, slots)
 
 
 def warmup_cosine(s):
-    """Learning rate: linear from 0 to s.lr over s.warmup steps, then half a cosine down to s.lr_end at s.steps."""
+    """Learning rate: linear up to s.lr over s.warmup steps, then half a cosine down towards s.lr_end at s.steps."""
     def schedule(step):
         if step < s.warmup:
             return s.lr * (step + 1) / s.warmup
@@ -172,6 +176,21 @@ def warmup_cosine(s):
 
 PIECE = 32          # sequences per piece of a batch
 POOL = ThreadPoolExecutor(os.cpu_count())
+
+
+def keep_memory():
+    """Ask the C library (glibc) to keep freed memory instead of handing it back to the kernel.
+
+    A training step allocates and frees thousands of arrays of 0.1 to 1 MB. Left alone, glibc returns much of that memory
+    every time, and every page of 4 kB then costs a fault when it is touched again: 34,000 faults, and almost half of the
+    time, of a step of linear-6.  Elsewhere (macOS, Windows, musl) nothing happens.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)       # M_MMAP_THRESHOLD: even large arrays come from the heap ...
+        libc.mallopt(-1, 1 << 30)       # M_TRIM_THRESHOLD: ... and its free end stays mapped
+    except (OSError, AttributeError):
+        pass
 
 
 def in_pieces(f, rng, count):
@@ -222,13 +241,17 @@ def fit(loss_fn, state, sample, update, steps, batch, evaluate=None, report=100,
     snapshot   (params, step) -> None, called at the steps in `snapshots`
     progress   state -> None, called after every step
 
-    Ctrl-C finishes the step, saves, and raises KeyboardInterrupt.  A loss or gradient that is not finite raises Diverged
-    before it can touch the weights; the last checkpoint stays.
+    Ctrl-C finishes the step, saves, and raises KeyboardInterrupt (a second Ctrl-C does so at once).  A loss or gradient
+    that is not finite raises Diverged before it can touch the weights; the last checkpoint stays.
     """
-    interrupted = []
-    on_main_thread = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if on_main_thread:
-        signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+    def on_interrupt(*_):
+        interrupted.append(True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupted, catches = [], (threading.current_thread() is threading.main_thread() and
+                                signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    if catches:
+        signal.signal(signal.SIGINT, on_interrupt)
+    keep_memory()
     save, saved_at = save or (lambda state: None), -math.inf
     try:
         while True:
@@ -247,16 +270,19 @@ def fit(loss_fn, state, sample, update, steps, batch, evaluate=None, report=100,
                 raise KeyboardInterrupt
             if state.step >= steps:
                 return state
-            loss, grads = batch_gradient(loss_fn, state.params, sample, state.rng, batch)
-            if not math.isfinite(loss + sum(float(xp.abs(g).sum()) for g in grads.values())):
+            try:
+                loss, grads = batch_gradient(loss_fn, state.params, sample, state.rng, batch)
+            except FloatingPointError as e:
+                loss, grads = math.nan, {}
+            if not (math.isfinite(loss) and all(bool(xp.isfinite(g).all()) for g in grads.values())):
                 raise Diverged(f"the run diverged at step {state.step}: the loss ({loss:.4g}) or its gradient is not a finite "
-                               f"number; try a smaller --lr or a longer --warmup")
+                               f"number; try a smaller --lr or a longer --warmup, with another --out")
             state.params, state.slots = update(state.params, grads, state.slots, state.step)
             state.losses.append(loss)
             state.step += 1
             state.seconds += time.perf_counter() - began
     finally:
-        if on_main_thread:
+        if catches:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -275,9 +301,10 @@ def write_whole(path, write):
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        raise UserError(f"cannot write {path}: {e.strerror or e}; choose another --out") from None
+        raise UserError(f"cannot write {path}: {e.strerror or e}") from None
     finally:
-        temporary.unlink(missing_ok=True) if temporary.exists() else None
+        if temporary.exists():
+            temporary.unlink()
 
 
 def save_arrays(path, arrays):
@@ -324,12 +351,17 @@ def load_checkpoint(folder):
         part = {prefix: {k.removeprefix(prefix): to_backend(a) for k, a in arrays.items() if k.startswith(prefix)}
                 for prefix in ("params.", "slots.")}
         wanted = {k: w.shape for k, w in mesa.init_params(np.random.default_rng(0), settings.config).items()}
-        if {k: w.shape for k, w in part["params."].items()} != wanted:
-            raise ValueError("its weights do not have the shapes that its settings ask for")
+        moments = {f"{m}.{k}": shape for m in "mv" for k, shape in wanted.items()} if meta["step"] else {}
+        for name, shapes in (("params.", wanted), ("slots.", moments)):
+            if {k: a.shape for k, a in part[name].items()} != shapes or {a.dtype.name for a in part[name].values()} - {settings.dtype}:
+                raise ValueError(f"its {name[:-1]} are not those that its settings ask for")
+        if len(arrays["losses"]) != meta["step"]:
+            raise ValueError("its step and its losses disagree")
         rng = np.random.default_rng()
         rng.bit_generator.state = meta["rng"]
-        return State(part["params."], rng, meta["step"], part["slots."], arrays["losses"].tolist(),
-                     [(int(step), loss) for step, loss in arrays["heldout"]], meta["seconds"]), settings
+        return State(params=part["params."], rng=rng, step=meta["step"], slots=part["slots."],
+                     losses=arrays["losses"].tolist(), heldout=[(int(step), loss) for step, loss in arrays["heldout"]],
+                     seconds=meta["seconds"]), settings
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged, or not a checkpoint of this program ({e}); move it away and train again") from None
 
@@ -359,10 +391,9 @@ def settings_from(values, base=Settings()):
 # ------------------------------------------------------------------------------------------------------- running
 
 
-def heldout_sequences(s, count=None):
-    """The held-out states [count, T+1, d] of a task, in float64: the same for every model and seed, never trained on."""
-    rng = np.random.default_rng(2 ** 32 + 1)
-    return data.linear_sequences(rng, count or s.heldout, s.T, s.d, s.noise, s.init_range)
+def heldout_sequences(s):
+    """The held-out states [s.heldout, T+1, d] of a task, in float64: the same for every model and seed, never trained on."""
+    return data.linear_sequences(np.random.default_rng(2 ** 32 + 1), s.heldout, s.T, s.d, s.noise, s.init_range)
 
 
 def predictions(params, s, x):
@@ -395,7 +426,9 @@ def progress_line(name, steps, report, out=None):
         loss = f"loss {np.mean(state.losses[-report:]):.4f}" if state.losses else "start"
         heldout = f"held-out {state.heldout[-1][1]:.4f}" if state.heldout else ""
         line = f"{name}  step {state.step}/{steps}  {loss}  {heldout}  {rate:.1f} steps/s  {left}"
-        out.write(f"\r{line:<100}" + ("\n" if state.step == steps else "") if out.isatty() else line.rstrip() + "\n")
+        if out.isatty():                # back to the start of the line, and clear it
+            line = "\r\033[K" + line[:shutil.get_terminal_size().columns - 1]
+        out.write(line.rstrip() + ("" if out.isatty() and state.step < steps else "\n"))
         out.flush()
     return show
 
@@ -436,7 +469,7 @@ def run(s, folder, name="run", save_seconds=30.0, quiet=False):
 class Parser(argparse.ArgumentParser):
     """Mistakes on the command line as one sentence."""
     def error(self, message):
-        raise UserError(f"{message} (see {self.prog} --help)")
+        raise UserError(f"{message}; {self.prog} --help and, for settings, python train.py show what there is")
 
 
 def command(main):
@@ -444,7 +477,8 @@ def command(main):
     try:
         sys.exit(main())
     except UserError as e:
-        sys.exit(print(f"error: {e}", file=sys.stderr) or (1 if isinstance(e, Diverged) else 2))
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1 if isinstance(e, Diverged) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -454,7 +488,7 @@ def overview():
     for name, s in PRESETS.items():
         count = sum(w.size for w in mesa.init_params(np.random.default_rng(0), s.config).values())
         print(f"  {name:10s} {count:7,d} weights  {s.tokens:13s}  d {s.d}  T {s.T}  lr {s.lr:g}  {s.steps:,d} steps  "
-              f"{len(s.kinds)} x {', '.join(dict.fromkeys(s.kinds))}")
+              f"{' '.join(s.kinds)}")
     print("\nSettings and their values in linear-1 (each is an option, such as --key-size 20):\n")
     print("  " + "\n  ".join(f"{f.name.replace('_', '-')} = {getattr(PRESETS['linear-1'], f.name)}" for f in fields(Settings)))
 
