@@ -296,6 +296,35 @@ class Config:
 
 ATTENTION = {"linear": linear_attention, "softmax": softmax_attention, "mesa": mesa_attention}
 
+# The same, one token at a time: (memory of the past or None, q, k, v [B, heads, 1, .]) -> (o [B, heads, 1, Dv], new memory).
+
+
+def linear_step(S, q, k, v):
+    """S_t = S_{t-1} + k_t v_t^T,  o_t = S_t^T q_t.   Memory: S [B, heads, Dk, Dv]"""
+    S = adjoint(k) @ v if S is None else S + adjoint(k) @ v
+    return q @ S, S
+
+
+def mesa_step(memory, q, k, v, lam):
+    """o_t = S_t^T p_t with p_t = R_t q_t.   Memory: S as above, and the root of R_t (`square_root_sweep`) in double precision"""
+    S, root = memory or (None, xp.eye(k.shape[-1]) * (lam ** 0.5)[:, None, None])
+    f = k @ root.conj()                                                     # [B, heads, 1, Dk]
+    s = 1 + (f.conj() * f).real.sum(axis=-1, keepdims=True)
+    w = f @ root.swapaxes(-1, -2) / (s + xp.sqrt(s))
+    root = root - w.swapaxes(-1, -2) @ f.conj()
+    p = q @ root.conj() @ root.swapaxes(-1, -2)
+    o, S = linear_step(S, p.astype(q.dtype), k, v)
+    return o, (S, root)
+
+
+def softmax_step(memory, q, k, v):
+    """Softmax over all keys so far.   Memory: all keys and values, [B, heads, t, .]"""
+    K, V = (k, v) if memory is None else (xp.concatenate([old, new], axis=2) for old, new in zip(memory, (k, v)))
+    return ad.softmax(q @ adjoint(K) * K.shape[-1] ** -0.5) @ V, (K, V)
+
+
+STEP = {"linear": linear_step, "softmax": softmax_step, "mesa": mesa_step}
+
 
 def init_params(rng, config, std=0.02):
     """Weights ~ N(0, std^2), log(lambda) = 0, layer norms the identity: a dict name -> float64 array."""
@@ -321,9 +350,9 @@ def init_params(rng, config, std=0.02):
             std * rng.standard_normal(s) for name, s in shapes.items()}
 
 
-def position_code(T, D, dtype):
-    """pe[t, 2i] = sin(t 10000^(-2i/D)), pe[t, 2i+1] = cos(the same): [T, D]."""
-    angle = xp.arange(T)[:, None] * 10000.0 ** (-2 * (xp.arange(D) // 2) / D)
+def position_code(start, T, D, dtype):
+    """pe[t, 2i] = sin(t 10000^(-2i/D)), pe[t, 2i+1] = cos(the same) for t = start ... start + T - 1: [T, D]."""
+    angle = xp.arange(start, start + T)[:, None] * 10000.0 ** (-2 * (xp.arange(D) // 2) / D)
     return xp.where(xp.arange(D) % 2 == 0, xp.sin(angle), xp.cos(angle)).astype(dtype)
 
 
@@ -333,7 +362,7 @@ def split_heads(e, w):
     return (e @ w.reshape(D, heads * Dk)).reshape(B, T, heads, Dk).swapaxes(1, 2)
 
 
-def attention_block(params, b, kind, z, config, code, trace=None):
+def attention_block(params, b, kind, z, config, code, trace=None, memory=None):
     """What one attention layer adds to the stream, given its input z [B, T, D]; `b` is its prefix in params."""
     B, T, D = z.shape
     z_qk = z                                            # what queries and keys are computed from
@@ -343,7 +372,10 @@ def attention_block(params, b, kind, z, config, code, trace=None):
     if config.qk_norm:          # the small number keeps the gradient finite where a vector is zero
         q, k = (x * ((x * x).sum(axis=-1, keepdims=True) + 1e-14) ** -0.5 for x in (q, k))
     lam = (ad.exp(params[b + "log_lam"]),) if kind == "mesa" else ()
-    o = ATTENTION[kind](q, k, v, *lam)                                      # [B, heads, T, Dk]
+    if memory is None:
+        o = ATTENTION[kind](q, k, v, *lam)                                  # [B, heads, T, Dk]
+    else:
+        o, memory[b] = STEP[kind](memory.get(b), q, k, v, *lam)
     wo = params[b + "wo"]
     if trace is not None:
         trace[b + "map"] = ATTENTION[kind](q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:2], T, T)), *lam)
@@ -352,7 +384,7 @@ def attention_block(params, b, kind, z, config, code, trace=None):
     return o.swapaxes(1, 2).reshape(B, T, heads * Dk) @ wo.reshape(heads * Dk, D)
 
 
-def transformer(params, x, config, trace=None):
+def transformer(params, x, config, trace=None, memory=None):
     """Predictions [B, T, d_out] for tokens x [B, T, d_in]; causal: the prediction at t sees tokens 1 ... t only.
 
     e (+ position code) -> blocks [e += Attention(LN(e));  e += MLP(LN(e));  clamp] -> read-out.
@@ -361,9 +393,14 @@ def transformer(params, x, config, trace=None):
            acts.l         the residual stream before block l (acts.L: after the last)       [B, T, D]
            blocks.l.map   the attention map A, o = A v, obtained with v = identity           [B, heads, T, T]
            blocks.l.heads what each head writes into the stream                              [B, heads, T, D]
+    memory a dict, if given, makes this a stream: x holds just the next token, [B, 1, d_in], and memory what the layers keep of
+           all tokens before. Start with {}, and pass the same dict with every token.  Linear and mesa layers keep matrices of
+           fixed size, softmax layers all keys and values.  Forward only.
     """
-    c = config
-    code = position_code(x.shape[1], c.width, x.dtype) if c.positional != "none" else None
+    c, start = config, 0
+    if memory is not None:
+        start = memory["t"] = memory.get("t", -1) + 1
+    code = position_code(start, x.shape[1], c.width, x.dtype) if c.positional != "none" else None
 
     def norm(e, name):
         return ad.layer_norm(e, params[name + ".scale"], params[name + ".bias"]) if c.layer_norm else e
@@ -375,7 +412,7 @@ def transformer(params, x, config, trace=None):
         b = f"blocks.{l}."
         if trace is not None:
             trace[f"acts.{l}"] = e
-        e = e + attention_block(params, b, kind, norm(e, b + "ln1"), c, code, trace)
+        e = e + attention_block(params, b, kind, norm(e, b + "ln1"), c, code, trace, memory)
         if c.mlp_width:
             e = e + ad.gelu(norm(e, b + "ln2") @ params[b + "w1"]) @ params[b + "w2"]
         if c.clamp:

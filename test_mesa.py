@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
@@ -107,6 +108,28 @@ def test_complex_vjp_equals_finite_differences(name, rng):
 def test_real_and_complex_inputs_mix(f, rng):
     a, b = rng.uniform(1, 2, (3, 3)), rng.uniform(1, 2, (3, 3)) + 1j * rng.uniform(1, 2, (3, 3))
     check_gradients(f, a, b, rng=rng)
+    inputs = [Tensor(a), Tensor(b)]
+    out = f(*inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")                  # a complex cotangent must not reach a real input, to be cast there
+        assert [g.dtype for g in backward(out, inputs, complex_normal(rng, *out.shape))] == [float, complex]
+
+
+def test_forwards_equal_their_definitions(rng):
+    a = rng.standard_normal((3, 4))
+    assert np.allclose(ad.mean(a, axis=0), a.mean(0)) and ad.mean(a) == pytest.approx(a.mean())
+    assert np.allclose(ad.gelu(a), a / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a ** 3))))
+    assert np.allclose(ad.softmax(a), np.exp(a) / np.exp(a).sum(-1, keepdims=True))
+    assert ad.cross_entropy(a, np.array([0, 3, 1])) == pytest.approx(-np.log(ad.softmax(a))[[0, 1, 2], [0, 3, 1]].mean())
+    n = ad.layer_norm(a, np.full(4, 2.0), np.full(4, 0.5), eps=0.1)
+    assert np.allclose(n, 2 * (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 0.1) + 0.5)
+
+
+def test_softmax_does_not_overflow():
+    huge = np.array([[1e4, 0.0, -1e4]])
+    assert np.array_equal(ad.softmax(huge), [[1, 0, 0]]) and ad.cross_entropy(huge, np.array([1])) == 1e4
+    q = 1e3 * np.ones((1, 1, 4, 2))
+    assert np.allclose(mesa.softmax_attention(q, q * np.arange(4.0)[:, None], q)[0, 0], 1e3)
 
 
 def test_complex_gradient_is_the_direction_of_steepest_ascent():
@@ -120,8 +143,9 @@ def test_a_wrong_gradient_fails_the_checker(rng):
     def wrong_exp(a):
         Y = np.exp(ad.value(a))
         return ad.record(Y, (a,), (lambda g: g * Y * 1.0001,))
-    with pytest.raises(AssertionError, match="input 0"):
-        check_gradients(wrong_exp, rng.standard_normal((2, 3)), rng=rng)
+    for shape in ((2, 3), (9, 9)):                      # every element moved, and random directions only
+        with pytest.raises(AssertionError, match="input 0"):
+            check_gradients(wrong_exp, rng.standard_normal(shape), rng=rng)
 
     def conjugate_forgotten(a, b):
         return ad.record(ad.value(a) * ad.value(b), (a, b), (lambda g: g * ad.value(b), lambda g: g * ad.value(a)))
@@ -172,6 +196,8 @@ def test_errors_say_what_to_do_instead(rng):
         a[0] = 1.0
     with pytest.raises(ValueError, match=r"real scalar loss, not from shape \(2, 3\)"):
         backward(a * 2, [a])
+    with pytest.raises(ValueError, match="real scalar loss"):
+        backward((a * 1j).sum(), [a])
     with pytest.raises(ValueError, match="Tensor"):
         backward(np.ones(()), [a])
     with pytest.raises(ValueError, match="takes a list"):
@@ -410,6 +436,17 @@ def test_transformer_is_causal_and_its_gradient_equals_finite_differences(positi
     assert np.array_equal(before[:, :4], after[:, :4]) and not np.allclose(before[:, 4:], after[:, 4:])
 
 
+def test_clamp_and_initialisation(rng):
+    """The clamp holds the stream within its limits after every block, on both sides; weights start as N(0, std^2), lambda = 1."""
+    config = mesa.Config(("mesa", "linear"), heads=4, key_size=20, width=40, clamp=0.5)
+    params, trace = mesa.init_params(rng, config, std=0.3), {}
+    assert params["blocks.0.wq"].std() == pytest.approx(0.3, rel=0.05) and not params["blocks.0.log_lam"].any()
+    mesa.transformer(params, rng.standard_normal((2, 9, 40)), config, trace)
+    for l in (1, 2):
+        assert trace[f"acts.{l}"].min() == -0.5 and trace[f"acts.{l}"].max() == 0.5
+    assert mesa.init_params(rng, FULL)["blocks.1.ln2.scale"].tolist() == [1.0] * 6
+
+
 def test_trace_hands_out_every_intermediate(rng):
     """Stream = embedding + what the heads write + MLPs, and each head's output is its map times its values."""
     config = mesa.Config(("linear", "softmax", "mesa"), heads=2, key_size=3, width=6, d_in=6, d_out=2)
@@ -424,6 +461,22 @@ def test_trace_hands_out_every_intermediate(rng):
         v = np.einsum("btd,dhk->bhtk", trace[f"acts.{l}"], params[b + "wv"])
         assert np.allclose(trace[b + "map"] @ v @ params[b + "wo"], trace[b + "heads"], atol=1e-13)
         assert np.array_equal(np.triu(trace[b + "map"][0, 0], 1), np.zeros((5, 5)))
+
+
+@pytest.mark.parametrize("positional", ["none", "add", "concat"])
+def test_streaming_equals_the_parallel_forward(positional, rng):
+    """One token in, one prediction out; what linear and mesa layers remember does not grow."""
+    config = replace(FULL, kinds=("softmax", "linear", "mesa", "linear"), positional=positional)
+    params = mesa.init_params(rng, config, std=0.5)
+    params["blocks.2.log_lam"][:] = 1.0, 6.0
+    x, memory, sizes = rng.standard_normal((2, 90, 4)), {}, []
+    parallel = mesa.transformer(params, x, config)
+    for t in range(90):
+        y = mesa.transformer(params, x[:, t:t + 1], config, memory=memory)[:, 0]
+        assert relative(y, parallel[:, t]) < 1e-11
+        sizes.append(memory["blocks.1."].nbytes + sum(a.nbytes for a in memory["blocks.2."]))
+    assert sizes[1] == sizes[-1]                        # constant, while the softmax layer's cache has grown with t
+    assert memory["blocks.0."][0].shape == (2, 2, 90, 3)
 
 
 # ------------------------------------------------------------------------------------------------------- theory
@@ -570,8 +623,12 @@ def test_numbers_to_expect_on_the_linear_task():
     assert eta == pytest.approx(0.0322, rel=0.05) and one == pytest.approx(0.901, rel=0.03)
     assert best(mesa.gradient_descent, [0.01, 0.04])[1] == pytest.approx(0.661, rel=0.05)
     assert best(lambda s, a: mesa.neumann(s, a[0], 2), [0.02])[1] == pytest.approx(0.778, rel=0.05)
-    optimum, c = mesa.identity_block_optimum(data.linear_sequences(np.random.default_rng(2), 1_024, 50))
-    assert 0.97 < loss(optimum) / one < 1
+    x = data.linear_sequences(np.random.default_rng(2), 1_024, 50)
+    optimum, c = mesa.identity_block_optimum(x)
+    assert 0.97 < loss(optimum) / one < 1 and c[0, 1, 0] == pytest.approx(0.032, rel=0.1)
+    two = x[:, :-1], data.previous(x[:, :-1])           # the optimum is what its coefficients [v, k, q] say
+    assert relative(optimum, sum(c[v, k, q] * mesa.linear_attention(two[q], two[k], two[v])
+                                 for v in (0, 1) for k in (0, 1) for q in (0, 1))) < 1e-9
     lsq = 0.5 * ((mesa.predict(spec, mesa.ridge(spec.s, 0.001)) - spec.y) ** 2).sum(-1).mean(0)
     for t, expected in ((1, 1.668), (5, 1.001), (10, 0.170), (11, 0.0043), (12, 0.0030), (15, 0.0013), (20, 0.0009)):
         assert lsq[t - 1] == pytest.approx(expected, rel=0.1), t
@@ -587,6 +644,7 @@ def test_orthogonal_matrices_are_haar(rng):
     trace = np.trace(W, axis1=1, axis2=2)
     assert np.abs(W.mean(0)).max() < 5 * 0.5 / 20_000 ** 0.5
     assert abs(trace.mean()) < 0.04 and (trace ** 2).mean() == pytest.approx(1, abs=0.06)
+    assert (W[:, 0, 0] * W[:, 1, 1]).mean() == pytest.approx(0, abs=0.01)
 
 
 def test_linear_sequences_follow_one_rule_each():
@@ -594,7 +652,8 @@ def test_linear_sequences_follow_one_rule_each():
     for s in x:                                         # the rule found from the first d transitions holds for all
         W = np.linalg.solve(s[:3], s[1:4]).T
         assert np.allclose(s[:-1] @ W.T, s[1:]) and np.allclose(W @ W.T, np.eye(3))
-    assert 1 < np.abs(x[:, 0]).max() <= 2
+    start = data.linear_sequences(np.random.default_rng(1), 200, 1, d=3, init_range=2.0)[:, 0]
+    assert -2 <= start.min() < -1.9 and 1.9 < start.max() <= 2 and abs(start.mean()) < 0.15
     noisy = data.linear_sequences(np.random.default_rng(1), 2_000, 2, d=3, noise=0.1)
     clean = data.linear_sequences(np.random.default_rng(1), 2_000, 2, d=3, noise=0.0)
     assert (noisy[:, 1] - clean[:, 1]).std() == pytest.approx(0.1, rel=0.05)
@@ -606,8 +665,12 @@ def test_constructed_tokens_hold_the_present_and_the_past(states):
     assert np.array_equal(e[:, 1:], np.concatenate([0 * x[:, 1:], x[:, 1:], x[:, 1:], x[:, :-1]], axis=-1))
     assert np.array_equal(e[:, 0, 8:], np.concatenate([x[:, 0], 0 * x[:, 0]], axis=-1))
     assert np.array_equal(data.constructed_tokens(x, residual_slot=False)[..., :8], np.zeros((3, 30, 8)))
-    e, y = data.linear_batch(np.random.default_rng(7), 3, 30, "raw", d=4)
-    assert np.array_equal(e, x) and np.array_equal(y, states[:, 1:])
+    for tokens, expected in (("raw", x), ("constructed", e), ("constructed-0", data.constructed_tokens(x, False))):
+        got, y = data.linear_batch(np.random.default_rng(7), 3, 30, tokens, d=4)
+        assert np.array_equal(got, expected) and np.array_equal(y, states[:, 1:])
+    family = dict(d=4, noise=0.3, init_range=2.0)
+    _, y = data.linear_batch(np.random.default_rng(7), 3, 30, **family)
+    assert np.array_equal(y, data.linear_sequences(np.random.default_rng(7), 3, 30, **family)[:, 1:])
 
 
 # ----------------------------------------------------------------------------------------------------- training
@@ -647,13 +710,14 @@ def same_checkpoint(a, b, but=("seconds",)):
 
 
 def test_adamw_equals_its_formula(rng):
-    """Two steps by hand: clipped elementwise, bias-corrected, decay decoupled and not on log(lambda)."""
-    params = {"w": rng.standard_normal(3), "blocks.0.log_lam": rng.standard_normal(3)}
-    grads = [{k: 3 * rng.standard_normal(3) for k in params} for _ in range(2)]
+    """Two steps by hand: clipped elementwise, bias-corrected, decay decoupled and on neither log(lambda) nor layer norms."""
+    undecayed = ("blocks.0.log_lam", "blocks.0.ln1.scale", "blocks.0.ln2.bias")
+    params = {k: rng.standard_normal(4) for k in ("w", *undecayed)}
+    grads = [{k: np.array([3, -2, 0.1, 1e-8]) * rng.standard_normal(4) for k in params} for _ in range(2)]
     update, got, slots = train.adamw(lambda n: 0.1 * (n + 1), weight_decay=0.5, clip=1.0), params, {}
     for n in range(2):
         got, slots = update(got, grads[n], slots, n)
-    for k, decay in (("w", 0.5), ("blocks.0.log_lam", 0.0)):
+    for k, decay in (("w", 0.5), *((k, 0.0) for k in undecayed)):
         g1, g2 = (np.clip(g[k], -1, 1) for g in grads)
         w = params[k]
         w = w - 0.1 * (g1 / (np.abs(g1) + 1e-8) + decay * w)                # after one step m^ = g and sqrt(v^) = |g|
@@ -685,6 +749,7 @@ def test_batch_gradient_is_that_of_the_whole_batch_whatever_the_number_of_worker
     assert all(np.array_equal(results[0][1][k], results[1][1][k]) for k in params)
     batches = train.in_pieces(sample, np.random.default_rng(5), 70)
     assert [round(70 * w) for w, _ in batches] == [32, 32, 6]
+    assert not np.array_equal(batches[0][1][0][:6], batches[2][1][0])       # pieces hold different sequences
     whole = [np.concatenate(parts) for parts in zip(*(b for _, b in batches))]
     total, grads = value_and_grad(loss, params, *whole)
     assert total == pytest.approx(results[0][0], rel=1e-12)
@@ -717,11 +782,16 @@ def test_a_short_training_lowers_the_held_out_loss(preset, tmp_path):
 
 
 def test_metrics_and_snapshots_are_written(tmp_path):
-    state = train.run(tiny("mesa-1"), tmp_path, quiet=True)
+    state_settings = tiny("mesa-1")
+    state = train.run(state_settings, tmp_path, quiet=True)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     assert rows[0] == "step,training_loss,heldout_loss" and [r.split(",")[0] for r in rows[1:]] == ["0", "5", "10", "12"]
     assert float(rows[-1].split(",")[1]) == pytest.approx(np.mean(state.losses[10:12]), rel=1e-5)
-    assert train.load_arrays(tmp_path / "weights-000007.npz").keys() == state.params.keys()
+    assert [n for n, _ in state.heldout] == [0, 5, 10, 12]
+    start = mesa.init_params(np.random.default_rng(0), state_settings.config, state_settings.init_std)
+    first, later = (train.load_arrays(tmp_path / f"weights-{n:06d}.npz") for n in (0, 7))
+    assert all(np.array_equal(first[k], start[k].astype("float32")) for k in start) and later.keys() == start.keys()
+    assert not any(np.array_equal(later[k], first[k]) or np.array_equal(later[k], state.params[k]) for k in start)
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -731,7 +801,7 @@ def test_resume_equals_an_uninterrupted_run(tmp_path):
 
     class Stop(Exception):
         pass
-    for stop_at in (1, 6, 11):                          # stopped three times, each time in the middle of a step's report
+    for stop_at in (1, 5, 6, 11):                       # stopped four times, once just after an evaluation
         def tell(state):
             if state.step == stop_at:
                 raise Stop
@@ -769,7 +839,8 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
 
 def test_interrupting_saves_and_says_how_to_go_on(tmp_path):
     process = subprocess.Popen([sys.executable, "train.py", "mesa-1", *TINY_ARGS, "--steps=100000", "--out", str(tmp_path / "r")],
-                               cwd=HERE, stderr=subprocess.PIPE, text=True)
+                               cwd=HERE, stderr=subprocess.PIPE, text=True,       # Ctrl-C works, even if these tests run where it
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))         # is ignored (nohup, &)
     while not (tmp_path / "r" / "checkpoint.npz").exists():
         time.sleep(0.01)
     time.sleep(0.3)
@@ -784,6 +855,14 @@ def test_a_diverging_run_stops_names_the_step_and_keeps_the_checkpoint(tmp_path)
     assert run.returncode == 1 and "diverged at step" in run.stderr and "Traceback" not in run.stderr
     state, _ = train.load_checkpoint(tmp_path)
     assert all(np.isfinite(w).all() for w in state.params.values())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_touches_the_weights():
+    """d sqrt(w) at w = 0 is infinite though the loss is 0."""
+    state = train.State({"w": np.zeros(2)}, np.random.default_rng(0))
+    with pytest.warns(RuntimeWarning), pytest.raises(train.Diverged, match="step 0"):
+        train.fit(lambda p, x: (p["w"] ** 0.5).sum(), state, lambda g, n: (np.zeros(n),), train.sgd(1.0), 3, 4)
+    assert np.array_equal(state.params["w"], np.zeros(2))
 
 
 @pytest.mark.parametrize("args, says", [

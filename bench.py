@@ -1,0 +1,466 @@
+"""Benchmarks: what a step costs and why, the mesa layer alone, long sequences, and numerical steadiness.
+
+    python bench.py                 all four tables;  python bench.py steps | layer | length | steadiness   for one
+    python bench.py --json FILE     store the numbers, too
+
+Times are medians over repeats in which all rivals take turns, so that a busy moment of the machine hits each of them;
+the spread is half the distance between the quartiles.  Where PyTorch is installed (`pip install torch`) the same models are
+written there the way a good user would, and timed in the same turns; nothing else in this project needs it.
+"""
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
+from autodiff import Tensor, value_and_grad
+
+import numpy as np
+
+import data
+import mesa
+import train
+
+try:
+    if sys.argv[1:2] == ["--peak"]:                     # our own peak memory is measured without PyTorch in the process
+        raise ImportError
+    import torch
+    import torch.nn.functional as F
+except ImportError:
+    torch = None
+
+
+# --------------------------------------------------------------------------------------------------- measuring
+
+
+def take_turns(rivals, repeats, warmup=2):
+    """{name: (median, spread) in seconds} of functions without arguments, called in turns."""
+    times = {name: [] for name in rivals}
+    for i in range(warmup + repeats):
+        for name, f in rivals.items():
+            began = time.perf_counter()
+            f()
+            if i >= warmup:
+                times[name].append(time.perf_counter() - began)
+    return {name: (float(np.median(t)), float(np.subtract(*np.percentile(t, [75, 25])) / 2)) for name, t in times.items()}
+
+
+def peak_memory(*args):
+    """What `python bench.py ARGS` prints: peak memories in MB of a process that does nothing else."""
+    out = subprocess.run([sys.executable, __file__, *args], capture_output=True, text=True, check=True).stdout
+    return [float(x) for x in out.split()]
+
+
+def resident_peak():
+    """Peak memory of this process so far, in MB (on Linux from /proc, as a child's ru_maxrss counts its parent's, too)."""
+    try:
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def matrix_rate():
+    """The best rate of float32 matrix products found on this machine, all cores together, in FLOP/s."""
+    n, cores = 2048, os.cpu_count()
+    A = np.random.default_rng(0).standard_normal((n, n)).astype("float32")
+    with ThreadPoolExecutor(cores) as pool:
+        best = min(timed(lambda: list(pool.map(lambda _: A @ A, range(cores)))) for _ in range(5))
+    return cores * 2 * n ** 3 / best
+
+
+def timed(f):
+    began = time.perf_counter()
+    f()
+    return time.perf_counter() - began
+
+
+def step_flop(s):
+    """Floating-point operations of one training step, counted dense: 2 per multiplication of the matrix products (maps in
+    full, though half of each is masked), three times that for forward and backward, plus both sweeps of a mesa layer."""
+    c, T = s.config, s.T
+    inner = c.heads * c.key_size
+    per_token = 0
+    for kind in c.kinds:
+        per_token += 2 * c.width * inner * 4 + 2 * 2 * T * inner + 2 * 2 * c.width * c.mlp_width
+        per_token += 6 * inner * c.key_size if kind == "mesa" else 0
+    if c.embed:
+        per_token += 2 * c.width * (c.d_in + c.d_out)
+    return 3 * per_token * T * s.batch
+
+
+def show(title, header, rows):
+    """Print a table."""
+    cells = [header, *([f"{x:.3g}" if isinstance(x, float) else str(x) for x in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    print(f"\n{title}\n")
+    for i, row in enumerate(cells):
+        print("  " + "  ".join(x.ljust(w) if j == 0 else x.rjust(w) for j, (x, w) in enumerate(zip(row, widths))), flush=True)
+        if i == 0:
+            print("  " + "  ".join("-" * w for w in widths))
+
+
+# ----------------------------------------------------------------------------------- the same models in PyTorch
+
+
+def torch_model(s, params):
+    """(forward function, list of parameters): the Transformer of settings s, its weights copied from params."""
+    c = s.config
+    w = {k: torch.tensor(np.asarray(a, "float32"), requires_grad=True) for k, a in params.items()}
+    position = torch.tensor(np.asarray(mesa.position_code(0, s.T, c.width, "float32")))
+    mask = torch.ones(s.T, s.T).tril()
+
+    def norm(e, name):
+        return F.layer_norm(e, (c.width,), w[name + ".scale"], w[name + ".bias"], 1e-6) if c.layer_norm else e
+
+    def forward(x):
+        e = x @ w["embed"] if c.embed else x
+        e = e + position if c.positional == "add" else e
+        B, T, D = e.shape
+        for l, kind in enumerate(c.kinds):
+            b = f"blocks.{l}."
+            z = norm(e, b + "ln1")
+            qkv = z @ torch.cat([w[b + n].reshape(D, -1) for n in ("wq", "wk", "wv")], 1)       # one product for all three
+            q, k, v = qkv.reshape(B, T, 3, c.heads, c.key_size).permute(2, 0, 3, 1, 4)
+            if kind == "softmax":
+                o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            elif kind == "linear":
+                o = (q @ k.mT * mask) @ v
+            else:
+                o = torch_mesa_recurrence(q, k, v, w[b + "log_lam"].exp())
+            e = e + o.transpose(1, 2).reshape(B, T, -1) @ w[b + "wo"].reshape(-1, D)
+            if c.mlp_width:
+                e = e + F.gelu(norm(e, b + "ln2") @ w[b + "w1"], approximate="tanh") @ w[b + "w2"]
+            if c.clamp:
+                e = e.clamp(-c.clamp, c.clamp)
+        return e @ w["unembed"] if c.embed else e[..., :c.d_out]
+    return forward, list(w.values())
+
+
+def torch_mesa_recurrence(q, k, v, lam):
+    """The mesa layer by autograd through the Sherman-Morrison recurrence."""
+    B, heads, T, K = q.shape
+    R = lam[:, None, None] * torch.eye(K, dtype=q.dtype).expand(B, heads, K, K)
+    Phi, out = torch.zeros_like(R), []
+    for t in range(T):
+        kt, vt, qt = k[:, :, t, :, None], v[:, :, t, :, None], q[:, :, t, :, None]
+        u = R @ kt
+        R = R - u @ u.mT / (1 + kt.mT @ u)
+        Phi = Phi + vt @ kt.mT
+        out.append(Phi @ (R @ qt))
+    return torch.stack(out, 2)[..., 0]
+
+
+def torch_mesa_solve(q, k, v, lam):
+    """The mesa layer by one batched linear solve."""
+    T, K = q.shape[2:]
+    S = (k[..., :, None] * k[..., None, :]).cumsum(2) + torch.eye(K, dtype=q.dtype) / lam[:, None, None, None]
+    p = torch.linalg.solve(S, q[..., None])[..., 0]
+    return (p @ k.mT * torch.ones(T, T, dtype=q.dtype).tril()) @ v
+
+
+def torch_batch(s):
+    """A batch of the linear task, generated in PyTorch: tokens, targets."""
+    Q, R = torch.linalg.qr(torch.randn(s.batch, s.d, s.d))
+    W = (Q * R.diagonal(dim1=1, dim2=2).sign()[:, None]).mT
+    x = [torch.rand(s.batch, 1, s.d) * 2 - 1]
+    for _ in range(s.T):
+        x.append(x[-1] @ W + s.noise * torch.randn(s.batch, 1, s.d))
+    x = torch.cat(x, 1)
+    now, zero = x[:, :-1], torch.zeros(s.batch, s.T, s.d)
+    if s.tokens == "raw":
+        return now, x[:, 1:]
+    before = torch.cat([zero[:, :1], now[:, :-1]], 1)
+    return torch.cat([zero, now if s.tokens == "constructed" else zero, now, before], -1), x[:, 1:]
+
+
+def torch_step(s, params, compiled=False):
+    """A function that makes one training step: data, forward, backward, clip, fused AdamW."""
+    forward, weights = torch_model(s, params)
+    forward = torch.compile(forward) if compiled else forward
+    optimizer = torch.optim.AdamW(weights, lr=s.lr, weight_decay=s.weight_decay, fused=True)
+
+    def step():
+        x, y = torch_batch(s)
+        loss = ((forward(x) - y) ** 2).sum() / (2 * s.batch * s.T)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for p in weights:
+            if p.grad is not None:
+                p.grad.clamp_(-s.clip, s.clip)
+        optimizer.step()
+    return step
+
+
+def our_step(s):
+    """The same with this project's loop: (a function that makes one step, the initial weights)."""
+    family = dict(d=s.d, noise=s.noise, init_range=s.init_range)
+    rng = np.random.default_rng(0)
+    state = train.State({k: w.astype(s.dtype) for k, w in mesa.init_params(rng, s.config, s.init_std).items()}, rng)
+    first = dict(state.params)
+
+    def step():
+        train.fit(lambda p, e, y: mesa.squared_error(mesa.transformer(p, e, s.config), y), state,
+                  lambda g, n: [a.astype(s.dtype) for a in data.linear_batch(g, n, s.T, s.tokens, **family)],
+                  train.adamw(train.warmup_cosine(s), s.weight_decay, s.clip), state.step + 1, s.batch)
+    return step, first
+
+
+# ------------------------------------------------------------------------------------------------------- tables
+
+
+def steps(repeats=15):
+    """One training step of every preset, beside the same in PyTorch, and the peak memory of training."""
+    rate = matrix_rate()
+    rows, result = [], {"matrix_rate": rate, "presets": {}}
+    if torch:
+        threads = {n: 0.0 for n in (1, os.cpu_count())}                     # PyTorch's own best number of threads
+        s = train.PRESETS["linear-6"]
+        for n in threads:
+            torch.set_num_threads(n)
+            threads[n] = take_turns({"": torch_step(s, our_step(s)[1])}, 3)[""][0]
+        torch.set_num_threads(min(threads, key=threads.get))
+    for name, s in train.PRESETS.items():
+        ours, params = our_step(s)
+        rivals = {"ours": ours}
+        if torch:
+            rivals["eager"] = torch_step(s, params)
+            if "mesa" not in s.kinds:                   # compiling 50 unrolled steps of the recurrence takes minutes
+                rivals["compiled"] = torch_step(s, params, compiled=True)
+        times = take_turns(rivals, repeats)
+        early, late = peak_memory("--peak", name)
+        flop = step_flop(s)
+        row = {"ms": 1e3 * times["ours"][0], "spread_ms": 1e3 * times["ours"][1], "peak_mb": late, "peak_mb_early": early,
+               "fraction_of_matrix_rate": flop / times["ours"][0] / rate}
+        for rival in ("eager", "compiled"):
+            if rival in times:
+                row[f"torch_{rival}_ms"] = 1e3 * times[rival][0]
+                row[f"over_torch_{rival}"] = times["ours"][0] / times[rival][0]
+        if torch:
+            row["torch_eager_over_matrix_time"] = times["eager"][0] / (flop / rate)
+        result["presets"][name] = row
+        rows.append([name, f"{row['ms']:.1f} ± {row['spread_ms']:.1f}", f"{late:.0f}", f"{row['fraction_of_matrix_rate']:.2f}",
+                     *(f"{row[k]:{f}}" if k in row else "-" for k, f in (
+                         ("torch_eager_ms", ".1f"), ("over_torch_eager", ".2f"), ("torch_compiled_ms", ".1f"),
+                         ("over_torch_compiled", ".2f"), ("torch_eager_over_matrix_time", ".1f")))])
+        show(f"Training step, batch {s.batch}, T = {s.T}, {s.dtype}; matrix products here: {rate / 1e9:.0f} GFLOP/s",
+             ["preset", "ms", "peak MB", "of matrix rate", "torch eager ms", "ours/eager", "torch compiled ms", "ours/compiled",
+              "eager/matrix time"], rows) if name == list(train.PRESETS)[-1] else print(f"  {name} done", flush=True)
+    return result
+
+
+def peak(name):
+    """Train a preset in this process; print the peak memory after 10 and after 30 steps, in MB."""
+    step, _ = our_step(train.PRESETS[name])
+    for n in range(30):
+        step()
+        if n in (9, 29):
+            print(resident_peak())
+
+
+def two_sweeps(backward_of_query):
+    """Forward and VJP of the mesa layer with a given way to get the rows h_t = R_t g_t, on plain arrays."""
+    def layer(q, k, v, lam, G):
+        A = mesa.tril
+        P = mesa.sherman_morrison(k, q, lam)
+        O = A(P @ k.swapaxes(2, 3)) @ v
+        Gp = A(G @ v.swapaxes(2, 3)) @ k
+        H = backward_of_query(k, Gp, lam)
+        maps = A(P @ k.swapaxes(2, 3))
+        Gk = (A(G @ v.swapaxes(2, 3)) - A(H @ k.swapaxes(2, 3))).swapaxes(2, 3) @ P - maps.swapaxes(2, 3) @ H
+        return O, H, Gk, maps.swapaxes(2, 3) @ G, (H * P).sum(axis=(0, 2, 3)) / lam ** 2
+    return layer
+
+
+def reverse_rows(k, Gp, lam):
+    """h_t by the paper's reverse recurrence, which starts from R_T."""
+    R = np.broadcast_to(lam[:, None, None] * np.eye(k.shape[-1], dtype=k.dtype), (*k.shape[:2], k.shape[-1], k.shape[-1]))
+    for t in range(k.shape[2]):
+        u = R @ k[:, :, t, :, None]
+        R = R - u @ u.swapaxes(2, 3) / (1 + k[:, :, t, None] @ u)
+    return mesa.reverse_sweep(k, Gp, R)[0]
+
+
+def our_layer(q, k, v, lam, G):
+    out = mesa.mesa_attention(*(inputs := [Tensor(a) for a in (q, k, v, lam)]))
+    return out.data, *ad.backward(out, inputs, G)
+
+
+def direct_layer(q, k, v, lam, G):
+    """Forward and VJP with a linear solve for every token, both times."""
+    return two_sweeps(lambda k, Gp, lam: mesa.precondition_direct(Gp, k, lam))(q, k, v, lam, G)
+
+
+def torch_layer(f):
+    def layer(*arrays):
+        q, k, v, lam, G = (torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+        inputs = [a.requires_grad_() for a in (q, k, v, lam)]
+        out = f(*inputs)
+        out.backward(G)
+        return tuple(a.numpy(force=True) for a in (out, *(x.grad for x in inputs)))
+    return layer
+
+
+LAYERS = {"square-root sweep (ours)": our_layer,
+          "Sherman-Morrison, two sweeps": two_sweeps(lambda k, Gp, lam: mesa.sherman_morrison(k, Gp, lam)),
+          "Sherman-Morrison, reverse": two_sweeps(reverse_rows),
+          "direct solve": direct_layer}
+if torch:
+    LAYERS |= {"torch, autograd through recurrence": torch_layer(torch_mesa_recurrence),
+               "torch, batched solve": torch_layer(torch_mesa_solve)}
+
+
+def layer_inputs(lam, B=32, heads=4, T=50, K=20):
+    rng = np.random.default_rng(0)
+    q, k, v, G = rng.standard_normal((4, B, heads, T, K)).astype("float32")
+    return q, k, v, np.full(heads, lam, "float32"), G
+
+
+def layer(repeats=7):
+    """The mesa layer alone: forward and backward for 32 sequences in one thread."""
+    train.keep_memory()
+    exact = {lam: direct_layer(*(a.astype(float) for a in layer_inputs(lam))) for lam in (1, 100)}
+    if torch:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+    times = take_turns({name: lambda f=f: f(*layer_inputs(1)) for name, f in LAYERS.items()}, repeats)
+    if torch:
+        torch.set_num_threads(threads)
+    rows, result = [], {}
+    for i, (name, f) in enumerate(LAYERS.items()):
+        errors = []
+        for lam in (1, 100):
+            with np.errstate(all="ignore"):
+                got = f(*layer_inputs(lam))
+            errors.append(max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(got, exact[lam])))
+        before, after = peak_memory("--peak-layer", str(i))
+        result[name] = {"ms": 1e3 * times[name][0], "spread_ms": 1e3 * times[name][1], "extra_mb": after - before,
+                        "error_lam_1": errors[0], "error_lam_100": errors[1]}
+        rows.append([name, f"{1e3 * times[name][0]:.1f} ± {1e3 * times[name][1]:.1f}", f"{after - before:.0f}",
+                     f"{errors[0]:.0e}", f"{errors[1]:.0e}"])
+    show("Mesa layer, forward and backward: 32 sequences, 4 heads, T = 50, key size 20, float32, one thread; errors of output and "
+         "gradients\nrelative to float64", ["form", "ms", "extra MB", "error, lambda 1", "error, lambda 100"], rows)
+    return result
+
+
+def peak_layer(i):
+    """Print this process's peak memory before and after one forward and backward of the i-th form, in MB."""
+    inputs = layer_inputs(1)
+    small = layer_inputs(1, B=1, T=3)
+    list(LAYERS.values())[i](*small)                    # what loading and first calls need is not counted
+    print(resident_peak())
+    list(LAYERS.values())[i](*inputs)
+    print(resident_peak())
+
+
+def length(lengths=(1_000, 5_000, 20_000, 50_000), repeats=3):
+    """Time per token of attention over T (forward and backward), and of streaming."""
+    train.keep_memory()
+    rng, rows, result = np.random.default_rng(0), [], {"attention": {}, "streaming": {}}
+    arrays = {T: rng.standard_normal((4, 1, 4, T, 20)).astype("float32") for T in lengths}
+
+    def forward_and_backward(kind, T):
+        q, k, v, G = arrays[T]
+        inputs = [Tensor(a) for a in (q, k, v)] + ([Tensor(np.ones(4, "float32"))] if kind == "mesa" else [])
+        ad.backward(mesa.ATTENTION[kind](*inputs), inputs, G)
+    for kind in ("linear", "mesa"):
+        times = take_turns({T: lambda T=T: forward_and_backward(kind, T) for T in lengths}, repeats, warmup=1)
+        us = {T: 1e6 * times[T][0] / T for T in lengths}
+        result["attention"][kind] = us
+        rows.append([f"{kind}, parallel", *(f"{us[T]:.2f}" for T in lengths), f"{max(us.values()) / min(us.values()) - 1:.0%}"])
+    for kind in ("linear", "mesa"):
+        config = mesa.Config((kind,))
+        params = {k: w.astype("float32") for k, w in mesa.init_params(rng, config, 0.1).items()}
+        tokens = rng.standard_normal((max(lengths), 1, 1, 40)).astype("float32")
+        memory, began, us = {}, time.perf_counter(), {}
+        for t in range(max(lengths)):
+            mesa.transformer(params, tokens[t], config, memory=memory)
+            if t + 1 in lengths:                        # the mean over the last tokens before each length
+                now = time.perf_counter()
+                us[t + 1] = 1e6 * (now - began) / (t + 1 - max([n for n in us] or [0]))
+                began = now
+        kept = memory["blocks.0."]
+        size = sum(a.nbytes for a in (kept if isinstance(kept, tuple) else (kept,)))
+        result["streaming"][kind] = {"us_per_token": us, "state_bytes": size}
+        rows.append([f"{kind}, streaming ({size:,d} bytes)", *(f"{us[T]:.1f}" for T in lengths),
+                     f"{max(us.values()) / min(us.values()) - 1:.0%}"])
+    show("Microseconds per token at length T: 1 sequence, 4 heads, key size 20, float32; parallel is forward and backward of the\n"
+         "attention, streaming one token at a time through a one-layer model", ["layer", *(f"{T:,d}" for T in lengths), "range"], rows)
+    return result
+
+
+def high_precision_rows(K, Q, lam, at):
+    """{t: (p_t, |R_t|)} for t in `at`: K, Q [T, Dk], by Cholesky in 60 decimal digits."""
+    import mpmath
+    mpmath.mp.dps = 60
+    n, out = K.shape[1], {}
+    G = np.array([[mpmath.mpf(0)] * n for _ in range(n)])
+    scaled = np.array([[mpmath.mpf(float(x)) for x in row] for row in K])
+    for t in range(max(at) + 1):
+        G = G + np.outer(scaled[t], scaled[t])
+        if t in at:
+            R = (mpmath.matrix(G.tolist()) + mpmath.eye(n) / mpmath.mpf(float(lam))) ** -1
+            p = R * mpmath.matrix([mpmath.mpf(float(x)) for x in Q[t]])
+            out[t] = (np.array([float(x) for x in p]), np.linalg.norm(np.array(R.tolist(), float), 2))
+    return out
+
+
+KEYS = {
+    "normal": lambda g, T, n: g.standard_normal((T, n)),
+    "repeated": lambda g, T, n: np.repeat(g.standard_normal((1, n)), T, axis=0),
+    "nearly parallel": lambda g, T, n: g.standard_normal((1, n)) + 1e-4 * g.standard_normal((T, n)),
+    "often zero": lambda g, T, n: g.standard_normal((T, n)) * (g.random((T, 1)) < 0.5),
+    "large (1,000)": lambda g, T, n: 1e3 * g.standard_normal((T, n)),
+    "of all sizes (0.001-1,000)": lambda g, T, n: g.standard_normal((T, n)) * 10.0 ** g.integers(-3, 4, (T, 1)),
+}
+
+
+def steadiness(T=100_000, n=4):
+    """|p^ - p| / (|R| |q|), the largest over t, for keys that are hard on Sherman-Morrison, against 60 digits."""
+    rows, result = [], {}
+    at = sorted({0, 1, 2, 3, 4, 5, 6, 8, 12, 20, 50, 100, 1_000, 10_000, T - 1} & set(range(T)))
+    for name, draw in KEYS.items():
+        for lam in (1.0, 30.0, 1000.0):
+            rng = np.random.default_rng(0)
+            K, Q, errors = draw(rng, T, n), rng.standard_normal((T, n)), {}
+            for dtype in ("float32", "float64"):
+                k, q = K.astype(dtype), Q.astype(dtype)
+                exact = high_precision_rows(k, q, lam, at)
+                for form, f in (("ours", lambda q, k, l: mesa.precondition(q, k, l)),
+                                ("textbook", lambda q, k, l: mesa.sherman_morrison(k, q, l))):
+                    with np.errstate(all="ignore"):
+                        P = f(q[None, None], k[None, None], np.array([lam], dtype))[0, 0]
+                    errors[dtype, form] = max(float(np.linalg.norm(P[t].astype(float) - p) / (size * np.linalg.norm(q[t])))
+                                              for t, (p, size) in exact.items())
+            result[f"{name}, lambda {lam:g}"] = {f"{d} {f}": e for (d, f), e in errors.items()}
+            rows.append([name, f"{lam:g}", *(f"{e:.0e}" for e in errors.values())])
+            print(f"  {name}, lambda {lam:g} done", flush=True)
+    show(f"Steadiness: |p^ - p| / (|R| |q|) up to T = {T:,d}, largest over {len(at)} positions; ours should stay below 1e-3 and 1e-9",
+         ["keys", "lambda", "float32 ours", "textbook recursion", "float64 ours", "textbook recursion"], rows)
+    return result
+
+
+TABLES = {"steps": steps, "layer": layer, "length": length, "steadiness": steadiness}
+
+
+def main():
+    parser = train.Parser(prog="python bench.py", description="Benchmarks; without arguments, all.")
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers in FILE")
+    parser.add_argument("--peak", help=train.argparse.SUPPRESS)
+    parser.add_argument("--peak-layer", type=int, help=train.argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        return peak(args.peak)
+    if args.peak_layer is not None:
+        return peak_layer(args.peak_layer)
+    result = {name: TABLES[name]() for name in [train.choose("table", n, TABLES) for n in args.tables or TABLES]}
+    if args.json:
+        train.write_whole(args.json, lambda f: f.write((json.dumps(result, indent=1) + "\n").encode()))
+
+
+if __name__ == "__main__":
+    train.command(main)
