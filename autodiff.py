@@ -341,7 +341,8 @@ def tanh(a):
 def clip(a, low, high):
     """a limited to [low, high]; real. No gradient flows where the limit holds it."""
     A = value(a)
-    return record(xp.clip(A, low, high), (a,), (lambda g: g * ((A >= low) & (A <= high)),))
+    Y = xp.clip(A, low, high)
+    return record(Y, (a,), (lambda g: g * (Y == A),))
 
 
 def gelu(a):

@@ -356,10 +356,33 @@ def position_code(start, T, D, dtype):
     return xp.where(xp.arange(D) % 2 == 0, xp.sin(angle), xp.cos(angle)).astype(dtype)
 
 
-def split_heads(e, w):
-    """e [B, T, D], w [D, heads, Dk] -> e @ w as [B, heads, T, Dk]"""
-    (B, T, D), (_, heads, Dk) = e.shape, w.shape
-    return (e @ w.reshape(D, heads * Dk)).reshape(B, T, heads, Dk).swapaxes(1, 2)
+def to_heads(e, w):
+    """einsum("btd,dhk->bhtk", e, w), a token's queries, keys or values, as one matrix product.
+
+    e [B, T, D], w [D, heads, Dk] -> [B, heads, T, Dk], a view of memory laid out as [B, T, heads, Dk]
+    """
+    E, W = value(e), value(w)
+    B, T, D = E.shape
+    rows, W2 = E.reshape(B * T, D), W.reshape(D, -1)    # [BT, D], [D, heads Dk]
+
+    def flat(g):                                        # [B, heads, T, Dk] -> [BT, heads Dk], no copy if it comes from `mix`
+        return g.swapaxes(1, 2).reshape(B * T, -1)
+    return record((rows @ W2).reshape(B, T, *W.shape[1:]).swapaxes(1, 2), (e, w),
+                  (lambda g: (flat(g) @ adjoint(W2)).reshape(E.shape),
+                   lambda g: (adjoint(rows) @ flat(g)).reshape(W.shape)))
+
+
+def from_heads(o, w):
+    """einsum("bhtk,hkd->btd", o, w), the sum of what all heads write: o [B, heads, T, Dk], w [heads, Dk, D] -> [B, T, D]"""
+    O, W = value(o), value(w)
+    B, heads, T, Dk = O.shape
+    rows, W2 = O.swapaxes(1, 2).reshape(B * T, heads * Dk), W.reshape(heads * Dk, -1)
+
+    def flat(g):                                        # [B, T, D] -> [BT, D]
+        return g.reshape(B * T, -1)
+    return record((rows @ W2).reshape(B, T, -1), (o, w),
+                  (lambda g: (flat(g) @ adjoint(W2)).reshape(B, T, heads, Dk).swapaxes(1, 2),
+                   lambda g: (adjoint(rows) @ flat(g)).reshape(W.shape)))
 
 
 def attention_block(params, b, kind, z, config, code, trace=None, memory=None):
@@ -368,7 +391,7 @@ def attention_block(params, b, kind, z, config, code, trace=None, memory=None):
     z_qk = z                                            # what queries and keys are computed from
     if config.positional == "concat":
         z_qk = ad.concatenate([z, xp.broadcast_to(code, (B, *code.shape))])  # [B, T, 2D]
-    q, k, v = split_heads(z_qk, params[b + "wq"]), split_heads(z_qk, params[b + "wk"]), split_heads(z, params[b + "wv"])
+    q, k, v = to_heads(z_qk, params[b + "wq"]), to_heads(z_qk, params[b + "wk"]), to_heads(z, params[b + "wv"])
     if config.qk_norm:          # the small number keeps the gradient finite where a vector is zero
         q, k = (x * ((x * x).sum(axis=-1, keepdims=True) + 1e-14) ** -0.5 for x in (q, k))
     lam = (ad.exp(params[b + "log_lam"]),) if kind == "mesa" else ()
@@ -376,12 +399,10 @@ def attention_block(params, b, kind, z, config, code, trace=None, memory=None):
         o = ATTENTION[kind](q, k, v, *lam)                                  # [B, heads, T, Dk]
     else:
         o, memory[b] = STEP[kind](memory.get(b), q, k, v, *lam)
-    wo = params[b + "wo"]
     if trace is not None:
         trace[b + "map"] = ATTENTION[kind](q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:2], T, T)), *lam)
-        trace[b + "heads"] = o @ wo                                         # [B, heads, T, D], what each head writes
-    heads, Dk, _ = wo.shape
-    return o.swapaxes(1, 2).reshape(B, T, heads * Dk) @ wo.reshape(heads * Dk, D)
+        trace[b + "heads"] = o @ params[b + "wo"]                                  # [B, heads, T, D], what each head writes
+    return from_heads(o, params[b + "wo"])
 
 
 def transformer(params, x, config, trace=None, memory=None):

@@ -85,6 +85,8 @@ REAL_OPERATIONS = {
     "softmax": (ad.softmax, ((2, 4),)),
     "layer_norm": (ad.layer_norm, ((2, 3, 5), (5,), (5,))),
     "cross_entropy": (lambda a: ad.cross_entropy(a, np.array([[0, 3, 1], [2, 2, 0]])), ((2, 3, 4),)),
+    "to_heads": (mesa.to_heads, ((2, 3, 4), (4, 2, 3))),
+    "from_heads": (mesa.from_heads, ((2, 2, 3, 4), (2, 4, 3))),
     "linear attention": (mesa.linear_attention, ((2, 2, 5, 3),) * 3),
     "softmax attention": (mesa.softmax_attention, ((2, 2, 5, 3),) * 3),
 }
@@ -97,7 +99,7 @@ def test_vjp_equals_finite_differences(name, rng):
     check_gradients(f, *(draw(0.5, 1, shape) for shape in shapes), rng=rng)
 
 
-@pytest.mark.parametrize("name", [*OPERATIONS, "linear attention"])
+@pytest.mark.parametrize("name", [*OPERATIONS, "to_heads", "from_heads", "linear attention"])
 def test_complex_vjp_equals_finite_differences(name, rng):
     f, shapes = (OPERATIONS | REAL_OPERATIONS)[name]
     check_gradients(f, *(rng.uniform(0.5, 1, s) + 1j * rng.uniform(-1, 1, s) for s in shapes), rng=rng)
