@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -733,8 +732,8 @@ def test_learning_rate_warms_up_and_follows_a_cosine():
     assert [lr(10), lr(60), lr(110)] == pytest.approx([1.0, 0.55, 0.1])
 
 
-def test_batch_gradient_is_that_of_the_whole_batch_whatever_the_number_of_workers(monkeypatch, rng):
-    """Pieces, weighted by their sizes, average to the loss of the batch they form; threads do not change a bit."""
+def test_gradient_is_that_of_the_whole_batch_whatever_the_number_of_workers(monkeypatch, rng):
+    """Pieces, weighted by their sizes, average to the loss of the batch they form; workers do not change a bit."""
     s = tiny("linear-2")
     params = mesa.init_params(rng, s.config, 0.3)
 
@@ -744,15 +743,16 @@ def test_batch_gradient_is_that_of_the_whole_batch_whatever_the_number_of_worker
     def sample(g, n):
         return data.linear_batch(g, n, s.T, d=s.d, tokens=s.tokens)
     results = []
-    for workers in (1, 3):
-        monkeypatch.setattr(train, "POOL", ThreadPoolExecutor(workers))
-        results.append(train.batch_gradient(loss, params, sample, np.random.default_rng(5), 70))
-    assert results[0][0] == results[1][0]
-    assert all(np.array_equal(results[0][1][k], results[1][1][k]) for k in params)
-    batches = train.in_pieces(sample, np.random.default_rng(5), 70)
-    assert [round(70 * w) for w, _ in batches] == [32, 32, 6]
-    assert not np.array_equal(batches[0][1][0][:6], batches[2][1][0])       # pieces hold different sequences
-    whole = [np.concatenate(parts) for parts in zip(*(b for _, b in batches))]
+    for workers, platform in ((1, "linux"), (3, "linux"), (2, "darwin")):   # forks; threads elsewhere
+        monkeypatch.setattr(train.sys, "platform", platform)
+        with train.Workers(loss, sample, workers) as crew:
+            results.append(crew.gradient(params, np.random.default_rng(5), 70))
+    for other in results[1:]:
+        assert results[0][0] == other[0] and all(np.array_equal(results[0][1][k], other[1][k]) for k in params)
+    seeds = np.random.default_rng(5).integers(2 ** 63, size=3)
+    batches = [sample(np.random.default_rng(seed), n) for seed, n in zip(seeds, (32, 32, 6))]
+    assert not np.array_equal(batches[0][0][:6], batches[2][0])             # pieces hold different sequences
+    whole = [np.concatenate(parts) for parts in zip(*batches)]
     total, grads = value_and_grad(loss, params, *whole)
     assert total == pytest.approx(results[0][0], rel=1e-12)
     assert all(relative(results[0][1][k], grads[k]) < 1e-11 for k in params)
