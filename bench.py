@@ -210,11 +210,12 @@ def our_step(s):
 
     train.keep_memory()
     crew = train.Workers(lambda p, e, y: mesa.squared_error(mesa.transformer(p, e, s.config), y),
-                         lambda g, n: [a.astype(s.dtype) for a in data.linear_batch(g, n, s.T, s.tokens, **family)])
+                         lambda g, n: [a.astype(s.dtype) for a in data.linear_batch(g, n, s.T, s.tokens, **family)],
+                         state.params, s.batch)
     update = train.adamw(train.warmup_cosine(s), s.weight_decay, s.clip)
 
     def step():
-        _, grads = crew.gradient(state.params, rng, s.batch)
+        _, grads = crew.gradient(state.params, rng)
         state.params, state.slots = update(state.params, grads, state.slots, state.step)
         state.step += 1
     return step, first

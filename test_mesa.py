@@ -745,8 +745,8 @@ def test_gradient_is_that_of_the_whole_batch_whatever_the_number_of_workers(monk
     results = []
     for workers, platform in ((1, "linux"), (3, "linux"), (2, "darwin")):   # forks; threads elsewhere
         monkeypatch.setattr(train.sys, "platform", platform)
-        with train.Workers(loss, sample, workers) as crew:
-            results.append(crew.gradient(params, np.random.default_rng(5), 70))
+        with train.Workers(loss, sample, params, 70, workers) as crew:
+            results.append(crew.gradient(params, np.random.default_rng(5)))
     for other in results[1:]:
         assert results[0][0] == other[0] and all(np.array_equal(results[0][1][k], other[1][k]) for k in params)
     seeds = np.random.default_rng(5).integers(2 ** 63, size=3)

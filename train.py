@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import json
 import math
+import mmap
 import multiprocessing
 import os
 import shutil
@@ -193,6 +194,11 @@ def keep_memory():
         pass
 
 
+def shared_like(a):
+    """An uninitialised array of the shape and type of `a` in memory that processes forked from now on will share."""
+    return np.frombuffer(mmap.mmap(-1, max(a.nbytes, 1)), a.dtype, a.size).reshape(a.shape)
+
+
 class Workers:
     """Draws batches and computes their gradients on all cores: the same numbers whatever their number.
 
@@ -202,61 +208,76 @@ class Workers:
     The workers are processes.  Threads would do, as NumPy releases Python's lock inside its loops, but with operations of 5
     to 100 microseconds they hand the lock over all the time, and a thread that has to be woken loses 50 microseconds: two
     threads took 1.5 times as long as two processes for linear-6, 1.8 times for linear-1.  A fork inherits loss_fn and sample
-    as they are, gets the weights through a pipe and answers with gradients.  Where forking is not safe (macOS, Windows, a GPU
-    in use), threads take over.
+    as they are, and finds weights and leaves gradients in memory shared with its parent. Where forking is not safe (macOS,
+    Windows, a GPU in use) threads take over.
     """
 
-    def __init__(self, loss_fn, sample, count=None):
-        self.piece = lambda params, seed, n: ad.value_and_grad(loss_fn, params, *sample(np.random.default_rng(seed), n))
-        self.count = count or (os.cpu_count() if xp.module is np else 1)
+    def __init__(self, loss_fn, sample, params, batch, count=None):
+        self.loss_fn, self.sample = loss_fn, sample
+        self.sizes = [PIECE] * (batch // PIECE) + ([batch % PIECE] if batch % PIECE else [])
+        self.count = min(count or (os.cpu_count() if xp.module is np else 1), len(self.sizes))
         self.pipes, self.processes = [], []
         self.forks = sys.platform == "linux" and xp.module is np
-        for _ in range(self.count - 1 if self.forks else 0):        # this process is a worker, too
+        if not self.forks:
+            return
+        self.params = {name: shared_like(w) for name, w in params.items()}
+        self.grads = [{name: shared_like(w) for name, w in params.items()} for _ in self.sizes]
+        for i in range(1, self.count):                              # this process is worker 0
             ours, theirs = multiprocessing.Pipe()
             self.pipes.append(ours)
-            self.processes.append(multiprocessing.get_context("fork").Process(target=self.serve, args=(theirs,), daemon=True))
+            self.processes.append(multiprocessing.get_context("fork").Process(target=self.serve, args=(i, theirs), daemon=True))
             self.processes[-1].start()
             theirs.close()
 
-    def serve(self, pipe):
-        """The life of a forked worker: (params, jobs) in, results or an exception out, until the pipe is closed."""
+    def piece(self, params, seed, n):
+        """(loss, gradients) of n new sequences."""
+        loss, grads = ad.value_and_grad(self.loss_fn, params, *self.sample(np.random.default_rng(seed), n))
+        return float(loss), grads
+
+    def share(self, i, seeds):
+        """Worker i's share of the pieces: gradients go to the shared memory, losses are returned."""
+        losses = []
+        for j in range(i, len(self.sizes), self.count):
+            loss, grads = self.piece(self.params, seeds[j], self.sizes[j])
+            for name, g in grads.items():
+                self.grads[j][name][...] = g
+            losses.append(loss)
+        return losses
+
+    def serve(self, i, pipe):
+        """The life of a forked worker: seeds in, losses or an exception out, until the pipe is closed."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is for the parent to handle
         for ours in self.pipes:
             ours.close()                                            # so that the pipe breaks when the parent dies
         while True:
             try:
-                params, jobs = pipe.recv()
+                seeds = pipe.recv()
             except (EOFError, OSError):
                 return
             try:
-                pipe.send([self.piece(params, *job) for job in jobs])
+                pipe.send(self.share(i, seeds))
             except Exception as e:
                 pipe.send(e)
 
-    def map(self, params, jobs):
-        """[self.piece(params, *job) for job in jobs], shared among the workers."""
-        if not self.forks:
+    def gradient(self, params, rng):
+        """(loss, gradients) of a batch of new sequences: means over its pieces, summed in their order."""
+        seeds = rng.integers(2 ** 63, size=len(self.sizes)).tolist()
+        if self.forks:
+            for name, w in params.items():
+                self.params[name][...] = w
+            for pipe in self.pipes:
+                pipe.send(seeds)
+            answers = [self.share(0, seeds)] + [pipe.recv() for pipe in self.pipes]
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+            losses, grads = [answers[j % self.count][j // self.count] for j in range(len(seeds))], self.grads
+        else:
             with ThreadPoolExecutor(self.count) as threads:
-                return list(threads.map(lambda job: self.piece(params, *job), jobs))
-        share = [jobs[i::self.count] for i in range(self.count)]
-        for pipe, part in zip(self.pipes, share[1:]):
-            pipe.send((params, part))
-        results = [None] * len(jobs)
-        results[::self.count] = [self.piece(params, *job) for job in share[0]]
-        for i, pipe in enumerate(self.pipes, 1):
-            answer = pipe.recv()
-            if isinstance(answer, Exception):
-                raise answer
-            results[i::self.count] = answer
-        return results
-
-    def gradient(self, params, rng, batch):
-        """(loss, gradients) of `batch` new sequences: means over its pieces, summed in their order."""
-        sizes = [PIECE] * (batch // PIECE) + ([batch % PIECE] if batch % PIECE else [])
-        seeds = rng.integers(2 ** 63, size=len(sizes)).tolist()
-        results = self.map(params, list(zip(seeds, sizes)))
-        return (sum(n / batch * float(loss) for n, (loss, _) in zip(sizes, results)),
-                {name: sum(n / batch * grads[name] for n, (_, grads) in zip(sizes, results)) for name in params})
+                losses, grads = zip(*threads.map(lambda seed, n: self.piece(params, seed, n), seeds, self.sizes))
+        shares = [n / sum(self.sizes) for n in self.sizes]
+        return (sum(share * loss for share, loss in zip(shares, losses)),
+                {name: sum(share * g[name] for share, g in zip(shares, grads)) for name in params})
 
     def __enter__(self):
         return self
@@ -309,7 +330,7 @@ def fit(loss_fn, state, sample, update, steps, batch, evaluate=None, report=100,
     keep_memory()
     save, saved_at = save or (lambda state: None), -math.inf
     try:
-        with Workers(loss_fn, sample, workers) as crew:
+        with Workers(loss_fn, sample, state.params, batch, workers) as crew:
             while True:
                 began = time.perf_counter()
                 if evaluate and (state.step % report == 0 or state.step == steps) and \
@@ -327,7 +348,7 @@ def fit(loss_fn, state, sample, update, steps, batch, evaluate=None, report=100,
                 if state.step >= steps:
                     return state
                 try:
-                    loss, grads = crew.gradient(state.params, state.rng, batch)
+                    loss, grads = crew.gradient(state.params, state.rng)
                 except FloatingPointError:
                     loss, grads = math.nan, {}
                 if not (math.isfinite(loss) and all(bool(xp.isfinite(g).all()) for g in grads.values())):
