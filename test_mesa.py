@@ -11,7 +11,6 @@ import sys
 import time
 import warnings
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import autodiff as ad
@@ -21,6 +20,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+import bench
 import data
 import figures
 import mesa
@@ -356,44 +356,17 @@ def test_chunked_linear_attention_equals_the_quadratic_form(T, rng, monkeypatch)
         assert abs(a / b - 1) < 1e-11 and all(relative(ga[n], gb[n]) < 1e-11 for n in inputs)
 
 
-def exact_preconditioner(Q, K, lam, t):
-    """(p_t, |R_t|) of one head by elimination in exact rational arithmetic: Q, K [T, Dk]."""
-    rows = [[Fraction(float(x)) for x in k] for k in K[:t + 1]]
-    n = len(rows[0])
-    A = [[sum(r[i] * r[j] for r in rows) + (i == j) / Fraction(float(lam)) for j in range(n)] +
-         [Fraction(int(i == j)) for j in range(n)] for i in range(n)]
-    for i in range(n):                                  # Gauss-Jordan; the matrix is positive definite: no pivoting
-        A[i] = [x / A[i][i] for x in A[i]]
-        for j in range(n):
-            if j != i:
-                A[j] = [x - A[j][i] * y for x, y in zip(A[j], A[i])]
-    R = [row[n:] for row in A]
-    p = [sum(r * Fraction(float(x)) for r, x in zip(row, Q[t])) for row in R]
-    return np.array([float(x) for x in p]), np.linalg.norm(np.array([[float(r) for r in row] for row in R]), 2)
-
-
-HARD_KEYS = {           # [T, Dk] from a generator
-    "normal": lambda g, T, n: g.standard_normal((T, n)),
-    "repeated": lambda g, T, n: np.repeat(g.standard_normal((1, n)), T, axis=0),
-    "nearly parallel": lambda g, T, n: g.standard_normal((1, n)) + 1e-4 * g.standard_normal((T, n)),
-    "often zero": lambda g, T, n: g.standard_normal((T, n)) * (g.random((T, 1)) < 0.5),
-    "large": lambda g, T, n: 1e3 * g.standard_normal((T, n)),
-    "of all sizes": lambda g, T, n: g.standard_normal((T, n)) * 10.0 ** g.integers(-3, 4, (T, 1)),
-}
-
-
 @pytest.mark.parametrize("lam", [1.0, 1000.0])
-@pytest.mark.parametrize("keys", HARD_KEYS)
+@pytest.mark.parametrize("keys", bench.KEYS)
 def test_preconditioner_is_steady(keys, lam, rng):
     """|p^ - p| / (|R| |q|) stays below 1e-3 in float32 and 1e-9 in float64, against exact arithmetic."""
     T, n = 70, 4
-    K, Q = HARD_KEYS[keys](rng, T, n), rng.standard_normal((T, n))
+    K, Q = bench.KEYS[keys](rng, T, n), rng.standard_normal((T, n))
     for dtype, bound in (("float32", 1e-3), ("float64", 1e-9)):
         k, q = K.astype(dtype), Q.astype(dtype)
         P = mesa.precondition(q[None, None], k[None, None], np.array([lam], dtype))[0, 0]
         assert P.dtype == dtype
-        for t in (0, 2, 3, 4, 5, 8, 20, 69):
-            p, norm = exact_preconditioner(q, k, lam, t)
+        for t, (p, norm) in bench.exact_rows(q, k, lam, (0, 2, 3, 4, 5, 8, 20, 69)).items():
             assert np.linalg.norm(P[t] - p) <= bound * norm * np.linalg.norm(q[t]), (dtype, t)
 
 
@@ -972,6 +945,19 @@ def test_figure_smoke(name, tmp_path):
 def test_every_module_shows_what_it_is_about(module):
     run = command_line(f"{module}.py")
     assert run.returncode == 0 and run.stdout.count("\n") > 5 and not run.stderr
+
+
+def test_matrix_operations_of_a_step_are_counted():
+    """About 9.6 GFLOP for linear-6: per token and layer 2 (4 D heads Dk + 2 T heads Dk), three times that with the backward."""
+    assert bench.step_flop(train.PRESETS["linear-6"]) == 3 * 6 * 2 * (4 * 40 * 80 + 2 * 50 * 80) * 50 * 256
+    assert bench.step_flop(train.PRESETS["linear-6"]) == pytest.approx(9.6e9, rel=0.01)
+
+
+@pytest.mark.parametrize("form", [f for f in bench.LAYERS if "torch" not in f])
+def test_every_form_of_the_mesa_layer_has_the_same_output_and_gradient(form):
+    inputs = [a.astype(float) for a in bench.layer_inputs(2.0, B=2, heads=2, T=9, K=3)]
+    for a, b in zip(bench.LAYERS[form](*inputs), bench.LAYERS["direct solve"](*inputs)):
+        assert relative(a, b) < 1e-9
 
 
 def test_figures_command_line():
