@@ -73,6 +73,21 @@ def linear_attention(q, k, v):
     return record(mix(A, V), (q, k, v), vjp)
 
 
+def cut(X):
+    """[..., T, D] -> [..., n, C, D]: n chunks of equal length C <= CHUNK, the last filled up with zeros."""
+    T = X.shape[-2]
+    n = -(-T // CHUNK)                                  # rounded up
+    C = -(-T // n)
+    if n * C > T:
+        X = xp.concatenate([X, xp.zeros((*X.shape[:-2], n * C - T, X.shape[-1]), X.dtype)], axis=-2)
+    return X.reshape(*X.shape[:-2], n, C, X.shape[-1])
+
+
+def join(X, T):
+    """What `cut` made, together again: [..., n, C, D] -> [..., T, D]."""
+    return X.reshape(*X.shape[:-3], -1, X.shape[-1])[..., :T, :]
+
+
 def chunked_linear_attention(q, k, v):
     """The same at cost linear in T.  Within a chunk of C tokens as before; all earlier chunks act through one matrix,
 
@@ -81,23 +96,14 @@ def chunked_linear_attention(q, k, v):
     S_c is a running sum over chunks. In the VJP the cotangent of S_c is Q_c^T G_c, and since k_i, v_i enter the S of all
     later chunks, these sum to Z_c = sum_{t after chunk c} q_t g_t^T:
         of Q_c: M K_c + G_c S_c^T      of K_c: M^T Q_c + V_c Z_c^T      of V_c: A^T G_c + K_c Z_c
-    All chunks are computed at once; the last is filled up with zeros.
+    All chunks are computed at once.
     """
     T = value(q).shape[-2]
-    n = -(-T // CHUNK)                                  # number of chunks, rounded up
-    C = -(-T // n)
-
-    def cut(X):                                         # [..., T, D] -> [..., n, C, D]
-        X = xp.concatenate([X, xp.zeros((*X.shape[:-2], n * C - T, X.shape[-1]), X.dtype)], axis=-2)
-        return X.reshape(*X.shape[:-2], n, C, X.shape[-1])
-
-    def join(X):                                        # and back
-        return X.reshape(*X.shape[:-3], n * C, X.shape[-1])[..., :T, :]
 
     def before(X):                                      # sums over the chunks before each: [..., n, Dk, Dv]
         return X.cumsum(axis=-3) - X
 
-    Q, K, V = cut(value(q)), cut(value(k)), cut(value(v))
+    Q, K, V = cut(value(q)), cut(value(k)), cut(value(v))                   # [..., n, C, D]
     A = tril(Q @ adjoint(K))                            # [..., n, C, C]
     S = before(adjoint(K) @ V)
 
@@ -105,8 +111,9 @@ def chunked_linear_attention(q, k, v):
         G = cut(G)
         M = tril(G @ adjoint(V))
         Z = before((adjoint(Q) @ G)[..., ::-1, :, :])[..., ::-1, :, :]
-        return (join(M @ K + G @ adjoint(S)), join(adjoint(M) @ Q + V @ adjoint(Z)), join(adjoint(A) @ G + K @ Z))
-    return record(join(A @ V + Q @ S), (q, k, v), vjp)
+        return (join(M @ K + G @ adjoint(S), T), join(adjoint(M) @ Q + V @ adjoint(Z), T),
+                join(adjoint(A) @ G + K @ Z, T))
+    return record(join(A @ V + Q @ S, T), (q, k, v), vjp)
 
 
 def softmax_attention(q, k, v):
@@ -162,14 +169,14 @@ def precondition(q, k, lam):
         The sum is the differential, in k, of  sum_t h_t . sum_{i<=t} k_i (k_i . p_t) = <H, linear_attention(P, K, K)>,
         so Gk is minus the VJP of that linear attention, summed over both roles of k:  -(tril(H K^T)^T P + A^T H).
     3.  Glambda = sum_t h_t . p_t / lambda^2.
-    No R_t is kept: what the second sweep needs are two vectors per token. Raises FloatingPointError on overflow.
+    No R_t is kept: what the second sweep needs are two vectors per token and a matrix per chunk. Raises FloatingPointError on overflow.
     """
     Q, K, lam_ = value(q), value(k), value(lam)
-    F, W = square_root_sweep(K, lam_)
-    P = apply_R(F, W, Q, lam_)
+    sweep = square_root_sweep(K, lam_)
+    P = apply_R(*sweep, Q)
 
     def vjp(G):
-        H = apply_R(F, W, G, lam_)
+        H = apply_R(*sweep, G)
         _, as_key, as_value = linear_attention(Tensor(P), K, K).vjp(H)
         return H, -(as_key + as_value), (H.conj() * P).real.sum(axis=(0, 2, 3)) / lam_ ** 2
     return record(P, (q, k, lam), vjp)
@@ -215,45 +222,57 @@ def reverse_sweep(K, X, R):
 #     R_t = S_{t-1} (I - f f^T / s) S_{t-1}^T   and   (I - f f^T / (s + sqrt(s)))^2 = I - f f^T / s,    hence
 #     S_t = S_{t-1} - w f^T   with   w = S_{t-1} f / (s + sqrt(s)),      S_0 = sqrt(lambda) I.
 # R = S S^T is positive whatever the rounding, s >= 1 always, and errors are of size eps sqrt(lambda |S^-1|^2) instead of
-# the square of that root.  And since S_t = S_0 - sum_{i<=t} w_i f_i^T, applying S_t or S_t^T to the vector of its own
-# time t is a linear attention: once the f_i and w_i are known, no loop over time is left.
+# the square of that root.  Within a chunk of tokens S_t = S_c - sum_i w_i f_i^T, where S_c is S at the chunk's start: so
+# applying S_t or S_t^T to the vector of its own time t is a product with S_c and a linear attention over the chunk. Once
+# the f_i, the w_i and a few S_c are known, no loop over time is left.
 
 
 def square_root_sweep(K, lam):
-    """The vectors f_t, w_t of every update S_t = S_{t-1} - w_t f_t^T, S_0 = sqrt(lambda) I: rows of F and W [B, heads, T, Dk].
+    """The recurrence S_t = S_{t-1} - w_t f_t^T, S_0 = sqrt(lambda) I, for keys K [B, heads, T, Dk], cut into n chunks of length C.
+
+    Returns F, W [B, heads, n, C, Dk], the vectors f_t and w_t, and S [B, heads, n, Dk, Dk], S at the start of every chunk.
 
     The loop over time is a Python loop, so each of its steps should do much: the batch goes last, and every entry of S is
-    then one contiguous vector over all sequences and heads.  In float32 errors stay below 1e-4 while lambda sum |k|^2, which
-    bounds lambda |S^-1|^2, is below 1e6; beyond, the sweep runs in double precision.
+    then one contiguous vector over all sequences and heads.  In float32 errors stay below 1e-4 while lambda sum |k|^2 over a
+    chunk, which bounds how much R can shrink in it, is below 1e6, and over up to 8 chunks, as they grow with T; beyond, the
+    sweep runs in double precision.
     """
     B, heads, T, Dk = K.shape
+    K = cut(K)                                          # [B, heads, n, C, Dk]
+    n, C = K.shape[2:4]
 
     def bound():
-        return float((lam * xp.einsum("bhtk,bhtk->bh", K, K.conj()).real).max())
-    if not bound() < 1e6:
+        return float((lam[:, None] * xp.einsum("bhntk,bhntk->bhn", K, K.conj()).real).max())
+    if n > 8 or not bound() < 1e6:
         K = K.astype(xp.result_type(K.dtype, "float64"))
         if not bound() < float("inf"):
             raise FloatingPointError("a key is not finite, or lambda |k|^2 overflows: R_t cannot be computed")
-    k = xp.ascontiguousarray(K.transpose(2, 3, 0, 1))   # [T, Dk, B, heads]
-    F, W = xp.empty_like(k), xp.empty_like(k)
+    k = xp.ascontiguousarray(K.transpose(2, 3, 4, 0, 1))                    # [n, C, Dk, B, heads]
+    F, W, starts = xp.empty_like(k), xp.empty_like(k), xp.empty((n, Dk, Dk, B, heads), K.dtype)
     S = xp.zeros((Dk, Dk, B, heads), K.dtype)
     S[xp.arange(Dk), xp.arange(Dk)] = lam ** 0.5
-    for t in range(T):
-        f = xp.einsum("ijbh,ibh->jbh", S.conj(), k[t])                      # S^T k           [Dk, B, heads]
-        s = 1 + (f.conj() * f).real.sum(axis=0)
-        w = xp.einsum("ijbh,jbh->ibh", S, f) / (s + xp.sqrt(s))
-        S -= w[:, None] * f.conj()
-        F[t], W[t] = f, w
-    return F.transpose(2, 3, 0, 1), W.transpose(2, 3, 0, 1)
+    for c in range(n):
+        starts[c] = S
+        for t in range(C):
+            f = xp.einsum("ijbh,ibh->jbh", S.conj(), k[c, t])               # S^T k           [Dk, B, heads]
+            s = 1 + (f.conj() * f).real.sum(axis=0)
+            w = xp.einsum("ijbh,jbh->ibh", S, f) / (s + xp.sqrt(s))
+            S -= w[:, None] * f.conj()
+            F[c, t], W[c, t] = f, w
+    return F.transpose(3, 4, 0, 1, 2), W.transpose(3, 4, 0, 1, 2), starts.transpose(3, 4, 0, 1, 2)
 
 
-def apply_R(F, W, X, lam):
-    """Rows R_t x_t = S_t S_t^T x_t for X [B, heads, T, Dk], from the vectors f_t, w_t of `square_root_sweep`:
-    S_t^T x = sqrt(lambda) x - sum_{i<=t} f_i (w_i . x),      S_t y = sqrt(lambda) y - sum_{i<=t} w_i (f_i . y).
+def apply_R(F, W, S, X):
+    """Rows R_t x_t = S_t S_t^T x_t for X [B, heads, T, Dk], from what `square_root_sweep` returns:
+    S_t^T x = S_c^T x - sum_i f_i (w_i . x),      S_t y = S_c y - sum_i w_i (f_i . y),     i <= t in the chunk of t.
     """
-    root = (lam ** 0.5)[:, None, None].astype(F.real.dtype)
-    Y = root * X - linear_attention(X.astype(F.dtype), W, F)
-    return (root * Y - linear_attention(Y, F, W)).astype(X.dtype)
+    rows = cut(X)                                                           # [B, heads, n, C, Dk]
+    out = xp.empty_like(rows)
+    for c in range(0, rows.shape[2], 8):                # 8 chunks at a time: what this allocates stays in the cache
+        f, w, s, x = (a[:, :, c:c + 8] for a in (F, W, S, rows))
+        y = x @ s.conj() - linear_attention(x.astype(f.dtype), w, f)
+        out[:, :, c:c + 8] = y @ s.swapaxes(-1, -2) - linear_attention(y, f, w)
+    return join(out, X.shape[2])
 
 
 def precondition_direct(Q, K, lam):
