@@ -8,6 +8,7 @@ the spread is half the distance between the quartiles.  Where PyTorch is install
 written there the way a good user would, and timed in the same turns; nothing else in this project needs it.
 """
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
@@ -62,10 +63,12 @@ def peak_memory(*args):
     return [float(x) for x in out.split()]
 
 
-def resident_peak():
-    """Peak memory of this process so far, in MB (on Linux from /proc, as a child's ru_maxrss counts its parent's, too)."""
+def memory():
+    """Memory in MB of this process and its workers, each shared page counted once (Linux), or the peak of this process."""
     try:
-        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+        pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+        rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids)
+        return sum(int(text.split("Pss:")[1].split()[0]) for text in rollups) / 1024
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -266,12 +269,13 @@ def steps(repeats=15):
 
 
 def peak(name):
-    """Train a preset in this process; print the peak memory after 10 and after 30 steps, in MB."""
+    """Train a preset; print the memory of all its processes after 10 and after 30 steps, in MB.  As freed memory is kept
+    (train.keep_memory), that is the peak."""
     step, _ = our_step(train.PRESETS[name])
     for n in range(30):
         step()
         if n in (9, 29):
-            print(resident_peak())
+            print(memory())
 
 
 def two_sweeps(backward_of_query):
@@ -360,13 +364,14 @@ def layer(repeats=7):
 
 
 def peak_layer(i):
-    """Print this process's peak memory before and after one forward and backward of the i-th form, in MB."""
+    """Print this process's memory before and after one forward and backward of the i-th form, in MB; freed memory is kept."""
+    train.keep_memory()
     inputs = layer_inputs(1)
     small = layer_inputs(1, B=1, T=3)
     list(LAYERS.values())[i](*small)                    # what loading and first calls need is not counted
-    print(resident_peak())
+    print(memory())
     list(LAYERS.values())[i](*inputs)
-    print(resident_peak())
+    print(memory())
 
 
 def length(lengths=(1_000, 5_000, 20_000, 50_000), repeats=3, B=4):
@@ -389,14 +394,14 @@ def length(lengths=(1_000, 5_000, 20_000, 50_000), repeats=3, B=4):
         config = mesa.Config((kind,))
         params = {k: w.astype("float32") for k, w in mesa.init_params(rng, config, 0.1).items()}
         tokens = rng.standard_normal((max(lengths), 1, 1, 40)).astype("float32")
-        memory, after = {}, {}
+        past, after = {}, {}
         for t, token in enumerate(tokens, 1):
-            mesa.transformer(params, token, config, memory=memory)
+            mesa.transformer(params, token, config, memory=past)
             if t in lengths:
-                after[t] = dict(memory)                 # what is remembered is never changed in place
+                after[t] = dict(past)                  # what is remembered is never changed in place
         times = take_turns({T: lambda T=T: mesa.transformer(params, tokens[0], config, memory=after[T]) for T in lengths}, 500)
         us = {T: 1e6 * times[T][0] for T in lengths}
-        kept = memory["blocks.0."]
+        kept = past["blocks.0."]
         size = sum(a.nbytes for a in (kept if isinstance(kept, tuple) else (kept,)))
         result["streaming"][kind] = {"us_per_token": us, "state_bytes": size}
         rows.append([f"{kind}, streaming ({size:,d} bytes)", *(f"{us[T]:.1f}" for T in lengths),

@@ -731,6 +731,17 @@ def test_gradient_is_that_of_the_whole_batch_whatever_the_number_of_workers(monk
     assert all(relative(results[0][1][k], grads[k]) < 1e-11 for k in params)
 
 
+def test_what_goes_wrong_in_a_worker_is_raised_here():
+    def sample(g, n):
+        if n == 6:                                      # the last piece, which the second worker gets
+            raise FloatingPointError("key")
+        return (np.zeros(n),)
+    params = {"w": np.ones(2)}
+    with train.Workers(lambda p, x: p["w"].sum(), sample, params, 38, 2) as crew, pytest.raises(FloatingPointError, match="key"):
+        crew.gradient(params, np.random.default_rng(0))
+    assert not any(p.is_alive() for p in crew.processes)
+
+
 def test_fit_is_the_loop_of_anything_that_has_a_gradient(rng):
     """A frozen model with a trained prompt, cross-entropy and plain gradient descent: three calls of the same loop."""
     s = tiny("linear-1", steps=60)

@@ -249,15 +249,16 @@ class Workers:
         signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is for the parent to handle
         for ours in self.pipes:
             ours.close()                                            # so that the pipe breaks when the parent dies
-        while True:
-            try:
+        try:
+            while True:
                 seeds = pipe.recv()
-            except (EOFError, OSError):
-                return
-            try:
-                pipe.send(self.share(i, seeds))
-            except Exception as e:
-                pipe.send(e)
+                try:
+                    answer = self.share(i, seeds)
+                except Exception as e:
+                    answer = e
+                pipe.send(answer)
+        except (EOFError, OSError):
+            pass
 
     def gradient(self, params, rng):
         """(loss, gradients) of a batch of new sequences: means over its pieces, summed in their order."""
@@ -510,7 +511,7 @@ def progress_line(name, steps, report, out=None):
     return show
 
 
-def run(s, folder, name="run", save_seconds=30.0, quiet=False):
+def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False):
     """Train the model of settings s in `folder`, or go on with, or just return, what is there already: a State.
 
     Raises UserError if the folder holds a run with other settings; nothing is overwritten then.
@@ -533,7 +534,7 @@ def run(s, folder, name="run", save_seconds=30.0, quiet=False):
         state=state,
         sample=lambda rng, n: [to_backend(a, s.dtype) for a in data.linear_batch(rng, n, s.T, s.tokens, **family)],
         update=adamw(warmup_cosine(s), s.weight_decay, s.clip),
-        steps=s.steps, batch=s.batch, report=s.report, snapshots=s.snapshots, save_seconds=save_seconds,
+        steps=s.steps, batch=s.batch, report=s.report, snapshots=s.snapshots, save_seconds=save_seconds, workers=workers,
         evaluate=lambda params: heldout_loss(params, s, x),
         save=lambda state: save_checkpoint(folder, state, s),
         snapshot=lambda params, step: save_arrays(folder / f"weights-{step:06d}.npz", params),
@@ -576,9 +577,12 @@ def main():
     parser.add_argument("--out", help="folder for checkpoint, metrics and snapshots (default: runs/PRESET)")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")
     parser.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S", help="time between checkpoints")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core); the result is the same")
     for f in fields(Settings):
         parser.add_argument("--" + f.name.replace("_", "-"), dest="set_" + f.name, metavar="X", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers must be at least 1, not {args.workers}")
     changed = {k.removeprefix("set_"): v for k, v in vars(args).items() if k.startswith("set_") and v is not None}
     if args.resume:
         if args.preset or args.out or changed:
@@ -596,7 +600,7 @@ def main():
     else:
         return overview()
     try:
-        state = run(settings, folder, name, args.checkpoint_seconds)
+        state = run(settings, folder, name, args.checkpoint_seconds, args.workers)
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: python train.py --resume {folder}", file=sys.stderr)
         raise
