@@ -455,7 +455,7 @@ def check_gradients(f, *inputs, rng, tolerance=1e-6, directions=5, step=1e-3):
 
 
 def main():
-    print("f(a, b) = tanh(a b) + a at a = 0.5, b = 2, with gradients  df/da = b (1 - tanh^2(ab)) + 1,  df/db = a (1 - tanh^2(ab))")
+    print("f(a, b) = tanh(a b) + a  at a = 0.5, b = 2;  df/da = b (1 - tanh^2(ab)) + 1,  df/db = a (1 - tanh^2(ab))")
     a, b = Tensor(0.5), Tensor(2.0)
     f = tanh(a * b) + a
     ga, gb = backward(f, [a, b])

@@ -81,7 +81,8 @@ def main():
     print(f"\n  W found from the first three states: {W.round(4).tolist()}")
     print(f"  then x_6 must be W x_5 = ({(W @ x[4])[0]:+.4f}, {(W @ x[4])[1]:+.4f}).  A mesa-optimiser does just that.")
     e, y = linear_batch(np.random.default_rng(6), 1, 5, "constructed", d=2, noise=0.0)
-    print(f"\n  constructed token e_2 = [0, x_2, x_2, x_1] = {e[0, 1].round(2).tolist()}, target x_3 = {y[0, 1].round(2).tolist()}")
+    print(f"\n  constructed token e_2 = [0, x_2, x_2, x_1] = {e[0, 1].round(2).tolist()},"
+          f"\n  target x_3 = {y[0, 1].round(2).tolist()}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ AUTHORS = Path(__file__).parent / "golden" / "authors_mesa1.json"      # loss ov
 
 # -------------------------------------------------------------------------------------------------- the frame
 
+MESA_LAYER = "paper, section on the mesa layer"
 SMOKE = dict(d=2, T=8, steps=12, warmup=2, batch=40, report=5, heldout=64)
 FIGURES = {}                                            # name -> function of a Lab that returns (figure, claims)
 Run = namedtuple("Run", "params settings state folder")
@@ -273,20 +274,20 @@ def overview(lab):
              [np.mean([diagonal_share(M, s.d) for M in effective_matrices(r.params, 0)]) for r in linear]),
             (f"share of Proposition 1 in linear-1's squared coefficients ({prop1_share(best):.2f} at the closed-form optimum)",
              "paper, 3B", "> 0.9", [prop1_share(one_layer_coefficients(r.params, s.d)) for r in linear]),
-            (f"R² of mesa-1's outputs on those of the best ridge regression ({mu[0]:.2g})", "paper, section on the mesa layer", "> 0.99",
+            (f"R² of mesa-1's outputs on those of the best ridge regression ({mu[0]:.2g})", MESA_LAYER, "> 0.99",
              [r_squared(p, lsq) for p in of_mesa]),
             (f"R² of mesa-1's outputs on those of the ridge regression nearest to it ({np.mean(ridges):.2g})", "measured",
              "> 0.99", [r_squared(p, q) for p, q in zip(of_mesa, of_ridges)]),
             ("mesa-1's loss over linear-1's", "paper, mesa against linear attention", "< 1", ratios(of_mesa, of_linear))]
     for n in (15, 20, 50):
         if n <= s.T:
-            tell.append((f"mesa-1's loss at t = {n} over that of least squares, {by_position(lsq, y)[n - 1]:.2g} (authors' code "
-                         f"after 1,500 steps: {authors[n - 1]:.2g})", "paper, section on the mesa layer", "0.9 .. 1.1",
+            tell.append((f"mesa-1's loss at t = {n} over that of least squares, {by_position(lsq, y)[n - 1]:.2g} (authors' "
+                         f"code after 1,500 steps: {authors[n - 1]:.2g})", MESA_LAYER, "0.9 .. 1.1",
                          ratios(of_mesa, [lsq] * n_seeds, n - 1),
-                         f"at t = {n} the ridge regression nearest to the layer ({np.mean(ridges):.2g}, where {mu[0]:.2g} is best; "
-                         f"keys and lambda have to grow to lower it, and training stops) already has "
-                         f"{np.mean(ratios(of_ridges, [lsq] * n_seeds, n - 1)):.2g} times the loss of least squares; the rest is "
-                         f"the layer's distance from any ridge regression"))
+                         f"at t = {n} the ridge regression nearest to the layer ({np.mean(ridges):.2g}, where {mu[0]:.2g} is "
+                         f"best; keys and lambda have to grow to lower it, and training stops) already has "
+                         f"{np.mean(ratios(of_ridges, [lsq] * n_seeds, n - 1)):.2g} times the loss of least squares; the rest "
+                         f"is the layer's distance from any ridge regression"))
     return fig, [claim(lab, "overview", *row) for row in tell]
 
 

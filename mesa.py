@@ -169,7 +169,8 @@ def precondition(q, k, lam):
         The sum is the differential, in k, of  sum_t h_t . sum_{i<=t} k_i (k_i . p_t) = <H, linear_attention(P, K, K)>,
         so Gk is minus the VJP of that linear attention, summed over both roles of k:  -(tril(H K^T)^T P + A^T H).
     3.  Glambda = sum_t h_t . p_t / lambda^2.
-    No R_t is kept: what the second sweep needs are two vectors per token and a matrix per chunk. Raises FloatingPointError on overflow.
+    No R_t is kept: what the second sweep needs are two vectors per token and a matrix per chunk.  Raises FloatingPointError
+    where a key is not finite or overflows.
     """
     Q, K, lam_ = value(q), value(k), value(lam)
     sweep = square_root_sweep(K, lam_)
@@ -228,12 +229,12 @@ def reverse_sweep(K, X, R):
 
 
 def square_root_sweep(K, lam):
-    """The recurrence S_t = S_{t-1} - w_t f_t^T, S_0 = sqrt(lambda) I, for keys K [B, heads, T, Dk], cut into n chunks of length C.
+    """The recurrence S_t = S_{t-1} - w_t f_t^T, S_0 = sqrt(lambda) I, for keys K [B, heads, T, Dk], in n chunks of length C.
 
     Returns F, W [B, heads, n, C, Dk], the vectors f_t and w_t, and S [B, heads, n, Dk, Dk], S at the start of every chunk.
 
     The loop over time is a Python loop, so each of its steps should do much: the batch goes last, and every entry of S is
-    then one contiguous vector over all sequences and heads.  In float32 errors stay below 1e-4 while lambda sum |k|^2 over a
+    then one contiguous vector over all sequences and heads.  In float32 errors stay near 1e-4 while lambda sum |k|^2 over a
     chunk, which bounds how much R can shrink in it, is below 1e6, and over up to 8 chunks, as they grow with T; beyond, the
     sweep runs in double precision.
     """
@@ -325,7 +326,7 @@ def linear_step(S, q, k, v):
 
 
 def mesa_step(memory, q, k, v, lam):
-    """o_t = S_t^T p_t with p_t = R_t q_t.   Memory: S as above, and the root of R_t (`square_root_sweep`) in double precision"""
+    """o_t = S_t^T p_t, p_t = R_t q_t.   Memory: S as above, and the root of R_t (`square_root_sweep`), in double precision"""
     S, root = memory or (None, xp.eye(k.shape[-1]) * (lam ** 0.5)[:, None, None])
     f = k @ root.conj()                                                     # [B, heads, 1, Dk]
     s = 1 + (f.conj() * f).real.sum(axis=-1, keepdims=True)
@@ -519,7 +520,7 @@ def proposition_2(w, alpha, d=10, heads=4):
 def richardson_weights(eta, mu=0.0):
     """(w, alpha) for which slot 0 of `proposition_2` holds N_t z_j after every layer j, where z_0 = 0 and
 
-        z_j = z_{j-1} + eta_j (x_t - (S_t + mu I) z_{j-1}),    with residual    r_j = (1 - eta_j mu) r_{j-1} - eta_j S_t r_{j-1}.
+        z_j = z_{j-1} + eta_j (x_t - (S_t + mu I) z_{j-1}),  with residual  r_j = (1 - eta_j mu) r_{j-1} - eta_j S_t r_{j-1}.
 
     mu = 0 is gradient descent on W from 0 with step sizes eta_j. For mu > 0 the residual is also rescaled, which attention
     cannot do; the factor c_j = prod_{i<=j} (1 - eta_i mu) is carried in the weights instead: w_j = eta_j c_{j-1},

@@ -183,8 +183,8 @@ def keep_memory():
     """Ask the C library (glibc) to keep freed memory instead of handing it back to the kernel.
 
     A training step allocates and frees thousands of arrays of 0.1 to 1 MB. Left alone, glibc returns much of that memory
-    every time, and every page of 4 kB then costs a fault when it is touched again: 34,000 faults, and almost half of the
-    time, of a step of linear-6.  Elsewhere (macOS, Windows, musl) nothing happens.
+    every time, and every page of 4 kB then costs a fault when it is touched again: 34,000 faults, and a quarter to a half
+    of the time, of a step of linear-6.  Elsewhere (macOS, Windows, musl) nothing happens.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -194,9 +194,10 @@ def keep_memory():
         pass
 
 
-def shared_like(a):
-    """An uninitialised array of the shape and type of `a` in memory that processes forked from now on will share."""
-    return np.frombuffer(mmap.mmap(-1, max(a.nbytes, 1)), a.dtype, a.size).reshape(a.shape)
+def shared(shape, dtype):
+    """An array in memory that processes forked from now on will share."""
+    count = math.prod(shape)
+    return np.frombuffer(mmap.mmap(-1, max(1, count * dtype.itemsize)), dtype, count).reshape(shape)
 
 
 class Workers:
@@ -207,7 +208,7 @@ class Workers:
 
     The workers are processes.  Threads would do, as NumPy releases Python's lock inside its loops, but with operations of 5
     to 100 microseconds they hand the lock over all the time, and a thread that has to be woken loses 50 microseconds: two
-    threads took 1.5 times as long as two processes for linear-6, 1.8 times for linear-1.  A fork inherits loss_fn and sample
+    threads took 1.1 times as long as two processes for linear-6, 1.3 for mesa-1, 1.5 for linear-1.  A fork inherits loss_fn and sample
     as they are, and finds weights and leaves gradients in memory shared with its parent. Where forking is not safe (macOS,
     Windows, a GPU in use) threads take over.
     """
@@ -216,32 +217,27 @@ class Workers:
         self.loss_fn, self.sample = loss_fn, sample
         self.sizes = [PIECE] * (batch // PIECE) + ([batch % PIECE] if batch % PIECE else [])
         self.count = min(count or (os.cpu_count() if xp.module is np else 1), len(self.sizes))
-        self.pipes, self.processes = [], []
         self.forks = sys.platform == "linux" and xp.module is np
-        if not self.forks:
-            return
-        self.params = {name: shared_like(w) for name, w in params.items()}
-        self.grads = [{name: shared_like(w) for name, w in params.items()} for _ in self.sizes]
-        for i in range(1, self.count):                              # this process is worker 0
+        new = shared if self.forks else xp.empty
+        self.params = {name: new(w.shape, w.dtype) for name, w in params.items()}
+        self.grads = {name: new((len(self.sizes), *w.shape), w.dtype) for name, w in params.items()}
+        self.pipes, self.processes = [], []
+        for i in range(1, self.count if self.forks else 1):         # this process is worker 0
             ours, theirs = multiprocessing.Pipe()
             self.pipes.append(ours)
             self.processes.append(multiprocessing.get_context("fork").Process(target=self.serve, args=(i, theirs), daemon=True))
             self.processes[-1].start()
             theirs.close()
 
-    def piece(self, params, seed, n):
-        """(loss, gradients) of n new sequences."""
-        loss, grads = ad.value_and_grad(self.loss_fn, params, *self.sample(np.random.default_rng(seed), n))
-        return float(loss), grads
-
     def share(self, i, seeds):
-        """Worker i's share of the pieces: gradients go to the shared memory, losses are returned."""
+        """What worker i does of a batch, every count-th piece: gradients go to self.grads, losses are returned."""
         losses = []
         for j in range(i, len(self.sizes), self.count):
-            loss, grads = self.piece(self.params, seeds[j], self.sizes[j])
+            rng = np.random.default_rng(seeds[j])
+            loss, grads = ad.value_and_grad(self.loss_fn, self.params, *self.sample(rng, self.sizes[j]))
             for name, g in grads.items():
-                self.grads[j][name][...] = g
-            losses.append(loss)
+                self.grads[name][j] = g
+            losses.append(float(loss))
         return losses
 
     def serve(self, i, pipe):
@@ -263,22 +259,25 @@ class Workers:
     def gradient(self, params, rng):
         """(loss, gradients) of a batch of new sequences: means over its pieces, summed in their order."""
         seeds = rng.integers(2 ** 63, size=len(self.sizes)).tolist()
-        if self.forks:
-            for name, w in params.items():
-                self.params[name][...] = w
-            for pipe in self.pipes:
-                pipe.send(seeds)
-            answers = [self.share(0, seeds)] + [pipe.recv() for pipe in self.pipes]
-            for answer in answers:
-                if isinstance(answer, Exception):
-                    raise answer
-            losses, grads = [answers[j % self.count][j // self.count] for j in range(len(seeds))], self.grads
-        else:
-            with ThreadPoolExecutor(self.count) as threads:
-                losses, grads = zip(*threads.map(lambda seed, n: self.piece(params, seed, n), seeds, self.sizes))
-        shares = [n / sum(self.sizes) for n in self.sizes]
-        return (sum(share * loss for share, loss in zip(shares, losses)),
-                {name: sum(share * g[name] for share, g in zip(shares, grads)) for name in params})
+        for name, w in params.items():
+            self.params[name][...] = w
+        for pipe in self.pipes:
+            pipe.send(seeds)
+        try:
+            if self.forks:
+                answers = [self.share(0, seeds)] + [pipe.recv() for pipe in self.pipes]
+            else:
+                with ThreadPoolExecutor(self.count) as threads:
+                    answers = list(threads.map(lambda i: self.share(i, seeds), range(self.count)))
+        except EOFError:
+            raise UserError("a worker process was ended from outside (is memory short?): resume, perhaps with --workers 1; "
+                            "the last checkpoint is kept") from None
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        weights = np.array(self.sizes) / sum(self.sizes)
+        loss = sum(weights[j] * answers[j % self.count][j // self.count] for j in range(len(seeds)))
+        return float(loss), {name: xp.tensordot(to_backend(weights, g.dtype), g, 1) for name, g in self.grads.items()}
 
     def __enter__(self):
         return self
@@ -431,7 +430,9 @@ def load_checkpoint(folder):
         wanted = {k: w.shape for k, w in mesa.init_params(np.random.default_rng(0), settings.config).items()}
         moments = {f"{m}.{k}": shape for m in "mv" for k, shape in wanted.items()} if meta["step"] else {}
         for name, shapes in (("params.", wanted), ("slots.", moments)):
-            if {k: a.shape for k, a in part[name].items()} != shapes or {a.dtype.name for a in part[name].values()} - {settings.dtype}:
+            arrays_there = part[name]
+            if {k: a.shape for k, a in arrays_there.items()} != shapes or \
+                    {a.dtype.name for a in arrays_there.values()} - {settings.dtype}:
                 raise ValueError(f"its {name[:-1]} are not those that its settings ask for")
         if len(arrays["losses"]) != meta["step"]:
             raise ValueError("its step and its losses disagree")
@@ -568,7 +569,8 @@ def overview():
         print(f"  {name:10s} {count:7,d} weights  {s.tokens:13s}  d {s.d}  T {s.T}  lr {s.lr:g}  {s.steps:,d} steps  "
               f"{' '.join(s.kinds)}")
     print("\nSettings and their values in linear-1 (each is an option, such as --key-size 20):\n")
-    print("  " + "\n  ".join(f"{f.name.replace('_', '-')} = {getattr(PRESETS['linear-1'], f.name)}" for f in fields(Settings)))
+    for f in fields(Settings):
+        print(f"  {f.name.replace('_', '-')} = {getattr(PRESETS['linear-1'], f.name)}")
 
 
 def main():
