@@ -660,12 +660,13 @@ def tiny(preset, **changes):
     return replace(s, snapshots=tuple(n for n in s.snapshots if n <= s.steps)).check()
 
 
-def test_readme_example():
-    """The Python block of the README prints what stands there."""
-    block = (HERE / "README.md").read_text().split("```python\n")[1].split("```")[0]
+def test_readme_examples():
+    """The Python blocks of the README print what stands there."""
+    blocks = (HERE / "README.md").read_text().split("```python\n")[1:]
     runner = doctest.DocTestRunner(verbose=False)
-    runner.run(doctest.DocTestParser().get_doctest(block, {}, "README", None, 0))
-    assert runner.failures == 0 and runner.tries == 4
+    for block in blocks:
+        runner.run(doctest.DocTestParser().get_doctest(block.split("```")[0], {}, "README", None, 0))
+    assert runner.failures == 0 and runner.tries == 9
 
 
 def command_line(*args, timeout=60, **kw):
@@ -765,6 +766,20 @@ def test_a_short_training_lowers_the_held_out_loss(preset, tmp_path):
     state = train.run(s, tmp_path / "a", quiet=True)
     heldout = dict(state.heldout)
     assert heldout[150] < 0.8 * heldout[0]
+
+
+@pytest.mark.parametrize("name, value", dict(weight_decay=0.5, clip=1e-3, warmup=4, lr=0.02, lr_end=5e-3, noise=0.2, init_range=2.0,
+                                             init_std=0.2, batch=41, T=7, seed=1, clamp=0.1, tokens="constructed").items())
+def test_every_setting_matters(name, value, tmp_path):
+    base, changed = tiny("linear-1"), tiny("linear-1", **{name: value})
+    a, b = (train.run(s, tmp_path / str(i), quiet=True) for i, s in enumerate((base, changed)))
+    assert not np.array_equal(a.params["blocks.0.wo"], b.params["blocks.0.wo"])
+
+
+def test_held_out_sequences_are_the_same_for_every_seed_and_never_trained_on():
+    a, b = (train.heldout_sequences(tiny("linear-1", seed=n)) for n in (0, 1))
+    assert np.array_equal(a, b) and len(a) == 64
+    assert not np.array_equal(a, data.linear_sequences(np.random.default_rng(0), 64, 8, 2))
 
 
 def test_metrics_and_snapshots_are_written(tmp_path):
@@ -889,6 +904,9 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(damage, tmp_path):
     else:
         np.savez(path, **arrays | {"meta": np.array(str(arrays["meta"]).replace('"version": 1', '"version": 9'))})
     before = path.read_bytes()
+    if damage == "pickled":
+        with pytest.raises(train.UserError):
+            train.load_arrays(path)
     run = command_line("train.py", "--resume", tmp_path)
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "checkpoint.npz" in run.stderr
     assert path.read_bytes() == before
@@ -930,7 +948,28 @@ def test_one_layer_coefficients_predict_what_the_layer_does(states):
     expected = np.zeros((2, 2, 2))
     expected[0, 1, 0] = 0.03
     assert np.allclose(c, expected)
+    params, _ = mesa.proposition_1(0.03, d=4, key_size=5, heads=2)
+    params["blocks.0.wq"], params["blocks.0.wk"] = params["blocks.0.wk"], params["blocks.0.wq"]     # k = x_i, q = x_{t-1}
+    assert figures.one_layer_coefficients(params, 4)[0, 0, 1] == pytest.approx(0.03)
     assert figures.diagonal_share(np.kron([[0, 2.0], [1, 0]], np.eye(3))[None], 3) == pytest.approx(1)
+    assert figures.diagonal_share(np.array([[[1.0, 1], [0, -1]]]), 2) == pytest.approx(2 / 3)
+
+
+def test_claims_carry_mean_spread_and_verdict():
+    c = figures.claim(figures.Lab(seeds=(0, 1)), "f", "text", "source", "< 2", [1.0, 2.0], "reason")
+    assert c["measured"] == 1.5 and c["spread"] == pytest.approx(0.5 ** 0.5) and c["holds"] and "why_not" not in c
+    no = figures.claim(figures.Lab(), "f", "text", "source", "< 1", [1.0], "reason")
+    assert no["spread"] is None and not no["holds"] and no["why_not"] == "reason"
+    table = figures.markdown([c, no]).splitlines()
+    assert "| yes |" in table[2] and "| **no** |" in table[3] and table[-1].endswith("reason.")
+
+
+def test_profiles_change_the_settings_they_should(monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "run", lambda s, folder, name: seen.append(s) or train.State({}, None))
+    for profile in ("quick", "full", "smoke"):
+        figures.Lab(profile).train("linear-1", full=dict(heads=3), quick=dict(heads=5))
+    assert [s.heads for s in seen] == [5, 3, 5] and [s.steps for s in seen] == [5_000, 5_000, 12]
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
@@ -969,6 +1008,11 @@ def test_every_form_of_the_mesa_layer_has_the_same_output_and_gradient(form):
     inputs = [a.astype(float) for a in bench.layer_inputs(2.0, B=2, heads=2, T=9, K=3)]
     for a, b in zip(bench.LAYERS[form](*inputs), bench.LAYERS["direct solve"](*inputs)):
         assert relative(a, b) < 1e-9
+
+
+def test_the_environment_names_the_array_backend():
+    run = command_line("-c", "import autodiff", env=os.environ | {"MESA_BACKEND": "nonesuch"})
+    assert run.returncode and "nonesuch" in run.stderr
 
 
 def test_figures_command_line():
