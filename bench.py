@@ -19,7 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
-from autodiff import Tensor, value_and_grad
+from autodiff import Tensor
 
 import numpy as np
 
@@ -278,21 +278,23 @@ def peak(name):
             print(memory())
 
 
-def two_sweeps(backward_of_query):
-    """Forward and VJP of the mesa layer with a given way to get the rows h_t = R_t g_t, on plain arrays."""
+def two_sweeps(forward, backward):
+    """Forward and VJP of the mesa layer on plain arrays, given two ways (X, K, lam) -> rows R_t x_t: for queries, cotangents."""
     def layer(q, k, v, lam, G):
-        A = mesa.tril
-        P = mesa.sherman_morrison(k, q, lam)
-        O = A(P @ k.swapaxes(2, 3)) @ v
-        Gp = A(G @ v.swapaxes(2, 3)) @ k
-        H = backward_of_query(k, Gp, lam)
-        maps = A(P @ k.swapaxes(2, 3))
-        Gk = (A(G @ v.swapaxes(2, 3)) - A(H @ k.swapaxes(2, 3))).swapaxes(2, 3) @ P - maps.swapaxes(2, 3) @ H
-        return O, H, Gk, maps.swapaxes(2, 3) @ G, (H * P).sum(axis=(0, 2, 3)) / lam ** 2
+        P = forward(q, k, lam)
+        A = mesa.tril(P @ k.swapaxes(2, 3))
+        M = mesa.tril(G @ v.swapaxes(2, 3))
+        H = backward(M @ k, k, lam)
+        Gk = (M - mesa.tril(H @ k.swapaxes(2, 3))).swapaxes(2, 3) @ P - A.swapaxes(2, 3) @ H
+        return A @ v, H, Gk, A.swapaxes(2, 3) @ G, (H * P).sum(axis=(0, 2, 3)) / lam ** 2
     return layer
 
 
-def reverse_rows(k, Gp, lam):
+def textbook(X, k, lam):
+    return mesa.sherman_morrison(k, X, lam)
+
+
+def reverse_rows(Gp, k, lam):
     """h_t by the paper's reverse recurrence, which starts from R_T."""
     R = np.broadcast_to(lam[:, None, None] * np.eye(k.shape[-1], dtype=k.dtype), (*k.shape[:2], k.shape[-1], k.shape[-1]))
     for t in range(k.shape[2]):
@@ -306,9 +308,7 @@ def our_layer(q, k, v, lam, G):
     return out.data, *ad.backward(out, inputs, G)
 
 
-def direct_layer(q, k, v, lam, G):
-    """Forward and VJP with a linear solve for every token, both times."""
-    return two_sweeps(lambda k, Gp, lam: mesa.precondition_direct(Gp, k, lam))(q, k, v, lam, G)
+direct_layer = two_sweeps(mesa.precondition_direct, mesa.precondition_direct)      # a linear solve for every token, twice
 
 
 def torch_layer(f):
@@ -322,8 +322,8 @@ def torch_layer(f):
 
 
 LAYERS = {"square-root sweep (ours)": our_layer,
-          "Sherman-Morrison, two sweeps": two_sweeps(lambda k, Gp, lam: mesa.sherman_morrison(k, Gp, lam)),
-          "Sherman-Morrison, reverse": two_sweeps(reverse_rows),
+          "Sherman-Morrison, two sweeps": two_sweeps(textbook, textbook),
+          "Sherman-Morrison, reverse": two_sweeps(textbook, reverse_rows),
           "direct solve": direct_layer}
 if torch:
     LAYERS |= {"torch, autograd through recurrence": torch_layer(torch_mesa_recurrence),
@@ -453,8 +453,7 @@ def steadiness(T=100_000, n=4):
             for dtype in ("float32", "float64"):
                 k, q = K.astype(dtype), Q.astype(dtype)
                 exact = exact_rows(q, k, lam, at)
-                for form, f in (("ours", lambda q, k, l: mesa.precondition(q, k, l)),
-                                ("textbook", lambda q, k, l: mesa.sherman_morrison(k, q, l))):
+                for form, f in (("ours", mesa.precondition), ("textbook", textbook)):
                     with np.errstate(all="ignore"):
                         P = f(q[None, None], k[None, None], np.array([lam], dtype))[0, 0]
                     errors[dtype, form] = max(float(np.linalg.norm(P[t].astype(float) - p) / (size * np.linalg.norm(q[t])))
