@@ -23,7 +23,6 @@ from autodiff import Tensor
 
 import numpy as np
 
-import data
 import mesa
 import train
 
@@ -207,19 +206,14 @@ def torch_step(s, params, compiled=False):
 
 def our_step(s):
     """The same with this project's loop: (a function that makes one step, the initial weights)."""
-    family = dict(d=s.d, noise=s.noise, init_range=s.init_range)
-    rng = np.random.default_rng(0)
-    state = train.State({k: w.astype(s.dtype) for k, w in mesa.init_params(rng, s.config, s.init_std).items()}, rng)
-    first = dict(state.params)
-
     train.keep_memory()
-    crew = train.Workers(lambda p, e, y: mesa.squared_error(mesa.transformer(p, e, s.config), y),
-                         lambda g, n: [a.astype(s.dtype) for a in data.linear_batch(g, n, s.T, s.tokens, **family)],
-                         state.params, s.batch)
+    state = train.start(s)
+    first = state.params
+    crew = train.Workers(*train.objective(s), state.params, s.batch)
     update = train.adamw(train.warmup_cosine(s), s.weight_decay, s.clip)
 
     def step():
-        _, grads = crew.gradient(state.params, rng)
+        _, grads = crew.gradient(state.params, state.rng)
         state.params, state.slots = update(state.params, grads, state.slots, state.step)
         state.step += 1
     return step, first

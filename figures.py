@@ -227,11 +227,10 @@ def overview(lab):
                        quick=dict(steps=1_500, report=50, snapshots=snapshots))
     mesas = lab.train("mesa-1", quick=dict(steps=600, warmup=100, lr=1e-2, lr_end=1e-3, clamp=0.0))
     s = linear[0].settings
-    family = dict(d=s.d, noise=s.noise, init_range=s.init_range)
 
     # The rivals, tuned on sequences of their own and judged, like the models, on 4,096 that nobody has seen.
-    x_tune = data.linear_sequences(np.random.default_rng(101), 1_024, s.T, **family)
-    x = data.linear_sequences(np.random.default_rng(102), 4_096, s.T, **family)
+    x_tune = data.linear_sequences(np.random.default_rng(101), 1_024, s.T, **s.family)
+    x = data.linear_sequences(np.random.default_rng(102), 4_096, s.T, **s.family)
     tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
 
     def tuned(inverse, start, target=tune.y):
@@ -252,8 +251,9 @@ def overview(lab):
     draw_blocks(left, linear[0])
     draw_training(middle.subplots(), linear, eta)
     curves = {"gradient descent": [gd], "least squares": [lsq], "linear": of_linear, "mesa": of_mesa, "ridge": of_ridges}
-    draw_context(right.subplots(), {name: [by_position(p, y) for p in ps] for name, ps in curves.items()}, mu, ridges, s)
     authors = np.array(json.loads(AUTHORS.read_text())["loss_by_position"])
+    curves = {name: [by_position(p, y) for p in ps] for name, ps in curves.items()}
+    draw_context(right.subplots(), curves, authors, mu, ridges, s)
 
     def ratios(above, below, at=slice(None)):
         return [by_position(p, y)[at].mean() / by_position(q, y)[at].mean() for p, q in zip(above, below)]
@@ -297,14 +297,14 @@ def compressed_predictions(params, s, x):
     return mesa.transformer(new, data.TOKENS[s.tokens](x[:, :-1]), config)
 
 
-def draw_context(ax, curves, mu, ridges, s):
+def draw_context(ax, curves, authors, mu, ridges, s):
     """Loss over context length: curves[name] holds one curve [T] per seed."""
     t = np.arange(1, s.T + 1)
     for name, width, alpha in (("gradient descent", 4, 0.5), ("least squares", 1.5, 1), ("linear", 1.5, 1), ("mesa", 2, 1)):
         mean_line(ax, t, curves[name], color=COLOUR[name], lw=width, alpha=alpha)
     ax.plot(t, np.mean(curves["ridge"], axis=0), ":", color="#004D38", lw=1.3)
     if (s.d, s.T) == (10, 50):
-        authors, at = np.array(json.loads(AUTHORS.read_text())["loss_by_position"]), np.array([15, 20, 50])
+        at = np.array([15, 20, 50])
         ax.plot(at, authors[at - 1], "x", color=COLOUR["mesa"], ms=5)
     ax.set_yscale("log")
     ax.set(title="Loss over context", xlabel="context length $t$", ylabel="held-out loss at $t$")

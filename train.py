@@ -85,6 +85,11 @@ class Settings:
         shape = {f.name: getattr(self, f.name) for f in fields(mesa.Config) if hasattr(self, f.name)}
         return mesa.Config(**shape | {"width": self.width or d_in, "d_in": d_in, "d_out": self.d})
 
+    @property
+    def family(self):
+        """The arguments of data.linear_sequences beyond B and T."""
+        return {"d": self.d, "noise": self.noise, "init_range": self.init_range}
+
     def check(self):
         """Raise UserError for settings that cannot work. Called once, where settings enter; formulas trust them."""
         def need(holds, message):
@@ -472,7 +477,7 @@ def settings_from(values, base=Settings()):
 
 def heldout_sequences(s):
     """The held-out states [s.heldout, T+1, d] of a task, in float64: the same for every model and seed, never trained on."""
-    return data.linear_sequences(np.random.default_rng(2 ** 32 + 1), s.heldout, s.T, s.d, s.noise, s.init_range)
+    return data.linear_sequences(np.random.default_rng(2 ** 32 + 1), s.heldout, s.T, **s.family)
 
 
 def predictions(params, s, x):
@@ -512,6 +517,18 @@ def progress_line(name, steps, report, out=None):
     return show
 
 
+def start(s):
+    """The State before the first step: one generator draws the weights, and then all batches."""
+    rng = np.random.default_rng(s.seed)
+    return State({k: to_backend(w, s.dtype) for k, w in mesa.init_params(rng, s.config, s.init_std).items()}, rng)
+
+
+def objective(s):
+    """(loss_fn, sample) as `fit` takes them: next-state prediction on new sequences."""
+    return (lambda params, e, y: mesa.squared_error(mesa.transformer(params, e, s.config), y),
+            lambda rng, n: [to_backend(a, s.dtype) for a in data.linear_batch(rng, n, s.T, s.tokens, **s.family)])
+
+
 def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False):
     """Train the model of settings s in `folder`, or go on with, or just return, what is there already: a State.
 
@@ -524,16 +541,13 @@ def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False):
             differ = [f.name for f in fields(s) if getattr(s, f.name) != getattr(there, f.name)]
             raise UserError(f"{folder} holds a run with other settings ({', '.join(differ)} differ): choose another --out")
     else:
-        rng = np.random.default_rng(s.seed)
-        state = State({k: to_backend(w, s.dtype) for k, w in mesa.init_params(rng, s.config, s.init_std).items()}, rng)
+        state = start(s)
     if state.step == s.steps and state.heldout:
         return state
-    family = dict(d=s.d, noise=s.noise, init_range=s.init_range)
     x = heldout_sequences(s)
+    loss_fn, sample = objective(s)
     return fit(
-        loss_fn=lambda params, e, y: mesa.squared_error(mesa.transformer(params, e, s.config), y),
-        state=state,
-        sample=lambda rng, n: [to_backend(a, s.dtype) for a in data.linear_batch(rng, n, s.T, s.tokens, **family)],
+        loss_fn, state, sample,
         update=adamw(warmup_cosine(s), s.weight_decay, s.clip),
         steps=s.steps, batch=s.batch, report=s.report, snapshots=s.snapshots, save_seconds=save_seconds, workers=workers,
         evaluate=lambda params: heldout_loss(params, s, x),
