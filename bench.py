@@ -63,11 +63,13 @@ def peak_memory(*args):
 
 
 def memory():
-    """Memory in MB of this process and its workers, each shared page counted once (Linux), or the peak of this process."""
+    """Memory in MB of this process and what its workers have to themselves (Linux), or the peak of this process."""
+    def kilobytes(pid, *names):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return sum(int(text.split(f"\n{name}:")[1].split()[0]) for name in names)
     try:
-        pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
-        rollups = (Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids)
-        return sum(int(text.split("Pss:")[1].split()[0]) for text in rollups) / 1024
+        workers = (kilobytes(child.pid, "Private_Clean", "Private_Dirty") for child in multiprocessing.active_children())
+        return (kilobytes(os.getpid(), "Rss") + sum(workers)) / 1024
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
