@@ -1,15 +1,26 @@
-"""The sequences the models are trained on: random linear dynamical systems, a new one for every sequence.
+"""The sequences the models are trained on: dynamical systems, a new one for every sequence.
 
     x_1 ~ U(-range, range)^d,     x_{t+1} = W x_t + noise * N(0, I),     W a random orthogonal matrix, one per sequence.
 
 The rule x_{t+1} = W x_t is the same for all t of a sequence and different for every sequence, so a model that
 predicts the next state well must have found W from the context alone: it has to learn inside its forward pass.
-(von Oswald et al., arXiv 2309.05858.)  All data are drawn afresh for every training step; there is no data set.
+(von Oswald et al., arXiv 2309.05858.)  The other families change one thing each: what is seen of the state (partial),
+the map (nonlinear, contracting), whether there is anything to learn in context (fixed), or how pairs to learn from are laid
+out (few-shot).  All data are drawn afresh for every training step; there is no data set.
 
 Everything here runs in NumPy and takes an explicit `numpy.random.Generator`, so that a seed means the same data whatever
 the array backend.  Run it: `python data.py` prints a sequence whose rule can be seen by eye.
 """
+import inspect
+
 import numpy as np
+
+# ------------------------------------------------------------------------------------------------- the families
+# (rng, B, T, ...) -> B sequences of T + 1 observations x_1 ... x_{T+1}: [B, T+1, d] in float64.
+#   d           size of an observation
+#   noise       standard deviation of the noise added to every state after the first
+#   init_range  the first state is uniform in [-init_range, init_range]^d
+#   family_seed seed of what all sequences share, where they share something
 
 
 def haar_orthogonal(rng, B, d):
@@ -22,22 +33,88 @@ def haar_orthogonal(rng, B, d):
     return Q * np.sign(np.diagonal(R, axis1=1, axis2=2))[:, None, :]
 
 
-def linear_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0):
-    """B sequences of T + 1 states: x_1 ... x_{T+1} as an array [B, T+1, d] in float64.
-
-    noise       standard deviation of the noise added to every state after the first
-    init_range  the first state is uniform in [-init_range, init_range]^d
-    """
-    W = haar_orthogonal(rng, B, d)
+def first_state_and_noise(rng, B, T, d, noise, init_range):
+    """[B, T+1, d]: x_1, then what is added to W x_1, W x_2, ..."""
     x = noise * rng.standard_normal((B, T + 1, d))
     x[:, 0] = rng.uniform(-init_range, init_range, (B, d))
-    # x_t = sum_s W^s n_{t-s} with n the first state and the noises. Doubling the number of terms in every round takes
-    # log2 T rounds of large products instead of T small ones: after the round with `step`, 2 step terms are in.
+    return x
+
+
+def iterate(W, x):
+    """x_{t+1} = W x_t + n_t for W [B or 1, d, d] and x = (x_1, n_1, ..., n_T) [B, T+1, d], which it overwrites.
+
+    x_t = sum_s W^s n_{t-s}. Doubling the number of terms in every round takes log2 T rounds of large products instead of T
+    small ones: after the round with `step`, 2 step terms are in.
+    """
     step = 1
-    while step <= T:
+    while step < x.shape[1]:
         x[:, step:] += x[:, :-step] @ W.swapaxes(1, 2)
         step, W = 2 * step, W @ W
     return x
+
+
+def linear_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0):
+    """x_{t+1} = W x_t + noise, W orthogonal, one per sequence."""
+    W = haar_orthogonal(rng, B, d)
+    return iterate(W, first_state_and_noise(rng, B, T, d, noise, init_range))
+
+
+def fixed_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0, family_seed=0):
+    """The control: one W for all sequences. Nothing is left to learn in context."""
+    W = haar_orthogonal(np.random.default_rng(family_seed), 1, d)
+    return iterate(W, first_state_and_noise(rng, B, T, d, noise, init_range))
+
+
+def contracting_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0):
+    """W = U diag(mu) U^-1 with U Gaussian, mu uniform in [0.3, 0.9], one of them 0.9; states are clipped to [-10, 10]."""
+    U, mu = rng.standard_normal((B, d, d)), rng.uniform(0.3, 0.9, (B, 1, d))
+    mu[:, :, 0] = 0.9
+    W_transposed = np.linalg.solve(U.swapaxes(1, 2), (U * mu).swapaxes(1, 2))               # (U diag(mu) U^-1)^T
+    x = first_state_and_noise(rng, B, T, d, noise, init_range)
+    for t in range(T):
+        x[:, t + 1] += (x[:, t, None] @ W_transposed)[:, 0]
+        np.clip(x[:, t + 1], -10, 10, out=x[:, t + 1])
+    return x
+
+
+def partial_sequences(rng, B, T, d=5, d_state=15, noise=0.01, init_range=1.0, obs_noise=0.0):
+    """Observations o_t = C h_t + obs_noise * N(0, I) of a linear system h in R^d_state; C ~ 0.5 N(0, 1), one per sequence."""
+    h = linear_sequences(rng, B, T, d_state, noise, init_range)
+    C = 0.5 * rng.standard_normal((B, d, d_state))
+    return h @ C.swapaxes(1, 2) + obs_noise * rng.standard_normal((B, T + 1, d))
+
+
+def feature(x, f_width=20, family_seed=0):
+    """f(x) / |f(x)|, f(x) = gelu(x A) B: [..., d] -> [..., d].
+
+    A [d, f_width], B [f_width, d] ~ N(0, 1) / sqrt(fan-in) belong to the family: the same for all sequences.
+    """
+    d, rng = x.shape[-1], np.random.default_rng(family_seed)
+    A, B = rng.standard_normal((d, f_width)) / d ** 0.5, rng.standard_normal((f_width, d)) / f_width ** 0.5
+    u = x @ A
+    f = 0.5 * u * (1 + np.tanh((2 / np.pi) ** 0.5 * (u + 0.044715 * u ** 3))) @ B
+    return f / np.linalg.norm(f, axis=-1, keepdims=True)
+
+
+def nonlinear_sequences(rng, B, T, d=10, f_width=20, noise=0.01, init_range=1.0, family_seed=0):
+    """x_{t+1} = W feature(x_t) + noise: the features can be learned in training, W (orthogonal) only in context."""
+    W_transposed = haar_orthogonal(rng, B, d).swapaxes(1, 2)
+    x = first_state_and_noise(rng, B, T, d, noise, init_range)
+    for t in range(T):
+        x[:, t + 1] += (feature(x[:, t, None], f_width, family_seed) @ W_transposed)[:, 0]
+    return x
+
+
+TASKS = {"linear": linear_sequences, "partial": partial_sequences, "nonlinear": nonlinear_sequences,
+         "contracting": contracting_sequences, "fixed": fixed_sequences}
+
+
+def family_of(task, settings):
+    """The arguments of TASKS[task] beyond rng, B and T, taken from the attributes of `settings` of the same names."""
+    return {name: getattr(settings, name) for name in list(inspect.signature(TASKS[task]).parameters)[3:]}
+
+
+# --------------------------------------------------------------------------------------------------- the tokens
 
 
 def previous(x):
@@ -45,30 +122,57 @@ def previous(x):
     return np.concatenate([np.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
 
 
-def constructed_tokens(x, residual_slot=True):
+def windows(x, m=16):
+    """The last m observations, (x_t, x_{t-1}, ..., x_{t-m+1}), zero before the first: [B, T, d] -> [B, T, m d].
+
+    Where a single observation does not determine the state (partial observation), a window of them can.
+    """
+    lags = [x]
+    for _ in range(m - 1):
+        lags.append(previous(lags[-1]))
+    return np.concatenate(lags, axis=-1)
+
+
+def constructed_tokens(x, residual_slot=True, phi=None):
     """The tokens e_t = [0, x_t, x_t, x_{t-1}] in R^{4d} of states x [B, T, d], with x_0 = 0: [B, T, 4d].
 
     Slot 0 is where the prediction of x_{t+1} is read.  Slot 1 holds what Proposition 2 uses as the residual of an
     iteration; one gradient step does not need it, and residual_slot=False leaves it empty: [0, 0, x_t, x_{t-1}].
+    phi [B, T, n], if given, is what x_{t+1} is a linear function of, instead of x_t (windows of observations, features):
+    [0, phi_t, x_t, phi_{t-1}] in R^{2d + 2n}.
     """
-    zero = np.zeros_like(x)
-    return np.concatenate([zero, x if residual_slot else zero, x, previous(x)], axis=-1)
+    phi = x if phi is None else phi
+    return np.concatenate([np.zeros_like(x), phi if residual_slot else np.zeros_like(phi), x, previous(phi)], axis=-1)
 
 
 TOKENS = {                                              # how states become the model's input; all [B, T, d] -> [B, T, ...]
     "raw": lambda x: x,                                 # x_t itself, to be embedded by the model
+    "windows": windows,                                 # (x_t, ..., x_{t-15}), to be embedded by the model
     "constructed": constructed_tokens,                  # [0, x_t, x_t, x_{t-1}]
     "constructed-0": lambda x: constructed_tokens(x, residual_slot=False),  # [0, 0, x_t, x_{t-1}]
 }
 
 
-def linear_batch(rng, B, T, tokens="raw", **family):
+def next_token_batch(rng, B, T, task="linear", tokens="raw", **family):
     """One batch of next-token prediction: inputs [B, T, Din] made of x_1 ... x_T, targets x_2 ... x_{T+1} [B, T, d].
 
-    tokens  a key of TOKENS; `family` are further arguments of `linear_sequences`.
+    task and tokens are keys of TASKS and TOKENS; `family` are the further arguments of the task.
     """
-    x = linear_sequences(rng, B, T, **family)
+    x = TASKS[task](rng, B, T, **family)
     return TOKENS[tokens](x[:, :-1]), x[:, 1:]
+
+
+# ---------------------------------------------------------------------------------------------------- few shots
+
+
+def regression_pairs(rng, B, n, d=10, noise=0.01, tasks=1):
+    """B few-shot regression problems of n pairs: x ~ U(-1, 1)^d and y = W x + noise, both [B, n, d].
+
+    With tasks > 1 the n pairs fall into that many equal stretches, each with an orthogonal W of its own.
+    """
+    x = rng.uniform(-1, 1, (B, n, d))
+    W = np.repeat(haar_orthogonal(rng, B * tasks, d).reshape(B, tasks, d, d), n // tasks, axis=1)    # [B, n, d, d]
+    return x, (W @ x[..., None])[..., 0] + noise * rng.standard_normal((B, n, d))
 
 
 def main():
@@ -80,9 +184,12 @@ def main():
     W = np.linalg.solve(x[:2], x[1:3]).T                # two pairs (x_1, x_2), (x_2, x_3) determine W when d = 2
     print(f"\n  W found from the first three states: {W.round(4).tolist()}")
     print(f"  then x_6 must be W x_5 = ({(W @ x[4])[0]:+.4f}, {(W @ x[4])[1]:+.4f}).  A mesa-optimiser does just that.")
-    e, y = linear_batch(np.random.default_rng(6), 1, 5, "constructed", d=2, noise=0.0)
+    e, y = next_token_batch(np.random.default_rng(6), 1, 5, tokens="constructed", d=2, noise=0.0)
     print(f"\n  constructed token e_2 = [0, x_2, x_2, x_1] = {e[0, 1].round(2).tolist()},"
-          f"\n  target x_3 = {y[0, 1].round(2).tolist()}")
+          f"\n  target x_3 = {y[0, 1].round(2).tolist()}\n")
+    for task, f in TASKS.items():
+        x = f(np.random.default_rng(0), 1_000, 50)
+        print(f"  {task:12s} rms of x_1, x_2, x_50: {(x ** 2).mean(axis=(0, 2))[[0, 1, 49]].round(4) ** 0.5}")
 
 
 if __name__ == "__main__":

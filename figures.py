@@ -1,17 +1,24 @@
 """Figures: each trains its models (or reuses what was trained), analyses them, draws, and states what it measured.
 
     python figures.py                   the main job: the overview figure, quick settings, a few minutes on two cores
-    python figures.py --list            the figures there are
+    python figures.py --list            the figures there are, and the runs they need
     python figures.py NAME ... | all    some, or all;  --full for the paper's settings, --seeds 3 for mean and spread
 
+A figure is a list of measurements and a function that draws their results.  A measurement is a function of trained runs that
+returns a dict of arrays; the frame makes the runs, then the measurements, in parallel, and keeps both in runs/, in places
+whose names contain a digest of all their settings: a second call only redraws.  Delete runs/ after changing what the code
+computes.
+
 Every figure writes OUT/NAME.png, and in OUT/NAME.json its claims: what is claimed and by whom, the predicate that would
-make it hold, the number measured here, and whether it holds.  OUT/claims.md collects the claims as a table.  Trained
-models are cached in runs/, in a folder whose name contains a digest of all their settings; delete it after changing what
-the code computes.
+make it hold, the number measured here, and whether it holds.  OUT/claims.md collects the claims as a table.
 """
 import hashlib
+import inspect
 import json
-from collections import namedtuple
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,60 +28,198 @@ import numpy as np
 
 import data
 import mesa
+import probes
 import train
-from autodiff import exp
+from probes import by_position, loss, r_squared
 
 # One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind readers too).
-COLOUR = {"linear": "#0072B2", "mesa": "#009E73", "gradient descent": "#E69F00",
-          "least squares": "#000000", "CompressedAlg": "#56B4E9",
-          "optimum": "#7F7F7F"}
+COLOUR = {"linear": "#0072B2", "mesa": "#009E73", "softmax": "#CC79A7", "hybrid": "#D55E00",
+          "gradient descent": "#E69F00", "normalised": "#8C6D1F", "least squares": "#000000", "kernel regression": "#7F7F7F",
+          "CompressedAlg": "#56B4E9", "optimum": "#7F7F7F", "control": "#B0B0B0"}
 
 AUTHORS = Path(__file__).parent / "golden" / "authors_mesa1.json"      # loss over context of mesa-1 trained by their code
 
-# -------------------------------------------------------------------------------------------------- the frame
+# ------------------------------------------------------------------------------------------------ runs and sizes
+# name: (preset, changes to it, further changes in the quick profile).  The quick Transformers see systems of d = 5 over
+# T = 65 tokens, enough for 20 shots with EOS tokens and a prefix.
 
-MESA_LAYER = "paper, section on the mesa layer"
-SMOKE = dict(d=2, T=8, steps=12, warmup=2, batch=40, report=5, heldout=64)
-FIGURES = {}                                            # name -> function of a Lab that returns (figure, claims)
-Run = namedtuple("Run", "params settings state folder")
+SNAPSHOTS = (0, 100, 250, 500, 750, 1_000, 1_500, 2_000, 2_500, 3_000, 4_000, 5_000, 6_000, 8_000, 10_000, 12_500, 15_000,
+             17_500, 20_000)
+EARLY = (0, 50, 100, 150, 200, 250, 300, 400, 500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000)
+_quick = dict(d=5, T=65, batch=64, lr=2e-3, warmup=300, steps=1_500)
+_shots = dict(T=80)
+RUNS = {
+    "linear-1": ("linear-1", dict(snapshots=EARLY), dict(steps=1_500, report=50)),
+    "linear-2": ("linear-2", dict(snapshots=SNAPSHOTS), dict(steps=2_000, batch=128, lr=1e-3, warmup=300)),
+    "linear-6": ("linear-6", dict(snapshots=SNAPSHOTS), dict(steps=2_000, batch=128, lr=1e-3, warmup=300)),
+    "mesa-1": ("mesa-1", dict(snapshots=SNAPSHOTS), dict(steps=600, warmup=100, lr=1e-2, lr_end=1e-3, clamp=0.0)),
+    "softmax-3": ("softmax-3", {}, _quick),
+    "softmax-7": ("softmax-7", {}, _quick),
+    "hybrid-2": ("hybrid-2", {}, _quick),
+    "softmax-7, partial": ("softmax-7", dict(task="partial", d=5), _quick | dict(d=3, d_state=6)),
+    "hybrid-2, partial": ("hybrid-2", dict(task="partial", d=5), _quick | dict(d=3, d_state=6)),
+    "softmax-7, nonlinear": ("softmax-7", dict(task="nonlinear", lr=1e-3, snapshots=SNAPSHOTS), _quick),
+    "hybrid-2, nonlinear": ("hybrid-2", dict(task="nonlinear", lr=1e-3), _quick),
+    "softmax-3, long": ("softmax-3", _shots, _quick),   # few-shot sequences are longer than 50 tokens
+    "softmax-5, long": ("softmax-7", _shots | dict(kinds=("softmax",) * 5), _quick),
+    "softmax-7, long": ("softmax-7", _shots, _quick),
+    "hybrid-2, long": ("hybrid-2", _shots, _quick),
+    **{f"softmax, d = {full}": ("softmax-7", dict(d=full, T=5 * full, width=4 * full, key_size=2 * full),
+                                _quick | dict(d=d, T=5 * d, width=4 * d, key_size=2 * d, kinds=("softmax",) * 3, steps=2_500))
+       for full, d in ((5, 4), (10, 7), (20, 12))},
+}
+SMOKE = dict(d=2, T=8, d_state=3, width=8, steps=12, warmup=2, batch=40, report=5, heldout=64)
+
+# What measurements work with: sequences to tune rivals on and to judge on, lags in a window of observations, steps of
+# distillation and of the tuning of tokens, learning rate of the latter, tokens in a prefix, pairs in a few-shot problem, dimensions of figure 5B.
+SIZE = {"full": dict(tune=1_024, judge=4_096, window=16, distil=2_000, tokens=2_000, lr=1e-3, prefix=20, pairs=20, dims=(2, 5, 10, 20, 40)),
+        "quick": dict(tune=512, judge=2_048, window=8, distil=500, tokens=300, lr=1e-2, prefix=5, pairs=20, dims=(2, 5, 10, 20)),
+        "smoke": dict(tune=64, judge=64, window=2, distil=3, tokens=3, lr=1e-2, prefix=2, pairs=4, dims=(2, 3, 4))}
+
+# ----------------------------------------------------------------------------------------------------- the frame
+
+FIGURES = {}                                            # name -> (function that draws, its measurements)
 
 
-def figure(f):
-    """Make the function `f` a figure that can be named on the command line."""
-    FIGURES[f.__name__] = f
-    return f
+def figure(*measurements):
+    """Make the function below a figure that can be named on the command line: it takes a Lab and, for each measurement
+    (function, *names of runs), a list of that function's results, one per seed, and returns (matplotlib figure, claims)."""
+    def register(f):
+        FIGURES[f.__name__] = (f, measurements)
+        return f
+    return register
+
+
+def digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass
+class Run:
+    """A training run in the cache. What it has learned is read when it is asked for."""
+    settings: train.Settings
+    folder: Path
+
+    @property
+    def state(self):
+        return train.load_checkpoint(self.folder)[0]
+
+    @property
+    def params(self):
+        return self.state.params
+
+    def weights_at(self, step):
+        return train.load_arrays(self.folder / f"weights-{step:06d}.npz")
+
+    def steps_done(self):
+        return self.state.step if (self.folder / "checkpoint.npz").exists() else 0
+
+
+def train_run(run, name, workers, lines_every):
+    """A job for an executor: finish a run."""
+    train.run(run.settings, run.folder, name, workers=workers, lines_every=lines_every)
+
+
+def measure(path, f, size, seed, runs):
+    """A job for an executor: f(size, seed, *runs) -> dict of arrays, kept in the file `path`."""
+    train.save_arrays(path, {k: np.asarray(v) for k, v in f(size, seed, *runs).items()})
 
 
 @dataclass
 class Lab:
-    """Where figures get their models from: the profile, the seeds, and the cache of trained runs.
+    """Where figures get their results from: the profile, the seeds, the cache, and an executor that shares the work.
 
     Profiles: "full", the paper's settings; "quick", what shows the effect in minutes; "smoke", models too small to show
     anything, to see in seconds that a figure can be made.
+    executor: any concurrent.futures executor whose workers see the folder `cache`; None does one job after another, each
+    on all cores.
     """
     profile: str = "quick"
     seeds: tuple = (0,)
     cache: Path = Path("runs")
+    executor: object = None
 
-    def train(self, preset, full=(), quick=()):
-        """The runs of a preset, one per seed, with the changes of the profile; trained only where not cached."""
-        changes = dict(full if self.profile == "full" else quick) | (SMOKE if self.profile == "smoke" else {})
-        runs = []
-        for seed in self.seeds:
-            s = replace(train.PRESETS[preset], **changes, seed=seed)
-            if s.snapshots:
-                s = replace(s, snapshots=tuple(sorted({min(n, s.steps) for n in s.snapshots})))
-            s.check()
-            digest = hashlib.sha256(json.dumps(asdict(s), sort_keys=True).encode()).hexdigest()[:12]
-            folder = self.cache / f"{preset}-{digest}"
-            state = train.run(s, folder, f"{preset} seed {seed}")
-            runs.append(Run(state.params, s, state, folder))
-        return runs
+    def run(self, name, seed):
+        """The Run of that name in RUNS, trained or not."""
+        preset, changes, quick = RUNS[name]
+        changes = changes | ({} if self.profile == "full" else quick) | (SMOKE if self.profile == "smoke" else {})
+        s = replace(train.PRESETS[preset], **changes, seed=seed)
+        if not s.embed:
+            s = replace(s, width=0)
+        s = replace(s, snapshots=tuple(sorted({min(n, s.steps) for n in s.snapshots}))).check()
+        return Run(s, self.cache / f"{preset}-{digest(asdict(s))}")
+
+    def place(self, f, names, seed):
+        """The file in which the results of a measurement are kept."""
+        runs = [asdict(self.run(n, seed).settings) for n in names]
+        key = digest([inspect.getsource(f), SIZE[self.profile], seed, runs])
+        return self.cache / f"measured-{f.__name__}-{key}.npz"
+
+    def map(self, job, arguments):
+        """job(*a) for all a in arguments, in parallel where there is an executor."""
+        if self.executor is None:
+            for a in arguments:
+                job(*a)
+        else:
+            futures = [self.executor.submit(job, *a) for a in arguments]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+
+    def prepare(self, measurements):
+        """Train and measure whatever the cache lacks."""
+        wanted = {self.place(f, names, seed): (f, SIZE[self.profile], seed, [self.run(n, seed) for n in names])
+                  for f, *names in measurements for seed in self.seeds}
+        wanted = {path: rest for path, rest in wanted.items() if not path.exists()}
+        names = {run.folder: f"{name} seed {seed}" for _, *names in measurements for name in names for seed in self.seeds
+                 for run in [self.run(name, seed)]}
+        runs = {run.folder: run for *_, runs in wanted.values() for run in runs}
+        runs = {folder: run for folder, run in runs.items() if run.steps_done() < run.settings.steps}
+        if runs:
+            seconds = {folder: seconds_left(run) for folder, run in runs.items()}
+            print(f"{len(runs)} runs to train, about {sum(seconds.values()) / 60:.0f} minutes of one core in all (Ctrl-C keeps "
+                  f"what is done), then {len(wanted)} measurements", flush=True)
+            order = sorted(runs, key=seconds.get, reverse=True)     # the longest first, so that all cores end together
+            together = self.executor is not None
+            self.map(train_run, [(runs[folder], names[folder], 1 if together else None,
+                                  max(1, runs[folder].settings.steps // 4) if together else None) for folder in order])
+        self.map(measure, [(path, *rest) for path, rest in wanted.items()])
+
+    def results(self, f, *names):
+        """What a measurement has found, for each seed."""
+        return [train.load_arrays(self.place(f, names, seed)) for seed in self.seeds]
 
 
-def weights_at(run, step):
-    """The weights of a run at one of its snapshots."""
-    return train.load_arrays(run.folder / f"weights-{step:06d}.npz")
+def seconds_left(run):
+    """An estimate of the time a run still needs on one core, from two steps of it."""
+    s, times = run.settings, []
+    sample, state = train.objective(s), train.start(s)
+    train.fit(sample[0], state, sample[1], train.adamw(lambda step: 0.0), 3, s.batch, workers=1,
+              progress=lambda state: times.append(time.perf_counter()))
+    return (times[3] - times[1]) / 2 * (s.steps - run.steps_done())
+
+
+def executor_named(text):
+    """The executor of that name, as a context: "processes", one per core; "serial"; "dask" or "dask:ADDRESS", a cluster's
+    workers, or "mpi" (start with mpiexec -n N python -m mpi4py.futures figures.py ...); workers must see the same files."""
+    kind, _, address = text.partition(":")
+    train.choose("executor", kind, ["processes", "serial", "dask", "mpi"])
+    if kind == "serial":
+        return nullcontext()
+    if kind == "processes":
+        return ProcessPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    try:
+        if kind == "dask":
+            from distributed import Client
+            return Client(address or None).get_executor()
+        from mpi4py.futures import MPIPoolExecutor
+        return MPIPoolExecutor()
+    except ImportError as e:
+        raise train.UserError(f"--executor {kind} needs the package {e.name}: pip install {e.name}") from None
 
 
 def holds(expected, measured):
@@ -105,84 +250,270 @@ def markdown(claims):
         spread = "" if c["spread"] is None else f" ± {c['spread']:.2g}"
         rows.append(f"| {c['figure']} | {c['claim']} | {c['source']} | {c['expected']} | {c['measured']:.4g}{spread} | "
                     f"{'yes' if c['holds'] else '**no**'} | {c['profile']}, {len(c['seeds'])} |")
-    reasons = dict.fromkeys(c["why_not"] for c in claims if "why_not" in c)
-    return "\n".join(rows) + "\n" + "".join(f"\nWhere it does not hold: {reason}.\n" for reason in reasons)
+    reasons = {}
+    for c in claims:
+        if "why_not" in c:
+            reasons.setdefault(c["why_not"], []).append(c["figure"])
+    return "\n".join(rows) + "\n" + "".join(f"\nWhere it does not hold ({', '.join(dict.fromkeys(figures))}): {reason}.\n"
+                                            for reason, figures in reasons.items())
 
 
 def make(name, lab, out):
-    """Produce one figure: train or reuse, analyse, plot, and write picture and claims to the folder `out`."""
+    """Draw one figure, from measurements in the cache, and write picture and claims to the folder `out`."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
                          "axes.titlelocation": "left", "figure.constrained_layout.use": True})
-    fig, claims = FIGURES[name](lab)
+    draw, measurements = FIGURES[name]
+    fig, claims = draw(lab, *(lab.results(*m) for m in measurements))
     train.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
     train.write_whole(out / f"{name}.json", lambda f: f.write((json.dumps(claims, indent=1) + "\n").encode()))
     plt.close(fig)
-    everything = [c for path in sorted(out.glob("*.json")) for c in json.loads(path.read_text())]
+    everything = [c for name in FIGURES if (out / f"{name}.json").exists()
+                  for c in json.loads((out / f"{name}.json").read_text())]
     train.write_whole(out / "claims.md", lambda f: f.write(markdown(everything).encode()))
     print(f"\n{out / name}.png\n\n{markdown(claims)}", flush=True)
     return claims
 
 
-# ---------------------------------------------------------------------------------------------------- analyses
+# -------------------------------------------------------------------------------------------------- measurements
+# (size, seed, *runs) -> dict of arrays.  Rivals are tuned on sequences of their own and judged, like the models, on others that
+# nobody has seen; both are the same for all seeds of the training.
 
 
-def loss(prediction, target):
-    """1/2 E|prediction - target|^2 of arrays [B, T, d]."""
-    return float(mesa.squared_error(prediction, target))
+def tuning_sequences(size, s):
+    return train.sequences(s, np.random.default_rng(101), size["tune"])
 
 
-def by_position(prediction, target):
-    """The same for each position t: [T]."""
-    return 0.5 * ((prediction - target) ** 2).sum(axis=-1).mean(axis=0)
+def judging_sequences(size, s):
+    return train.sequences(s, np.random.default_rng(102), size["judge"])
 
 
-def r_squared(prediction, target):
-    """Share of the variance of `target` that `prediction` explains."""
-    return 1 - ((prediction - target) ** 2).sum() / ((target - target.mean(axis=(0, 1))) ** 2).sum()
+def features(size, s, x):
+    """What the next observation is a linear function of, for states x [B, T+1, d] of the task of s: [B, T, n]."""
+    now = x[:, :-1]
+    return data.windows(now, size["window"]) if s.task == "partial" else \
+        data.feature(now, s.f_width, s.family_seed) if s.task == "nonlinear" else now
 
 
-def effective_matrices(params, l):
-    """(W_q W_k^T, W_v W_o) of every head of block l: [heads, D, D] each; all that linear attention depends on."""
-    wq, wk, wv = (np.asarray(params[f"blocks.{l}.{n}"], float).swapaxes(0, 1) for n in ("wq", "wk", "wv"))  # [heads, D, K]
-    return wq @ wk.swapaxes(1, 2), wv @ np.asarray(params[f"blocks.{l}.wo"], float)
+def one_layer(size, seed, run):
+    """linear-1: its matrices, and its losses beside those of one gradient step, of the closed-form optimum, of CompressedAlg."""
+    s, d = run.settings, run.settings.d
+    tune, x = mesa.spectrum(tuning_sequences(size, s)), judging_sequences(size, s)
+    spec, y = mesa.spectrum(x), x[:, 1:]
+    eta = probes.tuned(mesa.gradient_descent, tune, [0.05])
+    gd, (optimum, best) = mesa.predict(spec, mesa.gradient_descent(spec.s, eta)), mesa.identity_block_optimum(x)
+    model = train.predictions(run.params, s, x)
+    qk, vo = probes.effective_matrices(run.params, 0)
+    c = probes.one_layer_coefficients(run.params, d)
+    x_val = train.heldout_sequences(s)                  # the sequences of the run's own evaluations
+    spec_val, y_val, along = mesa.spectrum(x_val), x_val[:, 1:], []
+    gd_val = mesa.predict(spec_val, mesa.gradient_descent(spec_val.s, eta))
+    for n in s.snapshots:                               # while it trains: CompressedAlg, and how near the inner objective is
+        params = run.weights_at(n)
+        P, out = probes.products(params, s.config), train.predictions(params, s, x_val)
+        along.append([loss(probes.predictions_of_products(probes.compressed(P, d), s, x_val), y_val), loss(out, y_val),
+                      r_squared(out, gd_val), probes.cosine(out, gd_val)])
+    compressed = probes.predictions_of_products(probes.compressed(np.array([[qk, vo]]), d), s, x)
+    return {"qk": qk, "vo": vo, "d": d, "eta": eta, "linear": by_position(model, y), "gd": by_position(gd, y),
+            "optimum": loss(optimum, y), "compressed": loss(compressed, y), "r2_gd": r_squared(model, gd),
+            "diagonal": np.mean([probes.diagonal_share(M, d) for M in (qk, vo)]),
+            "prop1": c[0, 1, 0] ** 2 / (c ** 2).sum(), "prop1_optimum": best[0, 1, 0] ** 2 / (best ** 2).sum(),
+            "heldout": run.state.heldout, "snapshots": s.snapshots, "along": along, "gd_heldout": loss(gd_val, y_val),
+            "optimum_heldout": loss(mesa.identity_block_optimum(x_val)[0], y_val)}
 
 
-def slot_table(M, d):
-    """Means of the diagonals of the d x d blocks of M [heads, D, D]: [heads, D/d, D/d]."""
-    heads, D, _ = M.shape
-    return np.einsum("hiaja->hij", M.reshape(heads, D // d, d, D // d, d)) / d
+def mesa_layer(size, seed, run):
+    """mesa-1 beside the best ridge regression and the one nearest to it."""
+    s, x_tune, x = run.settings, tuning_sequences(size, run.settings), judging_sequences(size, run.settings)
+    tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
+    mu = probes.tuned(mesa.ridge, tune, [0.01])
+    # Not a rival but a measurement: which ridge describes what the mesa layer does?
+    near = probes.tuned(mesa.ridge, tune, [0.1], train.predictions(run.params, s, x_tune))
+    model, lsq, ridge = train.predictions(run.params, s, x), *(mesa.predict(spec, mesa.ridge(spec.s, m)) for m in (mu, near))
+    return {"mu": mu[0], "near": near[0], "mesa": by_position(model, y), "lsq": by_position(lsq, y), "ridge": by_position(ridge, y),
+            "r2_lsq": r_squared(model, lsq), "r2_ridge": r_squared(model, ridge), "d": s.d, "T": s.T}
 
 
-def compressed_alg(params, config, d):
-    """CompressedAlg (params, config): every effective matrix replaced by its slot table, blocks becoming multiples of I.
+def context(size, seed, *runs):
+    """Loss over context of runs on the same task, and of the reference algorithms on that task's features."""
+    s = runs[0].settings
+    x_tune, x = tuning_sequences(size, s), judging_sequences(size, s)
+    tune, spec, y = mesa.spectrum(x_tune, features(size, s, x_tune)), mesa.spectrum(x, features(size, s, x)), x[:, 1:]
 
-    The product matrices go in as they are, W_q W_k^T as queries with W_k = I: so the key size becomes D.
-    """
-    D, new = config.width, {}
-    I = np.repeat(np.eye(D)[:, None], config.heads, axis=1)                 # [D, heads, D]
-    for l in range(len(config.kinds)):
-        qk, vo = (np.kron(slot_table(M, d), np.eye(d)) for M in effective_matrices(params, l))
-        new |= {f"blocks.{l}.wq": qk.swapaxes(0, 1), f"blocks.{l}.wk": I,
-                f"blocks.{l}.wv": vo.swapaxes(0, 1), f"blocks.{l}.wo": I.swapaxes(0, 1)}
-    return new, replace(config, key_size=D)
+    def by_tuned(algorithm, coefficients):
+        return by_position(mesa.predict(spec, algorithm(spec.s, coefficients)), y)
 
-
-def one_layer_coefficients(params, d):
-    """The coefficients [v, k, q] (as in mesa.identity_block_optimum) that a trained layer on [0, 0, x_t, x_{t-1}] gives to
-    sum_i v (k . q): products of its two slot tables, summed over heads."""
-    qk, vo = (slot_table(M, d)[:, 2:] for M in effective_matrices(params, 0))
-    return np.einsum("hv,hqk->vkq", vo[:, :, 0], qk[:, :, 2:])
-
-
-def diagonal_share(M, d):
-    """Share of the squared entries of M [heads, D, D] that lie on the diagonals of its d x d blocks."""
-    return float(d * slot_table(M ** 2, d).sum() / (M ** 2).sum())
+    def normalised_descent(eigenvalues, eta):
+        return mesa.normalised(mesa.gradient_descent, eigenvalues, eta)
+    steps = [by_tuned(mesa.gradient_descent, probes.tuned_steps(tune, k)) for k in range(1, 9)]
+    normalised = [by_tuned(normalised_descent, probes.tuned(normalised_descent, tune, np.geomspace(1, 10, k)))
+                  for k in range(1, 9)]
+    bandwidth = np.exp(mesa.tune(lambda p: mesa.kernel_regression(x_tune[:128], autodiff.exp(p)), x_tune[:128, 1:], [-1.0]))
+    state = [run.state for run in runs]
+    return {"models": [by_position(train.predictions(a.params, r.settings, x), y) for a, r in zip(state, runs)],
+            "parameters": [sum(w.size for w in a.params.values()) for a in state], "seconds": [a.seconds for a in state],
+            "steps": steps, "normalised": normalised, "lsq": by_tuned(mesa.ridge, probes.tuned(mesa.ridge, tune, [0.01])),
+            "kernel": by_position(mesa.kernel_regression(x, bandwidth), y), "zero": by_position(0 * y, y),
+            "last": by_position(x[:, :-1], y)}
 
 
-# ----------------------------------------------------------------------------------------------------- figures
+def compression(size, seed, run):
+    """CompressedAlg of a deep linear model as it trains: alone, and averaged half and half with the trained weights."""
+    s, d, x = run.settings, run.settings.d, train.heldout_sequences(run.settings)
+    final, rows = probes.compressed(probes.products(run.params, s.config), d), []
+    for n in s.snapshots:
+        P = probes.products(run.weights_at(n), s.config)
+        rows.append([loss(probes.predictions_of_products(Q, s, x), x[:, 1:])
+                     for Q in (P, probes.compressed(P, d), (P + final) / 2)])
+    tables = probes.slot_table(final, d)
+    return {"heldout": run.state.heldout, "snapshots": s.snapshots, "rows": rows, "entries": final.size, "numbers": tables.size,
+            "nonzero": (np.abs(tables) > 0.02 * np.abs(tables).max(axis=(-1, -2), keepdims=True)).sum()}
+
+
+def depth(size, seed, run):
+    """Probes of every layer, at several t: the next state, and the preconditioned input."""
+    s, rng = run.settings, np.random.default_rng(103)
+    x = train.sequences(s, rng, max(size["judge"], 64))
+    names = [f"acts.{l}" for l in range(len(s.kinds) + 1)]
+    acts, target = probes.activations(run.params, s, x, names), probes.preconditioned_inputs(x[:, :-1])
+    at, keep = np.unique(np.linspace(2, s.T, 12).astype(int)), probes.not_outliers(target)
+    return {"at": at, "outliers": (~keep).sum(axis=0)[at - 1], "sequences": len(x), "d": s.d,
+            "next": [probes.position_probe(acts[n], x[:, 1:], rng, at) for n in names],
+            "input": [probes.position_probe(acts[n], target, rng, at, keep) for n in names]}
+
+
+def bindings(size, seed, run):
+    """How well x_{t-j} can be read from the stream before and after the first layers."""
+    s, rng = run.settings, np.random.default_rng(104)
+    x, names = train.sequences(s, rng, size["judge"] // 2), ["acts.0", "acts.1", "acts.2"]
+    acts = probes.activations(run.params, s, x, names)
+    return {"r2": [probes.lag_probe(acts[n], x[:, :-1], rng, min(8, s.T)) for n in names]}
+
+
+def learned_features(size, seed, run):
+    """How well f(x_t)/|f(x_t)| can be read from the stream after every layer, over training."""
+    s, rng = run.settings, np.random.default_rng(105)
+    x = train.sequences(s, rng, max(64, size["judge"] // 8))
+    target, names = features(size, s, x), [f"acts.{l}" for l in range(len(s.kinds) + 1)]
+    r2 = []
+    for n in s.snapshots:
+        acts = probes.activations(run.weights_at(n), s, x, names)
+        r2.append([probes.probe(acts[name], target, rng) for name in names])
+    return {"snapshots": s.snapshots, "r2": r2}
+
+
+def first_layer(size, seed, run):
+    """The first layer's attention map, and what its output depends on."""
+    s = run.settings
+    x = train.sequences(s, np.random.default_rng(106), size["judge"])
+    mean, std = probes.attention_map(run.params, s, x)
+    mass = [np.diagonal(mean, -j, 1, 2)[:, -(s.T // 2):].mean(axis=-1) for j in range(min(8, s.T // 2))]     # later half of t
+    return {"map": mean, "mass": mass, "spread": np.sqrt((np.diagonal(std, -1, 1, 2) ** 2).mean()),
+            "sensitivity": probes.sensitivity(run.params, s, x[:64], s.T, min(8, s.T))}
+
+
+def linearised(size, seed, run):
+    """loss(swapped) / loss(original) for a distilled linear layer in the place of each softmax layer."""
+    s, x = run.settings, train.heldout_sequences(run.settings)
+    params, ratios = run.params, []
+    for l in range(len(s.kinds)):
+        new, settings = probes.distil(params, s, l, size["distil"], seed=seed, workers=1)
+        ratios.append(train.heldout_loss(new, settings, x) / train.heldout_loss(params, s, x))
+    return {"ratios": ratios, "d": s.d}
+
+
+def over_dimensions(size, seed):
+    """Mean loss of least squares and of kernel regression, relative to predicting zero, for several d with T = 5 d."""
+    rows = []
+    for d in size["dims"]:
+        s = train.Settings(d=d, T=5 * d)
+        rng = np.random.default_rng([107, seed])
+        x_tune, x = (train.sequences(s, rng, 128) for _ in range(2))
+        tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
+        bandwidth = np.exp(mesa.tune(lambda p: mesa.kernel_regression(x_tune, autodiff.exp(p)), x_tune[:, 1:], [-1.0]))
+        lsq = mesa.predict(spec, mesa.ridge(spec.s, probes.tuned(mesa.ridge, tune, [0.01])))
+        zero = by_position(0 * y, y)[-1]                # at t = T, when 5 d states have been seen
+        rows.append([by_position(p, y)[-1] / zero for p in (lsq, mesa.kernel_regression(x, bandwidth))])
+    return {"dims": size["dims"], "rows": rows}
+
+
+def few_shot(size, seed, run):
+    """Loss over shots: as trained, with a tuned EOS, with a tuned prefix besides; and two tasks in sequence."""
+    s, n = run.settings, size["pairs"]
+    rng, judge = np.random.default_rng([108, seed]), np.random.default_rng(109)
+    single, double = (data.regression_pairs(judge, 512, n, s.d, tasks=k) for k in (1, 2))
+    eos = probes.tune_tokens(run.params, s, n, {"eos": rng.standard_normal(s.d)}, {}, size["tokens"], size["lr"],
+                             seed=seed, workers=1)
+    prefix = probes.tune_tokens(run.params, s, n, {"prefix": rng.standard_normal((size["prefix"], s.d))}, eos, size["tokens"],
+                                0.9 * size["lr"], seed=seed, workers=1)
+    out = {}
+    for name, (x, y) in (("single", single), ("double", double)):
+        out[name] = [by_position(probes.few_shot_predictions(run.params, s, x.astype(s.dtype), y.astype(s.dtype), extra), y)
+                     for extra in ({}, eos, eos | prefix)]
+        out[name + " lsq"] = by_position(probes.least_squares_on_pairs(x, y), y)
+    return out
+
+
+def one_token(size, seed, run):
+    """What slot 0 of a deep linear model holds after every layer, beside the steps of gradient descent."""
+    s, L = run.settings, len(run.settings.kinds)
+    tune, x = mesa.spectrum(tuning_sequences(size, s)), judging_sequences(size, s)[:512]
+    spec, eta = mesa.spectrum(x), probes.tuned_steps(tune, L)
+    acts = probes.activations(run.params, s, x, [f"acts.{l}" for l in range(L + 1)])
+    layers = np.array([acts[f"acts.{l}"][:, -1, :s.d] for l in range(L + 1)])               # [L+1, B, d]
+    steps = np.array([mesa.predict(spec, mesa.gradient_descent(spec.s, eta[:k]))[:, -1] for k in range(L + 1)])
+    y = x[:, -1]
+    return {"layers": layers[:, 0], "steps": steps[:, 0], "target": y[0],
+            "error": [[0.5 * ((p - y) ** 2).sum(-1).mean() for p in a] for a in (layers, steps)]}
+
+
+# ------------------------------------------------------------------------------------------------------- drawing
+
+
+def mean_line(ax, x, ys, **style):
+    """The mean of one curve per seed, with a band of one standard deviation where there are several seeds."""
+    mean = np.mean(ys, axis=0)
+    ax.plot(x, mean, **style)
+    if len(ys) > 1:
+        std = np.std(ys, axis=0, ddof=1)
+        low = mean - std if ax.get_yscale() == "linear" else np.maximum(mean - std, mean / 3)
+        ax.fill_between(x, low, mean + std, color=style["color"], alpha=0.25, lw=0)
+    return mean
+
+
+def label(ax, x, y, text, colour, va="center", ha="right", **style):
+    """Write directly at a curve, in its colour; a white rim keeps the letters legible where they meet a line."""
+    from matplotlib.patheffects import withStroke
+    ax.text(x, y, text, color=COLOUR.get(colour, colour), va=va, ha=ha,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")], **style)
+
+
+def end_labels(ax, ends, size=8, gap=0.075):
+    """Names of curves to the right of the axes, at the heights where the curves end, pushed apart where they would overlap.
+    ends: list of (y, text, colour).  Call it when the limits of the axes are final."""
+    def height(y):
+        low, high = ax.get_ylim()
+        scale = np.log if ax.get_yscale() == "log" else float
+        return np.clip((scale(y) - scale(low)) / (scale(high) - scale(low)), 0, 1)
+    ends = sorted((height(y), text, colour) for y, text, colour in ends)
+    at = np.array([h for h, *_ in ends])
+    for _ in range(200):                                # neighbours that are too near push each other apart
+        push = np.maximum(0, gap - np.diff(at)) / 2
+        at[:-1] -= push
+        at[1:] += push
+        at += max(0, -at[0]) - max(0, at[-1] - 1)
+        if push.max(initial=0) < 1e-3:
+            break
+    for h, (_, text, colour) in zip(at, ends):
+        ax.text(1.02, h, text, color=COLOUR.get(colour, colour), transform=ax.transAxes, va="center", fontsize=size)
+
+
+def shades(colour, n):
+    """n shades of a colour, from light to full."""
+    from matplotlib.colors import to_rgb
+    return [tuple(1 - (1 - np.array(to_rgb(colour))) * (0.25 + 0.75 * i / max(1, n - 1))) for i in range(n)]
 
 
 def heatmap(ax, M, d, title):
@@ -202,148 +533,23 @@ def heatmap(ax, M, d, title):
     ax.set_xlabel("key" if "q" in title else "written", fontsize=7, labelpad=1)
 
 
-def mean_line(ax, x, ys, **style):
-    """The mean of one curve per seed, with a band of one standard deviation where there are several seeds."""
-    mean = np.mean(ys, axis=0)
-    ax.plot(x, mean, **style)
-    if len(ys) > 1:
-        std = np.std(ys, axis=0, ddof=1)
-        ax.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.25, lw=0)
+def draw_blocks(axes, one):
+    """W_q W_k^T and W_v W_o of every head of a one-layer model; axes [heads, 2]."""
+    for h, row in enumerate(axes):
+        heatmap(row[0], one["qk"][h], int(one["d"]), f"head {h + 1}: $W_q W_k^T$")
+        heatmap(row[1], one["vo"][h], int(one["d"]), f"head {h + 1}: $W_v W_o$")
 
 
-def label(ax, x, y, text, colour, va="center", ha="right", **style):
-    """Write directly at a curve, in its colour; a white rim keeps the letters legible where they meet a line."""
-    from matplotlib.patheffects import withStroke
-    ax.text(x, y, text, color=COLOUR[colour], va=va, ha=ha, path_effects=[withStroke(linewidth=2.5, foreground="white")],
-            **style)
-
-
-@figure
-def overview(lab):
-    """A linear layer learns one step of gradient descent (3B, 4A), a mesa layer least squares."""
-    import matplotlib.pyplot as plt
-    snapshots = (0, 50, 100, 150, 200, 250, 300, 400, 500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000)
-    linear = lab.train("linear-1", full=dict(snapshots=snapshots),
-                       quick=dict(steps=1_500, report=50, snapshots=snapshots))
-    mesas = lab.train("mesa-1", quick=dict(steps=600, warmup=100, lr=1e-2, lr_end=1e-3, clamp=0.0))
-    s = linear[0].settings
-
-    # The rivals, tuned on sequences of their own and judged, like the models, on 4,096 that nobody has seen.
-    x_tune = data.linear_sequences(np.random.default_rng(101), 1_024, s.T, **s.family)
-    x = data.linear_sequences(np.random.default_rng(102), 4_096, s.T, **s.family)
-    tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
-
-    def tuned(inverse, start, target=tune.y):
-        """The one coefficient, positive, for which N_t inverse(S_t) x_t is nearest to the target."""
-        return np.exp(mesa.tune(lambda p: mesa.predict(tune, inverse(tune.s, exp(p))), target, [np.log(start)]))
-
-    eta, mu = tuned(mesa.gradient_descent, 0.05), tuned(mesa.ridge, 0.01)
-    gd, lsq = mesa.predict(spec, mesa.gradient_descent(spec.s, eta)), mesa.predict(spec, mesa.ridge(spec.s, mu))
-    optimum, best = mesa.identity_block_optimum(x)
-    of_linear, of_mesa = ([train.predictions(r.params, r.settings, x) for r in runs] for runs in (linear, mesas))
-    of_compressed = [compressed_predictions(r.params, r.settings, x) for r in linear]
-    # Not a rival but a measurement: which ridge describes what the mesa layer does?
-    ridges = [tuned(mesa.ridge, 0.1, train.predictions(r.params, r.settings, x_tune)) for r in mesas]
-    of_ridges = [mesa.predict(spec, mesa.ridge(spec.s, m)) for m in ridges]
-
-    fig = plt.figure(figsize=(10, 3.6))
-    left, middle, right = fig.subfigures(1, 3, width_ratios=(1, 1.15, 1.15))
-    draw_blocks(left, linear[0])
-    draw_training(middle.subplots(), linear, eta)
-    curves = {"gradient descent": [gd], "least squares": [lsq], "linear": of_linear, "mesa": of_mesa, "ridge": of_ridges}
-    authors = np.array(json.loads(AUTHORS.read_text())["loss_by_position"])
-    curves = {name: [by_position(p, y) for p in ps] for name, ps in curves.items()}
-    draw_context(right.subplots(), curves, authors, mu, ridges, s)
-
-    def ratios(above, below, at=slice(None)):
-        return [by_position(p, y)[at].mean() / by_position(q, y)[at].mean() for p, q in zip(above, below)]
-
-    n_seeds = len(lab.seeds)                            # the rivals are the same for all seeds of the training
-
-    def prop1_share(c):
-        return c[0, 1, 0] ** 2 / (c ** 2).sum()
-
-    tell = [("linear-1's held-out loss over that of the closed-form optimum", "derived", "0.99 .. 1.01",
-             ratios(of_linear, [optimum] * n_seeds)),
-            ("linear-1's held-out loss over that of the best gradient step", "paper, 4A", "0.97 .. 1.03",
-             ratios(of_linear, [gd] * n_seeds)),
-            ("R² of linear-1's outputs on those of the best gradient step", "paper, 4A", "> 0.95",
-             [r_squared(p, gd) for p in of_linear]),
-            ("CompressedAlg's loss over linear-1's", "paper, 4A", "0.99 .. 1.01", ratios(of_compressed, of_linear)),
-            ("share of the squared entries of linear-1's product matrices on the diagonals of blocks", "paper, 3B", "> 0.9",
-             [np.mean([diagonal_share(M, s.d) for M in effective_matrices(r.params, 0)]) for r in linear]),
-            (f"share of Proposition 1 in linear-1's squared coefficients ({prop1_share(best):.2f} at the closed-form optimum)",
-             "paper, 3B", "> 0.9", [prop1_share(one_layer_coefficients(r.params, s.d)) for r in linear]),
-            (f"R² of mesa-1's outputs on those of the best ridge regression ({mu[0]:.2g})", MESA_LAYER, "> 0.99",
-             [r_squared(p, lsq) for p in of_mesa]),
-            (f"R² of mesa-1's outputs on those of the ridge regression nearest to it ({np.mean(ridges):.2g})", "measured",
-             "> 0.99", [r_squared(p, q) for p, q in zip(of_mesa, of_ridges)]),
-            ("mesa-1's loss over linear-1's", "paper, mesa against linear attention", "< 1", ratios(of_mesa, of_linear))]
-    for n in (15, 20, 50):
-        if n <= s.T:
-            tell.append((f"mesa-1's loss at t = {n} over that of least squares, {by_position(lsq, y)[n - 1]:.2g} (authors' "
-                         f"code after 1,500 steps: {authors[n - 1]:.2g})", MESA_LAYER, "0.9 .. 1.1",
-                         ratios(of_mesa, [lsq] * n_seeds, n - 1),
-                         f"at t = {n} the ridge regression nearest to the layer ({np.mean(ridges):.2g}, where {mu[0]:.2g} is "
-                         f"best; keys and lambda have to grow to lower it, and training stops) already has "
-                         f"{np.mean(ratios(of_ridges, [lsq] * n_seeds, n - 1)):.2g} times the loss of least squares; the rest "
-                         f"is the layer's distance from any ridge regression"))
-    return fig, [claim(lab, "overview", *row) for row in tell]
-
-
-def compressed_predictions(params, s, x):
-    """Predictions of the CompressedAlg of a model, with the model's own clamp, for states x."""
-    new, config = compressed_alg(params, s.config, s.d)
-    return mesa.transformer(new, data.TOKENS[s.tokens](x[:, :-1]), config)
-
-
-def draw_context(ax, curves, authors, mu, ridges, s):
-    """Loss over context length: curves[name] holds one curve [T] per seed."""
-    t = np.arange(1, s.T + 1)
-    for name, width, alpha in (("gradient descent", 4, 0.5), ("least squares", 1.5, 1), ("linear", 1.5, 1), ("mesa", 2, 1)):
-        mean_line(ax, t, curves[name], color=COLOUR[name], lw=width, alpha=alpha)
-    ax.plot(t, np.mean(curves["ridge"], axis=0), ":", color="#004D38", lw=1.3)
-    if (s.d, s.T) == (10, 50):
-        at = np.array([15, 20, 50])
-        ax.plot(at, authors[at - 1], "x", color=COLOUR["mesa"], ms=5)
-    ax.set_yscale("log")
-    ax.set(title="Loss over context", xlabel="context length $t$", ylabel="held-out loss at $t$")
-    end = {name: np.mean(c, axis=0)[-1] for name, c in curves.items()}
-    label(ax, s.T, 1.4 * end["gradient descent"], "one gradient step", "gradient descent", "bottom")
-    label(ax, s.T, 0.6 * end["linear"], "linear layer", "linear", "top", weight="bold")
-    for factor, text, style in ((32, "mesa layer", dict(weight="bold")),
-                                (19, f"dots: ridge regression, {np.mean(ridges):.2g}", dict(fontsize=7.5)),
-                                (12, "x: authors' code, 1,500 steps", dict(fontsize=7.5))):
-        label(ax, s.T, factor * end["mesa"], text, "mesa", **style)
-    label(ax, s.T, 0.8 * end["least squares"], f"least squares (ridge {mu[0]:.2g})", "least squares", "top")
-    ax.set_ylim(bottom=0.3 * end["least squares"])
-
-
-def draw_blocks(fig, run):
-    """W_q W_k^T and W_v W_o of every head of a one-layer model."""
-    fig.suptitle("Weights of the linear layer", fontsize=10, x=0.02, ha="left")
-    qk, vo = effective_matrices(run.params, 0)
-    for h, axes in enumerate(fig.subplots(len(qk), 2)):
-        heatmap(axes[0], qk[h], run.settings.d, f"head {h + 1}: $W_q W_k^T$")
-        heatmap(axes[1], vo[h], run.settings.d, f"head {h + 1}: $W_v W_o$")
-
-
-def draw_training(ax, runs, eta):
-    """Held-out loss over training, with CompressedAlg at the snapshots, on the sequences of the runs' own evaluations."""
-    s = runs[0].settings
-    x = train.heldout_sequences(s)
-    y, spec = x[:, 1:], mesa.spectrum(x)
-    gd = loss(mesa.predict(spec, mesa.gradient_descent(spec.s, eta)), y)
-    optimum = loss(mesa.identity_block_optimum(x)[0], y)
-    steps = [n for n, _ in runs[0].state.heldout]
-    curves = [[value for _, value in r.state.heldout] for r in runs]
-    compressed = np.mean([[loss(compressed_predictions(weights_at(r, n), s, x), y) for n in s.snapshots] for r in runs], axis=0)
+def draw_training(ax, ones):
+    """Held-out loss of linear-1 over training, with CompressedAlg at the snapshots."""
+    steps, gd, optimum = ones[0]["heldout"][:, 0], float(ones[0]["gd_heldout"]), float(ones[0]["optimum_heldout"])
     inset = ax.inset_axes((0.38, 0.33, 0.6, 0.4))
     for a in (ax, inset):
         a.axhline(gd, color=COLOUR["gradient descent"], lw=1.5)
         a.axhline(optimum, color=COLOUR["optimum"], lw=1.5, ls="--")
-        mean_line(a, steps, curves, color=COLOUR["linear"], lw=1.8)
-        a.plot(s.snapshots, compressed, "o", ms=4, mfc="none", color=COLOUR["CompressedAlg"])
+        mean_line(a, steps, [o["heldout"][:, 1] for o in ones], color=COLOUR["linear"], lw=1.8)
+        a.plot(ones[0]["snapshots"], np.mean([o["along"][:, 0] for o in ones], axis=0), "o", ms=4, mfc="none",
+               color=COLOUR["CompressedAlg"])
     inset.set_ylim(optimum - 0.35 * (gd - optimum), gd + 1.3 * (gd - optimum))
     inset.set_xlim(0.1 * steps[-1], 1.03 * steps[-1])
     inset.tick_params(labelsize=7)
@@ -355,7 +561,505 @@ def draw_training(ax, runs, eta):
     label(ax, 0.98, 0.87, "o  its CompressedAlg", "CompressedAlg", transform=ax.transAxes)
 
 
-# ------------------------------------------------------------------------------------------------ command line
+def draw_ridge(ax, ones, mesas):
+    """Loss over context of a linear layer and a mesa layer, beside one gradient step and least squares."""
+    T, lsq, mu, near = int(mesas[0]["T"]), mesas[0]["lsq"], float(mesas[0]["mu"]), np.mean([m["near"] for m in mesas])
+    t, gd = np.arange(1, T + 1), ones[0]["gd"]
+    ax.set_yscale("log")
+    ax.plot(t, gd, color=COLOUR["gradient descent"], lw=4, alpha=0.5)
+    ax.plot(t, lsq, color=COLOUR["least squares"], lw=1.5)
+    linear = mean_line(ax, t, [o["linear"] for o in ones], color=COLOUR["linear"], lw=1.5)
+    end = mean_line(ax, t, [m["mesa"] for m in mesas], color=COLOUR["mesa"], lw=2)[-1]
+    ax.plot(t, np.mean([m["ridge"] for m in mesas], axis=0), ":", color="#004D38", lw=1.3)
+    if (int(mesas[0]["d"]), T) == (10, 50):
+        at = np.array([15, 20, 50])
+        ax.plot(at, np.array(json.loads(AUTHORS.read_text())["loss_by_position"])[at - 1], "x", color=COLOUR["mesa"], ms=5)
+    ax.set(title="Loss over context", xlabel="context length $t$", ylabel="held-out loss at $t$")
+    label(ax, T, 1.4 * gd[-1], "one gradient step", "gradient descent", "bottom")
+    label(ax, T, 0.6 * linear[-1], "linear layer", "linear", "top", weight="bold")
+    for factor, text, style in ((32, "mesa layer", dict(weight="bold")),
+                                (19, f"dots: ridge regression, {near:.2g}", dict(fontsize=7.5)),
+                                (12, "x: authors' code, 1,500 steps", dict(fontsize=7.5))):
+        label(ax, T, factor * end, text, "mesa", **style)
+    label(ax, T, 0.8 * lsq[-1], f"least squares (ridge {mu:.2g})", "least squares", "top")
+    ax.set_ylim(bottom=0.3 * lsq[-1])
+
+
+def draw_probe(ax, depths, what, title):
+    """Share of a target's variance that a probe leaves unexplained, after every layer (one curve each) over t."""
+    at, layers = depths[0]["at"], len(depths[0][what])
+    error = [1 - np.array(m[what])[:, :, 0] for m in depths]
+    shuffled = np.mean([1 - np.array(m[what])[:, :, 1].mean(axis=0) for m in depths], axis=0)
+    ax.set_yscale("log")
+    ax.plot(at, shuffled, ":", color=COLOUR["control"])
+    ends = [(shuffled[-1], "shuffled", "control")]
+    for l, colour in enumerate(shades("#5E3C99", layers)):
+        mean = mean_line(ax, at, [e[l] for e in error], color=colour, lw=1.6)
+        ends.append((mean[-1], "input" if l == 0 else f"layer {l}", colour))
+    ax.set(title=title, xlabel="context length $t$", ylabel="probe error $1 - R^2$")
+    end_labels(ax, ends, 7.5)
+
+
+def draw_context(ax, models, context, steps, title, rivals=("lsq", "kernel"), name="gradient steps"):
+    """Loss over context.  models: list of (position in the measurement, label, colour); steps: numbers of gradient steps."""
+    ax.set_yscale("log")
+    T, ends = len(context[0]["lsq"]), []
+    t = np.arange(1, T + 1)
+    names = {"lsq": ("least squares", "least squares"), "kernel": ("kernel regression", "kernel regression"), "zero": ("zero", "control")}
+    for k in steps:
+        curve = context[0]["steps"][k - 1]
+        ax.plot(t, curve, color=COLOUR["gradient descent"], lw=3, alpha=0.55)
+        ends.append((curve[-1], f"{k} {name if k > 1 else 'gradient step'}", "gradient descent"))
+    for key in rivals:
+        ax.plot(t, context[0][key], color=COLOUR[names[key][1]], lw=1.3, ls="-" if key == "lsq" else "--")
+        ends.append((context[0][key][-1], *names[key]))
+    for i, text, colour in models:
+        mean = mean_line(ax, t, [c["models"][i] for c in context], color=COLOUR[colour], lw=1.8)
+        ends.append((mean[-1], text, colour))
+    ax.set(title=title, xlabel="context length $t$", ylabel="held-out loss at $t$")
+    ax.set_ylim(0.5 * min(c["models"][i].min() for c in context for i, *_ in models), 2 * context[0]["zero"].max())
+    end_labels(ax, ends)
+
+
+def distances(context, i, kind="steps"):
+    """[seeds, 8]: distance between a model's curve and k = 1 ... 8 steps."""
+    return np.array([[probes.distance(c["models"][i], curve) for curve in c[kind]] for c in context])
+
+
+def draw_distances(ax, models, context, title):
+    """Which k-step algorithm is nearest?"""
+    ends, k = [], np.arange(1, 9)
+    ax.set_yscale("log")
+    for i, text, colour in models:
+        for kind, style in (("steps", "o-"), ("normalised", "s--")):
+            curve = distances(context, i, kind).mean(axis=0)
+            ax.plot(k, curve, style, color=COLOUR[colour] if isinstance(colour, str) else colour, ms=4, lw=1.3,
+                    mfc="white" if kind == "normalised" else None)
+            ends.append((curve[-1], text + (", normalised" if kind == "normalised" else ""), colour))
+    ax.set(title=title, xlabel="steps $k$ of gradient descent", ylabel="distance of the curves")
+    end_labels(ax, ends, 7.5)
+
+
+def nearest(lab, panel, text, i, k, context, why_not):
+    """The claim that a model's curve is nearest to that of k steps; then how near, with and without normalisation."""
+    plain, normalised = (distances(context, i, kind) for kind in ("steps", "normalised"))
+    return [claim(lab, panel, f"number of gradient steps whose curve is nearest to {text}'s (at distance "
+                  f"{plain.min(axis=1).mean():.2g}; {k} steps: {plain[:, k - 1].mean():.2g})", "paper, 4C-D and 6C", f"{k} .. {k}",
+                  plain.argmin(axis=1) + 1, why_not),
+            claim(lab, panel, f"the same for normalised steps (distance {normalised.min(axis=1).mean():.2g}; {k} steps: "
+                  f"{normalised[:, k - 1].mean():.2g})", "paper, 4C-D and 6C", f"{k} .. {k}", normalised.argmin(axis=1) + 1, why_not)]
+
+
+def ratios(above, below):
+    """One ratio of mean losses per seed."""
+    return [np.mean(a) / np.mean(b) for a, b in zip(above, below)]
+
+
+# ------------------------------------------------------------------------------------------------------- figures
+
+STRONGER = ("a trained layer does more than one such step: it also reads the slot that holds the residual as key or value, so "
+            "its curve is that of more steps, or of none of them")
+
+
+@figure((one_layer, "linear-1"), (mesa_layer, "mesa-1"))
+def overview(lab, ones, mesas):
+    """A linear layer learns one step of gradient descent (3B, 4A), a mesa layer least squares."""
+    import matplotlib.pyplot as plt
+    fig = plt.figure(figsize=(10, 3.6))
+    left, middle, right = fig.subfigures(1, 3, width_ratios=(1, 1.15, 1.15))
+    left.suptitle("Weights of the linear layer", fontsize=10, x=0.02, ha="left")
+    draw_blocks(left.subplots(len(ones[0]["qk"]), 2), ones[0])
+    draw_training(middle.subplots(), ones)
+    draw_ridge(right.subplots(), ones, mesas)
+    return fig, one_layer_claims(lab, "overview", ones) + mesa_claims(lab, "overview", ones, mesas)
+
+
+def one_layer_claims(lab, panel, ones):
+    def over(name, below):
+        return [np.mean(o[name]) / np.mean(o[below]) for o in ones]
+    return [claim(lab, panel, *row) for row in (
+        ("linear-1's held-out loss over that of the closed-form optimum", "derived", "0.99 .. 1.01", over("linear", "optimum")),
+        ("linear-1's held-out loss over that of the best gradient step", "paper, 4A", "0.97 .. 1.03", over("linear", "gd")),
+        ("R² of linear-1's outputs on those of the best gradient step", "paper, 4A", "> 0.95", [o["r2_gd"] for o in ones]),
+        ("CompressedAlg's loss over linear-1's", "paper, 4A", "0.99 .. 1.01", over("compressed", "linear")),
+        ("share of the squared entries of linear-1's product matrices on the diagonals of blocks", "paper, 3B", "> 0.9",
+         [o["diagonal"] for o in ones]),
+        (f"share of Proposition 1 in linear-1's squared coefficients ({ones[0]['prop1_optimum']:.2f} at the closed-form optimum)",
+         "paper, 3B", "> 0.9", [o["prop1"] for o in ones]))]
+
+
+def mesa_claims(lab, panel, ones, mesas):
+    MESA, mu, near = "paper, section on the mesa layer", float(mesas[0]["mu"]), np.mean([m["near"] for m in mesas])
+    authors = json.loads(AUTHORS.read_text())["loss_by_position"]
+    tell = [(f"R² of mesa-1's outputs on those of the best ridge regression ({mu:.2g})", MESA, "> 0.99",
+             [m["r2_lsq"] for m in mesas]),
+            (f"R² of mesa-1's outputs on those of the ridge regression nearest to it ({near:.2g})", "measured", "> 0.99",
+             [m["r2_ridge"] for m in mesas]),
+            ("mesa-1's loss over linear-1's", "paper, mesa against linear attention", "< 1",
+             ratios([m["mesa"] for m in mesas], [o["linear"] for o in ones]))]
+    for n in (15, 20, 50):
+        if n <= mesas[0]["T"]:
+            own, ridge = ([m[k][n - 1] / m["lsq"][n - 1] for m in mesas] for k in ("mesa", "ridge"))
+            tell.append((f"mesa-1's loss at t = {n} over that of least squares, {mesas[0]['lsq'][n - 1]:.2g} (authors' code after "
+                         f"1,500 steps: {authors[n - 1]:.2g})", MESA, "0.9 .. 1.1", own,
+                         f"at t = {n} the ridge regression nearest to the layer ({near:.2g}, where {mu:.2g} is best; keys and "
+                         f"lambda have to grow to lower it, and training stops) already has {np.mean(ridge):.2g} times the loss "
+                         f"of least squares; the rest is the layer's distance from any ridge regression"))
+    return [claim(lab, panel, *row) for row in tell]
+
+
+@figure((one_token, "linear-6"))
+def fig1(lab, tokens):
+    """Token binding, then optimisation: one token of a deep linear model through its layers, beside gradient steps."""
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+    fig = plt.figure(figsize=(10, 3.7))
+    schema, strip, error = fig.subplots(1, 3, width_ratios=(1.15, 1.25, 0.8))
+    schema.axis("off")
+    schema.set(xlim=(0, 10), ylim=(0, 10), title="How it works")
+
+    def box(x, y, w, text, colour):
+        schema.add_patch(FancyBboxPatch((x - w / 2, y - 0.5), w, 1, boxstyle="round,pad=0.08", fc=colour, ec="0.4", lw=0.8))
+        schema.text(x, y, text, ha="center", va="center", fontsize=8)
+
+    def arrow(a, b, colour="0.5", **style):
+        schema.add_patch(FancyArrowPatch(a, b, arrowstyle="-|>", mutation_scale=8, color=colour, lw=1, shrinkA=2, shrinkB=2, **style))
+    at = (1.3, 3.8, 6.3, 8.8)
+    for i, x in enumerate(at):
+        n = ("t-3", "t-2", "t-1", "t")[i]
+        box(x, 1.0, 1.9, f"$x_{{{n}}}$", "#F2F2F2")
+        arrow((x, 1.6), (x, 3.3), "0.5")
+        if i:
+            arrow((at[i - 1] + 0.4, 1.6), (x - 0.4, 3.3), COLOUR["softmax"])
+        box(x, 3.9, 2.2, f"$x_{{{n}}}, x_{{{('t-4', 't-3', 't-2', 't-1')[i]}}}$", "#F9E3EF")
+        arrow((x, 4.5), (8.8 - (3 - i) * 0.25, 6.3), COLOUR["linear"])
+    box(7.2, 7.0, 5.2, r"$r \leftarrow r - \eta\, S_t r,\quad \hat x \leftarrow \hat x + \eta\, N_t r$", "#DCEAF5")
+    arrow((8.8, 7.6), (8.8, 8.7), COLOUR["linear"])
+    box(8.8, 9.3, 1.9, r"$\hat x_{t+1}$", "#FCEFD6")
+    schema.text(0.1, 2.45, "first layer:\nbind", fontsize=8, color=COLOUR["softmax"], va="center", weight="bold")
+    schema.text(0.1, 7.0, "deeper layers:\none gradient\nstep each", fontsize=8, color=COLOUR["linear"], va="center", weight="bold")
+    m = tokens[0]
+    L = len(m["layers"])
+    columns = np.concatenate([m["layers"], np.full((1, len(m["target"])), np.nan), m["steps"],
+                              np.full((1, len(m["target"])), np.nan), m["target"][None]])
+    limit = np.nanmax(np.abs(columns))
+    image = strip.imshow(columns.T, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    strip.set_xticks([*range(L), *range(L + 1, 2 * L + 1), 2 * L + 2], [*map(str, range(L)), *map(str, range(L)), "truth"], fontsize=8)
+    strip.set_xlabel("after layer                after gradient step          ", fontsize=9)
+    strip.set(title=f"One token: its prediction slot in linear-{L - 1}", ylabel="coordinate of $x_{t+1}$")
+    strip.tick_params(length=0)
+    strip.spines[:].set_visible(False)
+    fig.colorbar(image, ax=strip, fraction=0.04, pad=0.02)
+    errors, k = np.array([m["error"] for m in tokens]), np.arange(L)            # [seeds, 2, L]
+    error.set_yscale("log")
+    for i, text, colour in ((0, f"linear-{L - 1}", "linear"), (1, "gradient descent", "gradient descent")):
+        mean = mean_line(error, k, errors[:, i], color=COLOUR[colour], lw=2, marker="o", ms=4)
+        label(error, L - 1, mean[-1] * (0.82 if i == 0 else 1.15), text, colour, "top" if i == 0 else "bottom")
+    error.set(title="All tokens at $t = T$", xlabel="layer, or gradient step", ylabel="loss")
+    return fig, [
+        claim(lab, "1", f"loss read from slot 0 after layer {L - 1} of linear-{L - 1} over that of {L - 1} gradient steps, t = T",
+              "paper, 1", "<= 1.05", errors[:, 0, -1] / errors[:, 1, -1]),
+        claim(lab, "1", "share of layers after which slot 0 predicts better than before", "paper, 1", "> 0.8",
+              (np.diff(errors[:, 0]) < 0).mean(axis=1), "intermediate layers prepare: they change the residual slot first and "
+              "write the prediction late; nothing in training asks slot 0 to be a good prediction before the end")]
+
+
+@figure((bindings, "softmax-7"), (bindings, "softmax-7, partial"), (learned_features, "softmax-7, nonlinear"))
+def fig2(lab, full, partial, nonlinear):
+    """What can be read from the stream: past tokens after layer 1 (2A), features of f over training (2B)."""
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.2))
+    for ax, found, title in zip(axes, (full, partial), ("A  Past tokens, fully observed", "A  partially observed")):
+        lags, ends = np.arange(found[0]["r2"].shape[1]), []
+        for l, colour in enumerate(shades(COLOUR["softmax"], 3)):
+            mean = mean_line(ax, lags, [f["r2"][l, :, 0] for f in found], color=colour, marker="o", ms=3.5)
+            ends.append((mean[-1], "input" if l == 0 else f"layer {l}", colour))
+        control = np.mean([f["r2"][1, :, 1] for f in found], axis=0)
+        ax.plot(lags, control, ":", color=COLOUR["control"])
+        ax.set(title=title, xlabel="lag $j$", ylabel="$R^2$ of $x_{t-j}$, held out", ylim=(-0.1, 1.05))
+        end_labels(ax, ends + [(control[-1], "shuffled", "control")])
+    ax, steps, ends = axes[2], nonlinear[0]["snapshots"], []
+    layers = nonlinear[0]["r2"].shape[1]
+    for l, colour in enumerate(shades(COLOUR["softmax"], layers)):
+        mean = mean_line(ax, steps, [f["r2"][:, l, 0] for f in nonlinear], color=colour)
+        ends.append((mean[-1], "input" if l == 0 else f"layer {l}", colour))
+    control = np.mean([f["r2"][:, 1:, 1].mean(axis=1) for f in nonlinear], axis=0)
+    ax.plot(steps, control, ":", color=COLOUR["control"])
+    ax.set(title="B  Features $f(x_t)/|f(x_t)|$", xlabel="training step", ylabel="$R^2$, held out", ylim=(-0.1, 1.05))
+    end_labels(ax, ends + [(control[-1], "shuffled", "control")])
+    best = [f["r2"][:, 1:, 0].max(axis=1) for f in nonlinear]
+    reach = [[next((n for n, r in zip(f["snapshots"], f["r2"][:, l, 0]) if r > 0.5 * f["r2"][-1, 1:, 0].max()), np.inf)
+              for l in range(1, layers)] for f in nonlinear]
+    rows = [claim(lab, "2A", f"R² of x_t-{j} from the stream after layer 1, fully observed", "paper, 2A", "> 0.95" if j < 2 else "< 0.95",
+                  [f["r2"][1, j, 0] for f in full]) for j in range(min(4, len(full[0]["r2"][1])))]
+    rows += [claim(lab, "2A", f"R² of o_t-{j} from the stream after layer 1, partially observed", "paper, 2A", "> 0.5",
+                   [f["r2"][1, j, 0] for f in partial], "the first layer binds fewer observations than that")
+             for j in range(min(4, len(partial[0]["r2"][1])))]
+    rows += [claim(lab, "2A", f"largest |R²| of the shuffled control, {name}", "control", "< 0.05",
+                   [np.abs(f["r2"][:, :, 1]).max() for f in found]) for name, found in (("fully observed", full), ("partially", partial))]
+    rows += [claim(lab, "2B", "gain in R² of the features over training, best layer", "paper, 2B", "> 0.1", [b[-1] - b[0] for b in best],
+                   "the features are nearly linear in x_t, so that they can be read from any stream that holds x_t"),
+             claim(lab, "2B", "R² of the features after layer 1 less that after the last layer, at the end", "paper, 2B", "> 0",
+                   [f["r2"][-1, 1, 0] - f["r2"][-1, -1, 0] for f in nonlinear]),
+             claim(lab, "2B", "step at which layer 1 reaches half the final R², over the step of the last layer to reach it",
+                   "paper, 2B", "<= 1", [r[0] / max(r) if np.isfinite(max(r)) else 0 for r in reach]),
+             claim(lab, "2B", "largest |R²| of the shuffled control", "control", "< 0.05",
+                   [np.abs(f["r2"][:, :, 1]).max() for f in nonlinear])]
+    return fig, rows
+
+
+@figure((first_layer, "softmax-7"), (one_layer, "linear-1"))
+def fig3(lab, firsts, ones):
+    """The first layer's attention (3A), and the weights of a linear layer (3B)."""
+    import matplotlib.pyplot as plt
+    fig = plt.figure(figsize=(10, 6.0))
+    top, bottom = fig.subfigures(2, 1, height_ratios=(1, 1.05))
+    first, heads = firsts[0], len(firsts[0]["map"])
+    axes = top.subplots(1, heads + 1, width_ratios=(1,) * heads + (1.7,))
+    for h, ax in enumerate(axes[:-1]):
+        ax.imshow(first["map"][h], cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+        ax.set_title(f"head {h + 1}" if h else "A  First layer's attention, head 1", fontsize=9 if h == 0 else 8)
+        ax.set_xlabel("attends to", fontsize=8)
+        ax.set_ylabel("token $t$" if h == 0 else "", fontsize=8)
+        ax.tick_params(labelsize=7)
+    ax, lags = axes[-1], np.arange(len(first["mass"]))
+    mass = [f["mass"].mean(axis=1) for f in firsts]
+    mean_line(ax, lags, mass, color=COLOUR["softmax"], marker="o", ms=4)
+    sense = [f["sensitivity"] / f["sensitivity"].sum() for f in firsts]
+    mean_line(ax, np.arange(len(sense[0])), sense, color=COLOUR["hybrid"], marker="s", ms=4, ls="--")
+    label(ax, 0.97, 0.9, "o  attention, mean of heads", "softmax", transform=ax.transAxes)
+    label(ax, 0.97, 0.78, "s  sensitivity $|\\partial a_t/\\partial x_{t-j}|$, share", "hybrid", transform=ax.transAxes)
+    ax.set(xlabel="lag $j$", ylabel="share", ylim=(0, 1.25 * max(np.max(mass), np.max(sense))))
+    pairs = bottom.subplots(1, 2 * len(ones[0]["qk"]) + 1, width_ratios=(1,) * 2 * len(ones[0]["qk"]) + (0.9,))
+    draw_blocks(pairs[:-1].reshape(-1, 2), ones[0])
+    bottom.suptitle("B  Product matrices of a trained linear layer", fontsize=10, x=0.02, ha="left")
+    ax, o = pairs[-1], ones[0]
+    values = [np.mean([o["diagonal"] for o in ones]), np.mean([o["prop1"] for o in ones]), float(o["prop1_optimum"])]
+    colours = [COLOUR["linear"], COLOUR["linear"], COLOUR["optimum"]]
+    ax.barh([2, 1, 0], values, color=colours, height=0.55)
+    for y, v, text in zip((2, 1, 0), values, ("on blocks' diagonals", "in Proposition 1's blocks", "the same, closed-form optimum")):
+        ax.text(0, y + 0.33, f"{text}: {v:.2f}", fontsize=8, va="bottom")
+    ax.set(xlim=(0, 1), ylim=(-0.5, 2.9), xlabel="share of squares")
+    ax.spines["left"].set_visible(False)
+    ax.set_yticks([])
+    weights = one_layer_claims(lab, "3B", ones)[-2:]
+    return fig, [
+        claim(lab, "3A", "share of the first layer's attention on the diagonal and sub-diagonal, mean of heads", "paper, 3A", "> 0.5",
+              [f["mass"][:2].sum(axis=0).mean() for f in firsts],
+              "several heads spread their attention over more lags, so the mean over heads is lower than that of the best head"),
+        claim(lab, "3A", "the same for the head with the largest share", "paper, 3A", "> 0.9",
+              [f["mass"][:2].sum(axis=0).max() for f in firsts]),
+        claim(lab, "3A", "spread over sequences of the attention on the sub-diagonal (standard deviation)", "paper, 3A", "< 0.1",
+              [f["spread"] for f in firsts]),
+        claim(lab, "3A", "share of lags 0 and 1 in the sensitivity of the first layer's output", "paper, 3A", "> 0.5",
+              [s[:2].sum() for s in sense])] + weights
+
+
+@figure((one_layer, "linear-1"), (compression, "linear-6"), (context, "linear-1", "linear-2", "linear-6", "mesa-1"), (depth, "linear-6"))
+def fig4(lab, ones, compressed, curves, depths):
+    """Linear models of one, two and six layers: training, CompressedAlg, loss over context, probes (4A-F)."""
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(3, 3, figsize=(10, 9))
+    a, align, b, c, d, k_ax, e, f, counts = axes.ravel()
+    draw_training(a, ones)
+    a.set_title("A  linear-1 over training")
+    steps, along = ones[0]["snapshots"], [o["along"] for o in ones]
+    for i, text, colour in ((2, "$R^2$", "linear"), (3, "cosine", "mesa")):
+        mean_line(align, steps, [x[:, i] for x in along], color=COLOUR[colour], marker="o", ms=3)
+        label(align, 0.97, 0.30 - 0.1 * (i - 2), text, colour, transform=align.transAxes)
+    mean_line(align, steps, [x[:, 1] / x[0, 1] for x in along], color=COLOUR["control"])
+    label(align, 0.97, 0.42, "loss / initial loss", "control", transform=align.transAxes)
+    align.set(title="A  outputs against one gradient step", xlabel="training step", ylim=(-0.05, 1.05))
+    x, rows = compressed[0]["snapshots"], [m["rows"] for m in compressed]
+    b.set_yscale("log")
+    mean_line(b, compressed[0]["heldout"][:, 0], [m["heldout"][:, 1] for m in compressed], color=COLOUR["linear"], lw=1.6)
+    for i, marker, text, colour in ((1, "o", "o  CompressedAlg", "CompressedAlg"), (2, "x", "x  half and half", "normalised")):
+        b.plot(x, np.clip(np.mean([r[:, i] for r in rows], axis=0), None, 3), marker, ms=5, mfc="none", color=COLOUR[colour])
+        label(b, 0.97, 0.85 - 0.09 * i, text, colour, transform=b.transAxes)
+    label(b, 0.97, 0.87, "linear-6", "linear", transform=b.transAxes, weight="bold")
+    b.set(title="B  linear-6 over training", xlabel="training step", ylabel="held-out loss")
+    draw_context(c, [(1, "linear-2", "linear")], curves, (1, 2, 3, 4), "C  two layers", ("lsq",))
+    draw_context(d, [(2, "linear-6", "linear")], curves, (2, 4, 6, 8), "D  six layers", ("lsq",))
+    draw_distances(k_ax, [(1, "linear-2", "CompressedAlg"), (2, "linear-6", "linear")], curves, "C-D  distance to $k$ steps")
+    draw_probe(e, depths, "next", "E  probe for $x_{t+1}$")
+    draw_probe(f, depths, "input", "F  probe for $(S_t+0.001 I)^{-1}x_t$")
+    f.axvline(float(depths[0]["d"]), color="0.85", lw=1, zorder=0)
+    m = compressed[0]
+    counts.axis("off")
+    counts.text(0, 0.95, "linear-6, per model:\n"
+                f"{int(m['entries']):,} entries of product matrices\n{int(m['numbers'])} numbers of CompressedAlg "
+                f"({m['numbers'] / m['entries']:.1%}),\n{int(m['nonzero'])} of them above 2 % of the\nlargest in their table "
+                f"({m['nonzero'] / m['entries']:.1%})\n\noutliers of F left out, of {int(depths[0]['sequences']):,} at each t:\n"
+                + ", ".join(f"{o}" for o in depths[0]["outliers"]), va="top", fontsize=8.5)
+    rows_claims = [
+        claim(lab, "4B", "CompressedAlg's loss over linear-6's at the end of training", "paper, 4B", "0.95 .. 1.05",
+              [r[-1, 1] / r[-1, 0] for r in rows], "what lies off the slot tables is small but acts in every one of six layers in turn"),
+        claim(lab, "4B", "loss of the half-and-half interpolation over linear-6's at the end of training", "paper, 4B", "0.95 .. 1.05",
+              [r[-1, 2] / r[-1, 0] for r in rows], "half of what CompressedAlg changes is still there"),
+        claim(lab, "4B", "numbers of CompressedAlg over entries of the product matrices (full tables)", "paper, 4B", "<= 0.01",
+              [m["numbers"] / m["entries"] for m in compressed]),
+        claim(lab, "4B", "the same, counting numbers above 2 % of the largest in their table", "paper, 4B", "<= 0.01",
+              [m["nonzero"] / m["entries"] for m in compressed])]
+    return fig, (one_layer_claims(lab, "4A", ones)[:4] + alignment_claims(lab, along) + rows_claims
+                 + nearest(lab, "4C", "linear-2", 1, 2, curves, STRONGER) + nearest(lab, "4D", "linear-6", 2, 6, curves, STRONGER)
+                 + depth_claims(lab, "4E", "4F", depths, "linear-6"))
+
+
+def alignment_claims(lab, along):
+    return [claim(lab, "4A", "correlation over snapshots between linear-1's loss and 1 - R² of its outputs on one gradient step's",
+                  "paper, inner against outer objective", "> 0.9", [np.corrcoef(x[:, 1], 1 - x[:, 2])[0, 1] for x in along])]
+
+
+def depth_claims(lab, first, second, depths, name):
+    """Probe error falls with depth at fixed t, and with context; outliers and control."""
+    rows = []
+    d, at = float(depths[0]["d"]), depths[0]["at"]
+    late = at > d + 1 if (at > d + 1).any() else at > 0
+    for panel, what, text in ((first, "next", "x_t+1"), (second, "input", "the preconditioned input")):
+        error = [1 - m[what][:, :, 0] for m in depths]
+        rows += [claim(lab, panel, f"error (1 - R²) of the probe for {text} after the last layer of {name} over that at its input, mean "
+                       f"over t > d + 1", f"paper, {panel}", "< 1", [e[-1, late].mean() / e[0, late].mean() for e in error]),
+                 claim(lab, panel, f"share of layers of {name} that lower the error of the probe for {text} at t = T", f"paper, {panel}",
+                       "> 0.5", [(np.diff(e[:, -1]) < 0).mean() for e in error],
+                       "the error falls in some layers and stays in others"),
+                 claim(lab, panel, f"error of the probe for {text} after the last layer of {name} at t = T over that at t = d + 2 or "
+                       f"just after", f"paper, {panel}", "< 1", [e[-1, -1] / e[-1, late][0] for e in error],
+                       "the target itself changes with t: its norm falls by orders of magnitude just after t = d"),
+                 claim(lab, panel, f"largest R² of the shuffled control ({text})", "control", "< 0.1", [m[what][:, :, 1].max() for m in depths])]
+    return rows
+
+
+@figure((context, "linear-1", "linear-2", "linear-6", "mesa-1"))
+def mesa_row(lab, curves):
+    """One mesa layer against one, two and six layers of linear attention."""
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(6.5, 3.6))
+    draw_context(ax, [(0, "linear-1", "CompressedAlg"), (2, "linear-6", "linear"), (3, "mesa-1", "mesa")], curves, (1, 6),
+                 "One mesa layer against linear attention", ("lsq",))
+    return fig, [claim(lab, "mesa", f"mesa-1's mean loss over that of {name}", "paper, mesa against linear attention", "< 1",
+                       ratios([c["models"][3] for c in curves], [c["models"][i] for c in curves]))
+                 for i, name in ((0, "linear-1"), (2, "linear-6"))] + [
+        claim(lab, "mesa", "mesa-1's mean loss over that of least squares", "paper, section on the mesa layer", "< 1.1",
+              ratios([c["models"][3] for c in curves], [c["lsq"] for c in curves]))]
+
+
+@figure(*((linearised, name) for name in RUNS if name.startswith("softmax, d")), (over_dimensions,))
+def fig5(lab, *found):
+    """Which softmax layers are linear attention in disguise (5A); interpolation against least squares over d (5B)."""
+    import matplotlib.pyplot as plt
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
+    *models, rivals = found
+    ends, rows = [], []
+    for layers, colour, marker in zip(models, shades(COLOUR["softmax"], len(models)), "os^"):
+        ratio, d = [m["ratios"] for m in layers], int(layers[0]["d"])
+        mean = mean_line(left, np.arange(1, len(ratio[0]) + 1), ratio, color=colour, marker=marker, ms=5)
+        ends.append((mean[-1], f"d = {d}", colour))
+        rows += [claim(lab, "5A", f"loss with layer {l + 1} made linear over the original, d = {d}", "paper, 5A", "> 1.5" if l == 0 else "< 1.5",
+                       [r[l] for r in ratio], "a linear layer imitates this layer " + ("well enough" if l == 0 else "badly"))
+                 for l in range(len(ratio[0]))]
+    left.axhline(1, color="0.7", lw=1)
+    left.set_yscale("log")
+    left.set(title="A  A linear layer in the place of one softmax layer", xlabel="layer", ylabel="loss / loss of the original")
+    left.set_xticks(np.arange(1, len(ratio[0]) + 1))
+    end_labels(left, ends)
+    later = [[np.mean([m["ratios"][1:]]) for m in layers] for layers in models]
+    rows.append(claim(lab, "5A", "mean ratio of the later layers at the largest d over that at the smallest", "paper, 5A", "< 1",
+                      [b / a for a, b in zip(later[0], later[-1])], "no improvement with d shows at these sizes"))
+    dims, ends = rivals[0]["dims"], []
+    right.set_yscale("log")
+    for i, name in enumerate(("least squares", "kernel regression")):
+        mean = mean_line(right, dims, [r["rows"][:, i] for r in rivals], color=COLOUR[name], marker="o", ms=5)
+        ends.append((mean[-1], name, name))
+        slope = [np.polyfit(np.log(dims), np.log(r["rows"][:, i]), 1)[0] for r in rivals]
+        rows.append(claim(lab, "5B", f"slope of log(loss at t = 5 d / loss of predicting zero) over log d, {name}", "paper, 5B",
+                          "> 0.3" if i else "< 0.3", slope))
+    rows.append(claim(lab, "5B", f"relative loss of kernel regression at d = {dims[-1]}", "paper, 5B", "> 0.5",
+                      [r["rows"][-1, 1] for r in rivals]))
+    right.set(title="B  After 5 d tokens", xlabel="dimension $d$", ylabel="loss / loss of predicting zero")
+    end_labels(right, ends)
+    return fig, rows
+
+
+@figure((depth, "softmax-7"), (context, "softmax-3", "softmax-7", "hybrid-2"))
+def fig6(lab, depths, curves):
+    """Softmax Transformers: probes (6A-B) and loss over context (6C)."""
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(2, 2, figsize=(10, 6.6))
+    draw_probe(axes[0, 0], depths, "next", "A  softmax-7, probe for $x_{t+1}$")
+    draw_probe(axes[0, 1], depths, "input", "B  softmax-7, probe for $(S_t+0.001 I)^{-1}x_t$")
+    draw_context(axes[1, 0], [(0, "softmax-3", "CompressedAlg"), (1, "softmax-7", "softmax")], curves, (3, 7), "C  loss over context")
+    draw_distances(axes[1, 1], [(0, "softmax-3", "CompressedAlg"), (1, "softmax-7", "softmax")], curves, "C  distance to $k$ steps")
+    why = "a softmax layer is not bound to one step of gradient descent, and some layers bind tokens instead"
+    return fig, (depth_claims(lab, "6A", "6B", depths, "softmax-7") + nearest(lab, "6C", "softmax-3", 0, 3, curves, why)
+                 + nearest(lab, "6C", "softmax-7", 1, 7, curves, why))
+
+
+@figure((context, "softmax-3", "softmax-7", "hybrid-2"), (context, "softmax-7, partial", "hybrid-2, partial"),
+        (context, "softmax-7, nonlinear", "hybrid-2, nonlinear"))
+def fig7(lab, *families):
+    """Seven softmax layers against one softmax and one mesa layer, in three task families (7A-C)."""
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.4))
+    rows = []
+    for ax, curves, panel, first in zip(axes, families, "ABC", (1, 0, 0)):
+        family = ("fully observed", "partially observed", "nonlinear")["ABC".index(panel)]
+        draw_context(ax, [(first, "softmax-7", "softmax"), (first + 1, "hybrid-2", "hybrid")], curves, (7,),
+                     f"{panel}  {family}", name=("steps", "steps, windows", "steps, features")["ABC".index(panel)])
+        softmax, hybrid = ([c["models"][first + i] for c in curves] for i in (0, 1))
+        count, seconds = (curves[0][k][first:first + 2] for k in ("parameters", "seconds"))
+        why = "within the training that this profile allows, the seven layers come nearer to least squares"
+        rows += [claim(lab, f"7{panel}", f"mean loss of hybrid-2 ({count[1]:,.0f} weights, {seconds[1]:.0f} s of training) over that of "
+                       f"softmax-7 ({count[0]:,.0f} weights, {seconds[0]:.0f} s), {family}", "paper, 7", "<= 1.02", ratios(hybrid, softmax), why),
+                 claim(lab, f"7{panel}", f"mean loss of the control (7 steps of Proposition 2 on {('states', 'windows', 'features')['ABC'.index(panel)]}"
+                       f") over that of softmax-7, {family}", "paper, 7", "0.8 .. 1.25", ratios([c["steps"][6] for c in curves], softmax),
+                       "the control's curve is not the model's; which side it is on shows in the figure"),
+                 claim(lab, f"7{panel}", f"mean loss of hybrid-2 over that of least squares, {family}", "measured", "< 1.25",
+                       ratios(hybrid, [c["lsq"] for c in curves]), "it is still some way from least squares")]
+    return fig, rows
+
+
+@figure(*((few_shot, name) for name in RUNS if name.endswith("long")))
+def fig8(lab, *models):
+    """Few-shot regression with EOS and prefix tokens (8A), and two tasks in sequence (8B)."""
+    import matplotlib.pyplot as plt
+    names = [name.removesuffix(", long") for name in RUNS if name.endswith("long")]
+    fig, axes = plt.subplots(2, len(names), figsize=(10, 5.6), sharey="row")
+    rows, variants = [], ("as trained", "with EOS", "with EOS and prefix")
+    for j, (name, found) in enumerate(zip(names, models)):
+        shades_of = shades(COLOUR["hybrid" if "hybrid" in name else "softmax"], 3)
+        for i, key in enumerate(("single", "double")):
+            ax, n = axes[i, j], len(found[0][key + " lsq"])
+            ax.set_yscale("log")
+            ax.plot(np.arange(1, n + 1), found[0][key + " lsq"], color=COLOUR["least squares"], lw=1.2)
+            for v, (text, colour, style) in enumerate(zip(variants, shades_of, ((0, (1, 1)), "--", "-"))):
+                mean_line(ax, np.arange(1, n + 1), [m[key][v] for m in found], color=colour, ls=style, lw=1.7)
+            ax.set(title=(f"{'AB'[i]}  " if j == 0 else "") + name, xlabel="example $i$", ylabel="loss of $y_i$" if j == 0 else "")
+            ax.set_xticks([1, n // 4, n // 2, 3 * n // 4, n])
+            ax.set_ylim(bottom=3e-3)
+            if i:
+                ax.axvline(n / 2 + 0.5, color="0.8", lw=1)
+        single, double = ([m[k] for m in found] for k in ("single", "double"))
+        n = len(found[0]["single lsq"])
+        for at in (5, 10, 20):
+            if at <= n:
+                plain, eos, prefix = ([m[v][at - 1] for m in single] for v in range(3))
+                rows += [claim(lab, "8A", f"{name}, example {at}: loss with EOS over that as trained ({np.mean(plain):.2g}; least squares "
+                               f"{found[0]['single lsq'][at - 1]:.2g})", "paper, 8A", "< 1", np.divide(eos, plain), "EOS alone does not help there"),
+                         claim(lab, "8A", f"{name}, example {at}: loss with EOS and prefix ({np.mean(prefix):.2g}) over that with EOS "
+                               f"({np.mean(eos):.2g})", "paper, 8A", "< 1", np.divide(prefix, eos), "the prefix does not help there")]
+        half = n // 2
+        rows += [claim(lab, "8B", f"{name}: loss at the end of the second task over that at its start, EOS and prefix", "paper, 8B", "< 0.8",
+                       [m[2][-1] / m[2][half] for m in double], "the second task is hardly learned"),
+                 claim(lab, "8B", f"{name}: highest loss at examples 2 to 5 over that at example 1, as trained (early ascent)", "paper, 8B",
+                       "> 1", [m[0][1:5].max() / m[0][0] for m in single], "no ascent")]
+    for (text, colour, style), y in zip(zip(variants, shades(COLOUR["softmax"], 3), (":", "--", "-")), (0.30, 0.19, 0.08)):
+        axes[0, 0].plot([], [], color=colour, ls=style, label=text)
+    axes[0, 0].plot([], [], color=COLOUR["least squares"], label="least squares")
+    axes[0, 0].legend(fontsize=7, frameon=False, loc="lower left")
+    return fig, rows
+
+
+# -------------------------------------------------------------------------------------------------- command line
 
 
 def main():
@@ -366,9 +1070,14 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="tiny models: only to see that a figure can be made")
     parser.add_argument("--seeds", default="1", metavar="N", help="how many seeds (default 1)")
     parser.add_argument("--out", default="out", type=Path, metavar="FOLDER", help="where pictures and claims go (default out)")
+    parser.add_argument("--executor", default="processes", metavar="E", help="who does the work: processes (one per core), serial, "
+                        "dask, dask:ADDRESS or mpi")
     args = parser.parse_args()
     if args.list:
-        return print("\n".join(f"{name:12s} {f.__doc__.splitlines()[0]}" for name, f in FIGURES.items()))
+        for name, (f, measurements) in FIGURES.items():
+            print(f"{name:10s} {f.__doc__.splitlines()[0]}\n{'':10s} runs: "
+                  f"{'; '.join(dict.fromkeys(run for _, *runs in measurements for run in runs))}")
+        return
     if not (args.seeds.isascii() and args.seeds.isdigit() and int(args.seeds)):
         raise train.UserError(f"--seeds must be a whole number of at least 1, not '{args.seeds}'")
     names = [train.choose("figure", n, [*FIGURES, "all"]) for n in args.names or ["overview"]]
@@ -376,6 +1085,9 @@ def main():
     if args.full and args.smoke:
         raise train.UserError("--full and --smoke exclude each other")
     lab = Lab("full" if args.full else "smoke" if args.smoke else "quick", tuple(range(int(args.seeds))))
+    measurements = [m for name in names for m in FIGURES[name][1]]
+    with executor_named(args.executor) as lab.executor:
+        lab.prepare(measurements)
     for name in names:
         make(name, lab, args.out)
 

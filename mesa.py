@@ -420,6 +420,7 @@ def attention_block(params, b, kind, z, config, code, trace=None, memory=None):
     else:
         o, memory[b] = STEP[kind](memory.get(b), q, k, v, *lam)
     if trace is not None:
+        trace[b + "in"] = z
         trace[b + "map"] = ATTENTION[kind](q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:2], T, T)), *lam)
         trace[b + "heads"] = o @ params[b + "wo"]                                  # [B, heads, T, D], what each head writes
     return from_heads(o, params[b + "wo"])
@@ -432,6 +433,7 @@ def transformer(params, x, config, trace=None, memory=None):
 
     trace  a dict, if given, receives
            acts.l         the residual stream before block l (acts.L: after the last)       [B, T, D]
+           blocks.l.in    the input of the attention layer, LN(acts.l)                       [B, T, D]
            blocks.l.map   the attention map A, o = A v, obtained with v = identity           [B, heads, T, T]
            blocks.l.heads what each head writes into the stream                              [B, heads, T, D]
     memory a dict, if given, makes this a stream: x holds just the next token, [B, 1, d_in], and memory what the layers keep of
@@ -494,26 +496,30 @@ def proposition_1(eta, d=10, key_size=20, heads=1):
     return params, config
 
 
-def proposition_2(w, alpha, d=10, heads=4):
+def proposition_2(w, alpha, d=10, heads=4, n=None):
     """(params, config) of k = len(w) linear layers that iterate on the context, on tokens [0, x_t, x_t, x_{t-1}].
 
     Slot 0 collects the prediction, slot 1 is the residual r (the constructed token starts it at x_t).  Layer j:
         r <- r - alpha_j S_t r,      prediction <- prediction + w_j N_t r      (the old r in both)
-    by one head of key size 2d: query r, key x_{i-1}, value (x_{i-1}, x_i).  `richardson_weights` chooses w and alpha for
+    by one head whose query is r, its key x_{i-1} and its value (x_{i-1}, x_i).  `richardson_weights` chooses w and alpha for
     gradient descent and for ridge regression; with free w and alpha_j = alpha, k layers reach N_t q(S_t) x_t for every
     polynomial q of degree at most k - 1, if alpha is not 0.
+    With n, the same on tokens [0, phi_t, x_t, phi_{t-1}], phi_t in R^n, for regression of x_{t+1} on phi_t.
     """
-    config = Config(("linear",) * len(w), heads=heads, key_size=2 * d, width=4 * d, d_in=4 * d, d_out=d)
+    n = n or d
+    D = 2 * (d + n)
+    config = Config(("linear",) * len(w), heads=heads, key_size=d + n, width=D, d_in=D, d_out=d)
     params = {name: np.zeros_like(a) for name, a in init_params(np.random.default_rng(0), config).items()}
-    I = np.eye(d)
+    prediction, r, x, past = slice(0, d), slice(d, d + n), slice(d + n, 2 * d + n), slice(2 * d + n, D)
+    I_d, I_n = np.eye(d), np.eye(n)
     for j in range(len(w)):
         b = f"blocks.{j}."
-        params[b + "wq"][slot(1, d), 0, :d] = I
-        params[b + "wk"][slot(3, d), 0, :d] = I
-        params[b + "wv"][slot(3, d), 0, :d] = I
-        params[b + "wv"][slot(2, d), 0, d:] = I
-        params[b + "wo"][0, :d, slot(1, d)] = -alpha[j] * I
-        params[b + "wo"][0, d:, slot(0, d)] = w[j] * I
+        params[b + "wq"][r, 0, :n] = I_n
+        params[b + "wk"][past, 0, :n] = I_n
+        params[b + "wv"][past, 0, :n] = I_n
+        params[b + "wv"][x, 0, n:] = I_d
+        params[b + "wo"][0, :n, r] = -alpha[j] * I_n
+        params[b + "wo"][0, n:, prediction] = w[j] * I_d
     return params, config
 
 
@@ -541,16 +547,26 @@ def richardson_weights(eta, mu=0.0):
 Spectrum = namedtuple("Spectrum", "s x NV y")           # s, V^T x_t, N_t V, target x_{t+1}, where S_t = V diag(s) V^T
 
 
-def spectrum(x):
-    """Spectrum of S_t for every prefix: s, x, y [B, T, d], NV [B, T, d, d]."""
-    now, before = x[:, :-1], previous(x[:, :-1])
-    s, V = np.linalg.eigh((before[..., :, None] * before[..., None, :]).cumsum(axis=1))
-    N = (now[..., :, None] * before[..., None, :]).cumsum(axis=1)
-    return Spectrum(np.maximum(s, 0), (now[..., None, :] @ V)[..., 0, :], N @ V, x[:, 1:])
+def spectrum(x, phi=None):
+    """Spectrum of S_t for every prefix of states x [B, T+1, d]: s, x, y [B, T, d], NV [B, T, d, d].
+
+    phi [B, T, n], if given, is what x_{t+1} is regressed on, instead of x_t: data.windows, data.feature.  Then n takes the
+    place of d in s, in x and as the last axis of NV.
+    """
+    now, phi, B = x[:, :-1], x[:, :-1] if phi is None else phi, len(x)
+    before = previous(phi)
+    T, d, n = *now.shape[1:], phi.shape[-1]
+    s, x_V, NV = np.empty((B, T, n)), np.empty((B, T, n)), np.empty((B, T, d, n))
+    for b in range(0, B, 64):                           # 64 sequences at a time: the matrices V take the most memory
+        b = slice(b, b + 64)
+        s[b], V = np.linalg.eigh((before[b, :, :, None] * before[b, :, None, :]).cumsum(axis=1))
+        x_V[b] = (phi[b, :, None, :] @ V)[..., 0, :]
+        NV[b] = (now[b, :, :, None] * before[b, :, None, :]).cumsum(axis=1) @ V
+    return Spectrum(np.maximum(s, 0), x_V, NV, x[:, 1:])
 
 
 def predict(spec, inverse):
-    """N_t V diag(inverse) V^T x_t for values `inverse` [B, T, d] in the place of 1/s: predictions [B, T, d]."""
+    """N_t V diag(inverse) V^T x_t for values `inverse` (of the shape of spec.s) in the place of 1/s: predictions [B, T, d]."""
     return (spec.NV @ (inverse * spec.x)[..., None])[..., 0]
 
 
@@ -587,6 +603,14 @@ def newton_schulz(s, mu, k):
     for _ in range(k):
         z = z * (2 - (s + mu) * z)
     return z
+
+
+def normalised(algorithm, s, *coefficients):
+    """An algorithm on A = (S_t + 0.001 I) / its Frobenius norm, as the authors' Richardson and Chebyshev have it: then one
+    set of step sizes serves eigenvalues of every size.  No linear layer can do that: the norm changes with t."""
+    a = s + 1e-3
+    norm = np.sqrt((a * a).sum(axis=-1, keepdims=True))
+    return algorithm(a / norm, *coefficients) / norm
 
 
 def ridge(s, mu):

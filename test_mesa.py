@@ -640,10 +640,10 @@ def test_constructed_tokens_hold_the_present_and_the_past(states):
     assert np.array_equal(e[:, 0, 8:], np.concatenate([x[:, 0], 0 * x[:, 0]], axis=-1))
     assert np.array_equal(data.constructed_tokens(x, residual_slot=False)[..., :8], np.zeros((3, 30, 8)))
     for tokens, expected in (("raw", x), ("constructed", e), ("constructed-0", data.constructed_tokens(x, False))):
-        got, y = data.linear_batch(np.random.default_rng(7), 3, 30, tokens, d=4)
+        got, y = data.next_token_batch(np.random.default_rng(7), 3, 30, "linear", tokens, d=4)
         assert np.array_equal(got, expected) and np.array_equal(y, states[:, 1:])
     family = dict(d=4, noise=0.3, init_range=2.0)
-    _, y = data.linear_batch(np.random.default_rng(7), 3, 30, **family)
+    _, y = data.next_token_batch(np.random.default_rng(7), 3, 30, **family)
     assert np.array_equal(y, data.linear_sequences(np.random.default_rng(7), 3, 30, **family)[:, 1:])
 
 
@@ -715,7 +715,7 @@ def test_gradient_is_that_of_the_whole_batch_whatever_the_number_of_workers(monk
         return mesa.squared_error(mesa.transformer(p, e, s.config), y)
 
     def sample(g, n):
-        return data.linear_batch(g, n, s.T, d=s.d, tokens=s.tokens)
+        return data.next_token_batch(g, n, s.T, d=s.d, tokens=s.tokens)
     results = []
     for workers, platform in ((1, "linux"), (3, "linux"), (2, "darwin")):   # forks; threads elsewhere
         monkeypatch.setattr(train.sys, "platform", platform)
@@ -749,7 +749,7 @@ def test_fit_is_the_loop_of_anything_that_has_a_gradient(rng):
     frozen = mesa.init_params(rng, s.config, 0.5)
     state = train.State({"prompt": np.zeros(8)}, np.random.default_rng(0))
     train.fit(lambda p, e, y: mesa.squared_error(mesa.transformer(frozen, e + p["prompt"], s.config), y), state,
-              lambda g, n: data.linear_batch(g, n, 8, "constructed", d=2), train.adamw(lambda n: 0.01), 20, 8)
+              lambda g, n: data.next_token_batch(g, n, 8, tokens="constructed", d=2), train.adamw(lambda n: 0.01), 20, 8)
     assert state.step == 20 and state.params.keys() == {"prompt"} and np.abs(state.params["prompt"]).min() > 1e-3
 
     def labelled(g, n):

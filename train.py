@@ -45,12 +45,17 @@ class UserError(Exception):
 @dataclass(frozen=True)
 class Settings:
     """Everything that makes a run what it is. The defaults are the paper's for its linear models."""
-    # the task: random linear systems (data.py)
+    # the task (data.py)
+    task: str = "linear"                # a family of sequences: data.TASKS
     d: int = 10                         # dimension of the observations
     T: int = 50                         # length of the context
     noise: float = 0.01
     init_range: float = 1.0
-    tokens: str = "constructed"         # "raw", "constructed" or "constructed-0": data.TOKENS
+    d_state: int = 15                   # partial: dimension of the hidden state
+    obs_noise: float = 0.0              # partial: noise on the observations
+    f_width: int = 20                   # nonlinear: hidden width of f
+    family_seed: int = 0                # nonlinear, fixed: seed of what all sequences share
+    tokens: str = "constructed"         # "raw", "windows", "constructed" or "constructed-0": data.TOKENS
     # the model (mesa.Config)
     kinds: tuple[str, ...] = ("linear",)    # attention of each block: linear, softmax, mesa
     heads: int = 4
@@ -81,29 +86,30 @@ class Settings:
     @property
     def config(self):
         """The shape of the model as mesa.Config."""
-        d_in = self.d if self.tokens == "raw" else 4 * self.d
+        d_in = data.TOKENS[self.tokens](np.zeros((1, 1, self.d))).shape[-1]
         shape = {f.name: getattr(self, f.name) for f in fields(mesa.Config) if hasattr(self, f.name)}
         return mesa.Config(**shape | {"width": self.width or d_in, "d_in": d_in, "d_out": self.d})
 
     @property
     def family(self):
-        """The arguments of data.linear_sequences beyond B and T."""
-        return {"d": self.d, "noise": self.noise, "init_range": self.init_range}
+        """The arguments of the task's function in data.TASKS beyond the generator, B and T."""
+        return data.family_of(self.task, self)
 
     def check(self):
         """Raise UserError for settings that cannot work. Called once, where settings enter; formulas trust them."""
         def need(holds, message):
             if not holds:
                 raise UserError(message)
-        for name in ("d", "T", "heads", "key_size", "batch", "report", "heldout"):
+        for name in ("d", "T", "d_state", "f_width", "heads", "key_size", "batch", "report", "heldout"):
             need(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("noise", "init_range", "width", "mlp_width", "clamp", "steps", "warmup", "weight_decay", "seed"):
+        for name in ("noise", "init_range", "obs_noise", "family_seed", "width", "mlp_width", "clamp", "steps", "warmup",
+                     "weight_decay", "seed"):
             need(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("init_std", "lr", "lr_end", "clip"):
             need(getattr(self, name) > 0, f"{name} must be greater than 0, not {getattr(self, name)}")
         for f in fields(self):
             need(f.type != float or math.isfinite(getattr(self, f.name)), f"{f.name} must be finite, not {getattr(self, f.name)}")
-        for name, allowed in (("tokens", data.TOKENS), ("positional", ("none", "add", "concat")),
+        for name, allowed in (("task", data.TASKS), ("tokens", data.TOKENS), ("positional", ("none", "add", "concat")),
                               ("dtype", ("float32", "float64"))):
             choose(name, getattr(self, name), allowed)
         need(self.kinds, "kinds must name at least one block, for example --kinds linear,linear")
@@ -112,6 +118,8 @@ class Settings:
         need(self.steps == 0 or self.warmup < self.steps, f"warmup ({self.warmup}) must be smaller than steps "
              f"({self.steps}): add for example --warmup {self.steps // 10}")
         need(all(0 <= n <= self.steps for n in self.snapshots), f"snapshots must lie between 0 and steps ({self.steps})")
+        need(self.embed or self.tokens.startswith("constructed"), "tokens raw and windows have no slot for the prediction: "
+             "add --embed true --width 40")
         need(not self.embed or self.width, "embed needs a width, for example --width 40")
         need(self.embed or self.width in (0, self.config.d_in), f"without --embed true the stream is as wide as a token: "
              f"leave --width out (or set it to {self.config.d_in})")
@@ -475,9 +483,14 @@ def settings_from(values, base=Settings()):
 # ------------------------------------------------------------------------------------------------------- running
 
 
+def sequences(s, rng, B):
+    """B new sequences [B, T+1, d] of the task of settings s, in float64."""
+    return data.TASKS[s.task](rng, B, s.T, **s.family)
+
+
 def heldout_sequences(s):
     """The held-out states [s.heldout, T+1, d] of a task, in float64: the same for every model and seed, never trained on."""
-    return data.linear_sequences(np.random.default_rng(2 ** 32 + 1), s.heldout, s.T, **s.family)
+    return sequences(s, np.random.default_rng(2 ** 32 + 1), s.heldout)
 
 
 def predictions(params, s, x):
@@ -491,18 +504,19 @@ def heldout_loss(params, s, x):
     return float(mesa.squared_error(predictions(params, s, x).astype(float), x[:, 1:]))
 
 
-def progress_line(name, steps, report, out=None):
+def progress_line(name, steps, report, out=None, lines_every=None):
     """A function state -> None that shows how a run is going: on a terminal one line that overwrites itself every second,
-    elsewhere a line per report."""
-    out = out or sys.stderr
+    elsewhere, or if several runs share the terminal, a line every `lines_every` steps (default: per report)."""
+    out, live = out or sys.stderr, lines_every is None
     shown, started, first = 0.0, time.perf_counter(), None
 
     def show(state):
         nonlocal shown, first
         now = time.perf_counter()
         first = state.step if first is None else first
-        at_report = state.step % report == 0 or state.step == steps
-        if not (at_report or (out.isatty() and now - shown > 1)):
+        tty = live and out.isatty()
+        at_report = state.step % (lines_every or report) == 0 or state.step == steps
+        if not (at_report or (tty and now - shown > 1)):
             return
         shown = now
         rate = (state.step - first) / (now - started)
@@ -510,9 +524,9 @@ def progress_line(name, steps, report, out=None):
         loss = f"loss {np.mean(state.losses[-report:]):.4f}" if state.losses else "start"
         heldout = f"held-out {state.heldout[-1][1]:.4f}" if state.heldout else ""
         line = f"{name}  step {state.step}/{steps}  {loss}  {heldout}  {rate:.1f} steps/s  {left}"
-        if out.isatty():                # back to the start of the line, and clear it
+        if tty:                         # back to the start of the line, and clear it
             line = "\r\033[K" + line[:shutil.get_terminal_size().columns - 1]
-        out.write(line.rstrip() + ("" if out.isatty() and state.step < steps else "\n"))
+        out.write(line.rstrip() + ("" if tty and state.step < steps else "\n"))
         out.flush()
     return show
 
@@ -526,10 +540,10 @@ def start(s):
 def objective(s):
     """(loss_fn, sample) as `fit` takes them: next-state prediction on new sequences."""
     return (lambda params, e, y: mesa.squared_error(mesa.transformer(params, e, s.config), y),
-            lambda rng, n: [to_backend(a, s.dtype) for a in data.linear_batch(rng, n, s.T, s.tokens, **s.family)])
+            lambda rng, n: [to_backend(a, s.dtype) for a in data.next_token_batch(rng, n, s.T, s.task, s.tokens, **s.family)])
 
 
-def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False):
+def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lines_every=None):
     """Train the model of settings s in `folder`, or go on with, or just return, what is there already: a State.
 
     Raises UserError if the folder holds a run with other settings; nothing is overwritten then.
@@ -553,7 +567,7 @@ def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False):
         evaluate=lambda params: heldout_loss(params, s, x),
         save=lambda state: save_checkpoint(folder, state, s),
         snapshot=lambda params, step: save_arrays(folder / f"weights-{step:06d}.npz", params),
-        progress=None if quiet else progress_line(name, s.steps, s.report))
+        progress=None if quiet else progress_line(name, s.steps, s.report, lines_every=lines_every))
 
 
 # -------------------------------------------------------------------------------------------------- command line

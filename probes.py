@@ -1,0 +1,268 @@
+"""What is inside a trained model: analyses that work on any model, each a small function of its weights and some sequences.
+
+    where does it find x_{t-1}?             probe(activations, lagged states), sensitivity, attention_map
+    what does it compute, layer by layer?   probe(activations, x_{t+1} or (S_t + ridge I)^-1 x_t), per position
+    is it the algorithm of the theory?      products, compressed: CompressedAlg;  nearest_steps: which gradient descent
+    is a softmax layer linear attention?    distil a linear one from it, and swap it in
+    does it learn from few shots?           few_shot_tokens, and EOS and prefix tokens tuned with the model frozen
+
+A model is (params, settings) as train.load_model returns it.  Probes are linear regressions, fitted on the first half of the
+sequences and scored on the second, beside the same regression with targets shuffled among sequences.  NumPy throughout, but
+for what is trained.  Run it: `python probes.py` opens the trained models in results/weights.
+"""
+from dataclasses import replace
+from pathlib import Path
+
+import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
+from autodiff import Tensor, to_backend, to_numpy
+
+import numpy as np
+
+import data
+import mesa
+import train
+
+# ------------------------------------------------------------------------------------------------------ measures
+
+
+def loss(prediction, target):
+    """1/2 E|prediction - target|^2 of arrays [B, T, d]."""
+    return float(mesa.squared_error(prediction, target))
+
+
+def by_position(prediction, target):
+    """The same for each position t: [T]."""
+    return 0.5 * ((prediction - target) ** 2).sum(axis=-1).mean(axis=0)
+
+
+def r_squared(prediction, target):
+    """Share of the variance of `target` [..., d] that `prediction` explains."""
+    mean = target.reshape(-1, target.shape[-1]).mean(axis=0)
+    return float(1 - ((prediction - target) ** 2).sum() / ((target - mean) ** 2).sum())
+
+
+def cosine(a, b):
+    """Mean cosine of the angle between vectors a and b [..., d]."""
+    return float(((a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1) + 1e-30)).mean())
+
+
+# -------------------------------------------------------------------------------------------------------- probes
+
+
+def activations(params, s, x, names):
+    """Traced arrays of mesa.transformer (acts.l, blocks.l.map, ...) for states x [B, T+1, d]: a dict name -> [B, ...]."""
+    tokens, parts = data.TOKENS[s.tokens](x[:, :-1]), []
+    for i in range(0, len(x), train.PIECE):
+        trace = {}
+        mesa.transformer(params, to_backend(tokens[i:i + train.PIECE], s.dtype), s.config, trace)
+        parts.append({name: to_numpy(trace[name]) for name in names})
+    return {name: np.concatenate([p[name] for p in parts]) for name in names}
+
+
+def probe(acts, target, rng):
+    """(R^2, R^2 of the shuffled control) of a linear map from acts [B, n, D] to target [B, n, d], scored on sequences that
+    it was not fitted to.  The control is the same with targets dealt out to the wrong sequences."""
+    half = len(acts) // 2
+    A = np.concatenate([acts, np.ones_like(acts[..., :1])], axis=-1).astype(float)          # [B, n, D+1], with intercept
+    scores = []
+    for y in (target, target[rng.permutation(len(target))]):
+        flat = [a.reshape(-1, a.shape[-1]) for a in (A[:half], y[:half])]
+        M = np.linalg.lstsq(*flat, rcond=1e-6)[0]       # directions that float32 activations do not span count as zero
+        scores.append(r_squared(A[half:] @ M, y[half:]))
+    return scores
+
+
+def lag_probe(acts, x, rng, lags=8):
+    """[lags, 2]: `probe` from a layer's activations [B, T, D] at t to x_{t-j}, j = 0 ... lags-1, over all t >= lags."""
+    T = acts.shape[1]
+    return np.array([probe(acts[:, lags - 1:], x[:, lags - 1 - j:T - j], rng) for j in range(lags)])
+
+
+def position_probe(acts, target, rng, at, keep=None):
+    """[len(at), 2]: `probe` from activations [B, T, D] to target [B, T, d], one for each position t (from 1) in `at`.
+    keep: boolean [B, T]; sequences where it is False are left out at that position."""
+    rows = []
+    for t in at:
+        some = slice(None) if keep is None else keep[:, t - 1]
+        rows.append(probe(acts[some, t - 1:t], target[some, t - 1:t], rng))
+    return np.array(rows)
+
+
+def preconditioned_inputs(x, ridge=1e-3):
+    """(X X^T + ridge I)^-1 x_t with X = x_1 ... x_{t-1}, for states x [B, T, d]: [B, T, d].  What a linear solver that
+    works on its query, as Proposition 2's layers do on slot 1, has to arrive at."""
+    return mesa.precondition_direct(x[:, None], data.previous(x)[:, None], np.array([1 / ridge]))[:, 0]
+
+
+def not_outliers(target, deviations=3):
+    """Boolean [B, T]: where the norm of target [B, T, d] is within so many standard deviations of its mean at that t."""
+    norm = np.linalg.norm(target, axis=-1)
+    return np.abs(norm - norm.mean(axis=0)) <= deviations * norm.std(axis=0)
+
+
+def attention_map(params, s, x, l=0):
+    """(mean, standard deviation over sequences) of layer l's attention map for states x: [heads, T, T] each."""
+    maps = activations(params, s, x, [f"blocks.{l}.map"])[f"blocks.{l}.map"]
+    return maps.mean(axis=0), maps.std(axis=0)
+
+
+def sensitivity(params, s, x, t, lags=8):
+    """[lags]: mean over sequences of |d acts.1 at t / d token t - j|, the Frobenius norm of that Jacobian, j = 0 ... lags-1."""
+    tokens, D = Tensor(data.TOKENS[s.tokens](x[:, :-1])), s.config.width
+    trace, J = {}, []
+    mesa.transformer(params, tokens, s.config, trace)
+    for i in range(D):                                  # one row of the Jacobian after the other, all sequences at once
+        cotangent = np.zeros(trace["acts.1"].shape)
+        cotangent[:, t - 1, i] = 1
+        J.append(to_numpy(ad.backward(trace["acts.1"], [tokens], cotangent)[0])[:, t - lags:t])          # [B, lags, d]
+    return np.sqrt((np.stack(J) ** 2).sum(axis=(0, 3))).mean(axis=0)[::-1]
+
+
+# ------------------------------------------------------------------------------------ is it the algorithm we think
+
+
+def effective_matrices(params, l):
+    """(W_q W_k^T, W_v W_o) of every head of block l: [heads, D, D] each; all that linear attention depends on."""
+    wq, wk, wv = (np.asarray(params[f"blocks.{l}.{n}"], float).swapaxes(0, 1) for n in ("wq", "wk", "wv"))  # [heads, D, K]
+    return wq @ wk.swapaxes(1, 2), wv @ np.asarray(params[f"blocks.{l}.wo"], float)
+
+
+def products(params, config):
+    """All effective matrices of a model of linear layers: [layers, 2, heads, D, D]."""
+    return np.array([effective_matrices(params, l) for l in range(len(config.kinds))])
+
+
+def slot_table(M, d):
+    """Means of the diagonals of the d x d blocks of M [..., D, D]: [..., D/d, D/d]."""
+    n = M.shape[-1] // d
+    return np.einsum("...iaja->...ij", M.reshape(*M.shape[:-2], n, d, n, d)) / d
+
+
+def compressed(P, d):
+    """CompressedAlg of products P: every matrix replaced by its slot table, so that its blocks are multiples of I."""
+    return np.kron(slot_table(P, d), np.eye(d))
+
+
+def product_model(P, config):
+    """(params, config) of the model with products P.  They go in as they are, W_q W_k^T as queries with W_k = I, for their
+    rank can be D: the key size becomes D."""
+    I = np.repeat(np.eye(config.width)[:, None], config.heads, axis=1)      # [D, heads, D]
+    new = {}
+    for l, (qk, vo) in enumerate(P):
+        new |= {f"blocks.{l}.wq": qk.swapaxes(0, 1), f"blocks.{l}.wk": I,
+                f"blocks.{l}.wv": vo.swapaxes(0, 1), f"blocks.{l}.wo": I.swapaxes(0, 1)}
+    return new, replace(config, key_size=config.width)
+
+
+def predictions_of_products(P, s, x):
+    """Predictions of the model with products P and the clamp of settings s for states x [B, T+1, d]: [B, T, d]."""
+    params, config = product_model(P, s.config)
+    tokens = data.TOKENS[s.tokens](x[:, :-1]).astype("float32")
+    params = {k: w.astype("float32") for k, w in params.items()}
+    return np.concatenate([mesa.transformer(params, tokens[i:i + train.PIECE], config) for i in range(0, len(x), train.PIECE)])
+
+
+def one_layer_coefficients(params, d):
+    """The coefficients [v, k, q] (as in mesa.identity_block_optimum) that a trained layer on [0, 0, x_t, x_{t-1}] gives to
+    sum_i v (k . q): products of its two slot tables, summed over heads."""
+    qk, vo = (slot_table(M, d)[:, 2:] for M in effective_matrices(params, 0))
+    return np.einsum("hv,hqk->vkq", vo[:, :, 0], qk[:, :, 2:])
+
+
+def diagonal_share(M, d):
+    """Share of the squared entries of M [heads, D, D] that lie on the diagonals of its d x d blocks."""
+    return float(d * slot_table(M ** 2, d).sum() / (M ** 2).sum())
+
+
+def tuned(inverse, spec, start, target=None):
+    """Positive coefficients for which N_t inverse(S_t, coefficients) x_t is nearest to the target (default: the next state)."""
+    theta = mesa.tune(lambda p: mesa.predict(spec, inverse(spec.s, ad.exp(p))), spec.y if target is None else target,
+                      np.log(start))
+    return np.exp(theta)
+
+
+def tuned_steps(spec, k):
+    """Step sizes of the best k gradient steps on these sequences (L-BFGS from steps spread over the spectrum)."""
+    top = np.quantile(spec.s[..., -1], 0.95)            # steps between 1 / the largest eigenvalue and 1 / a small one
+    return tuned(mesa.gradient_descent, spec, np.geomspace(1, 10, k) / top)
+
+
+def distance(curve, other):
+    """Root mean square difference of two curves over t, relative to the mean of the first."""
+    return float(np.sqrt(((curve - other) ** 2).mean()) / curve.mean())
+
+
+# ------------------------------------------------------------------------ is a softmax layer a linear one in disguise
+
+
+def distil(params, s, l, steps, batch=64, lr=5e-3, seed=0, **fit):
+    """Fit one linear-attention layer to what the attention of block l adds to the stream, given the model's own inputs to it.
+
+    Returns (params, settings) of the model with that layer swapped in.
+    """
+    b, names = f"blocks.{l}.", ("wq", "wk", "wv", "wo")
+    student = replace(s.config, kinds=("linear",))
+    rng = np.random.default_rng([seed, l])
+    code = mesa.position_code(0, s.T, s.width, s.dtype) if s.positional != "none" else None
+
+    def sample(rng, n):
+        tokens, _ = data.next_token_batch(rng, n, s.T, s.task, s.tokens, **s.family)
+        trace = {}
+        mesa.transformer(params, to_backend(tokens, s.dtype), s.config, trace)
+        return trace[b + "in"], trace[b + "heads"].sum(axis=1)
+
+    def loss_fn(layer, z, target):
+        return mesa.squared_error(mesa.attention_block(layer, "", "linear", z, student, code), target)
+
+    z, target = sample(np.random.default_rng(0), 16)
+    layer = {n: to_backend(0.3 * rng.standard_normal(params[b + n].shape) / params[b + n].shape[0] ** 0.5, s.dtype) for n in names}
+    layer["wq"] = layer["wq"] / s.T                     # a sum over t terms starts at the size of a mean
+    state = train.State(layer, rng)
+    train.fit(loss_fn, state, sample, train.adamw(train.warmup_cosine(replace(s, lr=lr, lr_end=lr / 100, steps=steps,
+              warmup=steps // 20))), steps, batch, **fit)
+    kinds = s.kinds[:l] + ("linear",) + s.kinds[l + 1:]
+    return params | {b + n: state.params[n] for n in names}, replace(s, kinds=kinds)
+
+
+# -------------------------------------------------------------------------------------- learning from few examples
+
+
+def few_shot_tokens(x, y, eos=None, prefix=None):
+    """Pairs x, y [B, n, d] as one sequence x_1, y_1, (EOS,) x_2, y_2, (EOS,) ... with a prefix [p, d] in front: [B, T, d], and
+    the slice of the positions of the x_i, where y_i is predicted."""
+    B, n, d = x.shape
+    parts = [x[:, :, None], y[:, :, None]]
+    if eos is not None:
+        parts.append(eos * np.ones((B, n, 1, 1), x.dtype))
+    width = len(parts)
+    tokens = ad.concatenate(parts, axis=2).reshape(B, n * width, d)
+    p = 0
+    if prefix is not None:
+        p = prefix.shape[0]
+        tokens = ad.concatenate([prefix * np.ones((B, 1, 1), x.dtype), tokens], axis=1)
+    return tokens, slice(p, None, width)
+
+
+def few_shot_predictions(params, s, x, y, extra=None):
+    """What the model predicts for y_i at x_i: [B, n, d].  extra: dict with "eos" [d] and "prefix" [p, d], or parts of it."""
+    tokens, at = few_shot_tokens(x, y, **(extra or {}))
+    return mesa.transformer(params, tokens, s.config)[:, at]
+
+
+def tune_tokens(params, s, n, start, frozen, steps, lr, batch=64, seed=0, noise=0.01, **fit):
+    """Adam on the input tokens `start` (dict of "eos", "prefix") with the model and the `frozen` tokens as they are, for the
+    loss of few-shot regression with n pairs.  Returns the tuned tokens."""
+    def sample(rng, B):
+        return [to_backend(a, s.dtype) for a in data.regression_pairs(rng, B, n, s.d, noise)]
+
+    def loss_fn(tokens, x, y):
+        return mesa.squared_error(few_shot_predictions(params, s, x, y, frozen | tokens), y)
+    state = train.State({k: to_backend(a, s.dtype) for k, a in start.items()}, np.random.default_rng([seed, 7]))
+    train.fit(loss_fn, state, sample, train.adamw(lambda step: lr), steps, batch, **fit)
+    return state.params
+
+
+def least_squares_on_pairs(x, y, ridge=1e-3):
+    """Ridge regression on the pairs before i, applied to x_i: the least squares over true pairs. [B, n, d] -> [B, n, d]"""
+    shifted = [data.previous(a)[:, None] for a in (x, y)]
+    return mesa.linear_attention(mesa.precondition_direct(x[:, None], shifted[0], np.array([1 / ridge])), *shifted)[:, 0]
