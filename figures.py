@@ -10,7 +10,8 @@ whose names contain a digest of all their settings: a second call only redraws. 
 computes.
 
 Every figure writes OUT/NAME.png, and in OUT/NAME.json its claims: what is claimed and by whom, the predicate that would
-make it hold, the number measured here, and whether it holds.  OUT/claims.md collects the claims as a table.
+make it hold, the number measured here, and whether it holds.  OUT/claims.md collects the claims as a table, and OUT/weights
+receives the weights of four models (python probes.py opens them).
 """
 import hashlib
 import inspect
@@ -64,10 +65,11 @@ RUNS = {
     "softmax-5, long": ("softmax-7", _shots | dict(kinds=("softmax",) * 5), _quick),
     "softmax-7, long": ("softmax-7", _shots, _quick),
     "hybrid-2, long": ("hybrid-2", _shots, _quick),
-    **{f"softmax, d = {full}": ("softmax-7", dict(d=full, T=5 * full, width=4 * full, key_size=2 * full),
+    **{f"softmax, {size} d": ("softmax-7", dict(d=full, T=5 * full, width=4 * full, key_size=2 * full),
                                 _quick | dict(d=d, T=5 * d, width=4 * d, key_size=2 * d, kinds=("softmax",) * 3, steps=2_500))
-       for full, d in ((5, 4), (10, 7), (20, 12))},
+       for size, full, d in (("small", 5, 4), ("medium", 10, 7), ("large", 20, 12))},
 }
+KEEP = ("linear-1", "linear-6", "mesa-1", "hybrid-2")  # their weights (of the first seed) are left in OUT/weights
 SMOKE = dict(d=2, T=8, d_state=3, width=8, steps=12, warmup=2, batch=40, report=5, heldout=64)
 
 # What measurements work with: sequences to tune rivals on and to judge on, lags in a window of observations, steps of
@@ -79,6 +81,7 @@ SIZE = {"full": dict(tune=1_024, judge=4_096, window=16, distil=2_000, tokens=2_
 # ----------------------------------------------------------------------------------------------------- the frame
 
 FIGURES = {}                                            # name -> (function that draws, its measurements)
+SOURCE = {}                                             # measurement -> its source, part of the key of its results
 
 
 def figure(*measurements):
@@ -86,6 +89,7 @@ def figure(*measurements):
     (function, *names of runs), a list of that function's results, one per seed, and returns (matplotlib figure, claims)."""
     def register(f):
         FIGURES[f.__name__] = (f, measurements)
+        SOURCE.update((m, inspect.getsource(m)) for m, *_ in measurements)
         return f
     return register
 
@@ -152,7 +156,7 @@ class Lab:
     def place(self, f, names, seed):
         """The file in which the results of a measurement are kept."""
         runs = [asdict(self.run(n, seed).settings) for n in names]
-        key = digest([inspect.getsource(f), SIZE[self.profile], seed, runs])
+        key = digest([SOURCE[f], SIZE[self.profile], seed, runs])
         return self.cache / f"measured-{f.__name__}-{key}.npz"
 
     def map(self, job, arguments):
@@ -267,6 +271,9 @@ def make(name, lab, out):
                          "axes.titlelocation": "left", "figure.constrained_layout.use": True})
     draw, measurements = FIGURES[name]
     fig, claims = draw(lab, *(lab.results(*m) for m in measurements))
+    for run in {run for _, *runs in measurements for run in runs} & set(KEEP):
+        trained = lab.run(run, lab.seeds[0])
+        train.save_model(out / "weights" / f"{run}.npz", trained.params, trained.settings)
     train.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
     train.write_whole(out / f"{name}.json", lambda f: f.write((json.dumps(claims, indent=1) + "\n").encode()))
     plt.close(fig)
@@ -788,8 +795,6 @@ def fig2(lab, full, partial, nonlinear):
     ax.set(title="B  Features $f(x_t)/|f(x_t)|$", xlabel="training step", ylabel="$R^2$, held out", ylim=(-0.1, 1.05))
     end_labels(ax, ends + [(control[-1], "shuffled", "control")])
     best = [f["r2"][:, 1:, 0].max(axis=1) for f in nonlinear]
-    reach = [[next((n for n, r in zip(f["snapshots"], f["r2"][:, l, 0]) if r > 0.5 * f["r2"][-1, 1:, 0].max()), np.inf)
-              for l in range(1, layers)] for f in nonlinear]
     rows = [claim(lab, "2A", f"R² of x_t-{j} from the stream after layer 1, fully observed", "paper, 2A", "> 0.95" if j < 2 else "< 0.95",
                   [f["r2"][1, j, 0] for f in full]) for j in range(min(4, len(full[0]["r2"][1])))]
     rows += [claim(lab, "2A", f"R² of o_t-{j} from the stream after layer 1, partially observed", "paper, 2A", "> 0.5",
@@ -801,24 +806,22 @@ def fig2(lab, full, partial, nonlinear):
                    "the features are nearly linear in x_t, so that they can be read from any stream that holds x_t"),
              claim(lab, "2B", "R² of the features after layer 1 less that after the last layer, at the end", "paper, 2B", "> 0",
                    [f["r2"][-1, 1, 0] - f["r2"][-1, -1, 0] for f in nonlinear]),
-             claim(lab, "2B", "step at which layer 1 reaches half the final R², over the step of the last layer to reach it",
-                   "paper, 2B", "<= 1", [r[0] / max(r) if np.isfinite(max(r)) else 0 for r in reach]),
+             claim(lab, "2B", "mean R² over training after layer 1 less that after the last layer", "paper, 2B", "> 0",
+                   [(f["r2"][:, 1, 0] - f["r2"][:, -1, 0]).mean() for f in nonlinear]),
              claim(lab, "2B", "largest |R²| of the shuffled control", "control", "< 0.05",
                    [np.abs(f["r2"][:, :, 1]).max() for f in nonlinear])]
     return fig, rows
 
 
-@figure((first_layer, "softmax-7"), (one_layer, "linear-1"))
-def fig3(lab, firsts, ones):
-    """The first layer's attention (3A), and the weights of a linear layer (3B)."""
+@figure((first_layer, "softmax-7"))
+def fig3a(lab, firsts):
+    """The first layer of a softmax Transformer: which tokens it attends to, and which its output depends on (3A)."""
     import matplotlib.pyplot as plt
-    fig = plt.figure(figsize=(10, 6.0))
-    top, bottom = fig.subfigures(2, 1, height_ratios=(1, 1.05))
     first, heads = firsts[0], len(firsts[0]["map"])
-    axes = top.subplots(1, heads + 1, width_ratios=(1,) * heads + (1.7,))
+    fig, axes = plt.subplots(1, heads + 1, figsize=(10, 2.7), width_ratios=(1,) * heads + (1.7,))
     for h, ax in enumerate(axes[:-1]):
         ax.imshow(first["map"][h], cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(f"head {h + 1}" if h else "A  First layer's attention, head 1", fontsize=9 if h == 0 else 8)
+        ax.set_title(f"head {h + 1}", fontsize=9)
         ax.set_xlabel("attends to", fontsize=8)
         ax.set_ylabel("token $t$" if h == 0 else "", fontsize=8)
         ax.tick_params(labelsize=7)
@@ -827,22 +830,9 @@ def fig3(lab, firsts, ones):
     mean_line(ax, lags, mass, color=COLOUR["softmax"], marker="o", ms=4)
     sense = [f["sensitivity"] / f["sensitivity"].sum() for f in firsts]
     mean_line(ax, np.arange(len(sense[0])), sense, color=COLOUR["hybrid"], marker="s", ms=4, ls="--")
-    label(ax, 0.97, 0.9, "o  attention, mean of heads", "softmax", transform=ax.transAxes)
-    label(ax, 0.97, 0.78, "s  sensitivity $|\\partial a_t/\\partial x_{t-j}|$, share", "hybrid", transform=ax.transAxes)
-    ax.set(xlabel="lag $j$", ylabel="share", ylim=(0, 1.25 * max(np.max(mass), np.max(sense))))
-    pairs = bottom.subplots(1, 2 * len(ones[0]["qk"]) + 1, width_ratios=(1,) * 2 * len(ones[0]["qk"]) + (0.9,))
-    draw_blocks(pairs[:-1].reshape(-1, 2), ones[0])
-    bottom.suptitle("B  Product matrices of a trained linear layer", fontsize=10, x=0.02, ha="left")
-    ax, o = pairs[-1], ones[0]
-    values = [np.mean([o["diagonal"] for o in ones]), np.mean([o["prop1"] for o in ones]), float(o["prop1_optimum"])]
-    colours = [COLOUR["linear"], COLOUR["linear"], COLOUR["optimum"]]
-    ax.barh([2, 1, 0], values, color=colours, height=0.55)
-    for y, v, text in zip((2, 1, 0), values, ("on blocks' diagonals", "in Proposition 1's blocks", "the same, closed-form optimum")):
-        ax.text(0, y + 0.33, f"{text}: {v:.2f}", fontsize=8, va="bottom")
-    ax.set(xlim=(0, 1), ylim=(-0.5, 2.9), xlabel="share of squares")
-    ax.spines["left"].set_visible(False)
-    ax.set_yticks([])
-    weights = one_layer_claims(lab, "3B", ones)[-2:]
+    label(ax, 0.97, 0.92, "o  attention, mean of heads", "softmax", transform=ax.transAxes)
+    label(ax, 0.97, 0.80, r"s  $|\partial a_t/\partial x_{t-j}|$, share", "hybrid", transform=ax.transAxes)
+    ax.set(xlabel="lag $j$", ylabel="share", ylim=(0, 1.3 * max(np.max(mass), np.max(sense))))
     return fig, [
         claim(lab, "3A", "share of the first layer's attention on the diagonal and sub-diagonal, mean of heads", "paper, 3A", "> 0.5",
               [f["mass"][:2].sum(axis=0).mean() for f in firsts],
@@ -852,7 +842,25 @@ def fig3(lab, firsts, ones):
         claim(lab, "3A", "spread over sequences of the attention on the sub-diagonal (standard deviation)", "paper, 3A", "< 0.1",
               [f["spread"] for f in firsts]),
         claim(lab, "3A", "share of lags 0 and 1 in the sensitivity of the first layer's output", "paper, 3A", "> 0.5",
-              [s[:2].sum() for s in sense])] + weights
+              [s[:2].sum() for s in sense])]
+
+
+@figure((one_layer, "linear-1"))
+def fig3b(lab, ones):
+    """The product matrices of a trained linear layer, and how much of them is Proposition 1's (3B)."""
+    import matplotlib.pyplot as plt
+    heads, o = len(ones[0]["qk"]), ones[0]
+    fig, pairs = plt.subplots(1, 2 * heads + 1, figsize=(10, 2.5), width_ratios=(1,) * 2 * heads + (1.2,))
+    draw_blocks(pairs[:-1].reshape(-1, 2), o)
+    ax = pairs[-1]
+    values = [np.mean([o["diagonal"] for o in ones]), np.mean([o["prop1"] for o in ones]), float(o["prop1_optimum"])]
+    ax.barh([2, 1, 0], values, color=[COLOUR["linear"], COLOUR["linear"], COLOUR["optimum"]], height=0.5)
+    for y, v, text in zip((2, 1, 0), values, ("on blocks' diagonals", "in Proposition 1's blocks", "the same, closed-form optimum")):
+        ax.text(0, y + 0.3, f"{text}: {v:.2f}", fontsize=8, va="bottom")
+    ax.set(xlim=(0, 1), ylim=(-0.5, 2.9), xlabel="share of squares")
+    ax.spines["left"].set_visible(False)
+    ax.set_yticks([])
+    return fig, one_layer_claims(lab, "3B", ones)[-2:]
 
 
 @figure((one_layer, "linear-1"), (compression, "linear-6"), (context, "linear-1", "linear-2", "linear-6", "mesa-1"), (depth, "linear-6"))
@@ -943,7 +951,7 @@ def mesa_row(lab, curves):
               ratios([c["models"][3] for c in curves], [c["lsq"] for c in curves]))]
 
 
-@figure(*((linearised, name) for name in RUNS if name.startswith("softmax, d")), (over_dimensions,))
+@figure(*((linearised, name) for name in RUNS if name.startswith("softmax, ")), (over_dimensions,))
 def fig5(lab, *found):
     """Which softmax layers are linear attention in disguise (5A); interpolation against least squares over d (5B)."""
     import matplotlib.pyplot as plt

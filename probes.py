@@ -266,3 +266,32 @@ def least_squares_on_pairs(x, y, ridge=1e-3):
     """Ridge regression on the pairs before i, applied to x_i: the least squares over true pairs. [B, n, d] -> [B, n, d]"""
     shifted = [data.previous(a)[:, None] for a in (x, y)]
     return mesa.linear_attention(mesa.precondition_direct(x[:, None], shifted[0], np.array([1 / ridge])), *shifted)[:, 0]
+
+
+def main():
+    folder = Path(__file__).parent / "results" / "weights"
+    for path in sorted(folder.glob("*.npz")):
+        params, s = train.load_model(path)
+        rng = np.random.default_rng(0)
+        x_tune, x = train.sequences(s, rng, 128), train.sequences(s, rng, 512)
+        tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
+        model = train.predictions(params, s, x)
+        print(f"{path.stem}: {' '.join(s.kinds)}; {sum(w.size for w in params.values()):,} weights, {s.steps:,} steps, d = {s.d}, "
+              f"T = {s.T}\n  loss on 512 new sequences {loss(model, y):.3f}; ", end="")
+        for k in (1, 2, 6):
+            gd = mesa.predict(spec, mesa.gradient_descent(spec.s, tuned_steps(tune, k)))
+            print(f"{k} gradient steps {loss(gd, y):.3f} (R2 {r_squared(model, gd):.3f}); ", end="")
+        lsq = mesa.predict(spec, mesa.ridge(spec.s, tuned(mesa.ridge, tune, [0.01])))
+        print(f"least squares {loss(lsq, y):.3f} (R2 {r_squared(model, lsq):.3f})")
+        if set(s.kinds) == {"linear"}:
+            P = products(params, s.config)
+            short = loss(predictions_of_products(compressed(P, s.d), s, x), y)
+            print(f"  CompressedAlg, {slot_table(P, s.d).size} numbers for {P.size:,}: loss {short:.3f}")
+        acts = activations(params, s, x, [f"acts.{l}" for l in range(len(s.kinds) + 1)])
+        scores = [probe(a[:, -1:], x[:, -1:], rng) for a in acts.values()]
+        print("  x_{T+1} read from the stream, R2 before layer 1 and after each: "
+              + " ".join(f"{r:.2f}" for r, _ in scores) + f"   (shuffled: {scores[-1][1]:.2f})\n")
+
+
+if __name__ == "__main__":
+    train.command(main)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import bench
 import data
 import figures
 import mesa
+import probes
 import train
 
 HERE = Path(__file__).parent
@@ -548,6 +550,34 @@ def test_mesa_layer_tends_to_linear_attention_as_lambda_goes_to_zero(rng):
 
 # ------------------------------------------------------------------------------------------ reference algorithms
 
+@pytest.mark.parametrize("phi", [lambda x: data.windows(x, 3), data.feature], ids=["windows", "features"])
+def test_proposition_2_on_windows_and_features_is_gradient_descent_there(phi, states):
+    """k layers on [0, phi_t, x_t, phi_{t-1}] = k gradient steps of the regression of x_{t+1} on phi_t = the same by spectrum."""
+    x, eta = states[:, :-1], np.array([0.05, 0.1, 0.02])
+    f = phi(x)
+    params, config = mesa.proposition_2(*mesa.richardson_weights(eta), d=4, n=f.shape[-1])
+    out = mesa.transformer(params, data.constructed_tokens(x, phi=f), config)
+    spec = mesa.spectrum(states, f)
+    assert relative(mesa.predict(spec, mesa.gradient_descent(spec.s, eta)), out) < 1e-10
+    t, W = 9, np.zeros((4, f.shape[-1]))
+    for step in eta:                                    # by hand, for one sequence and one t
+        pairs = zip(x[0, 1:t + 1], f[0, :t])
+        W = W + step * sum(np.outer(target - W @ past, past) for target, past in pairs)
+    assert np.allclose(out[0, t], W @ f[0, t])
+
+
+def test_normalised_descent_divides_by_the_frobenius_norm(states):
+    spec = mesa.spectrum(states)
+    out = mesa.predict(spec, mesa.normalised(mesa.gradient_descent, spec.s, [0.5, 1.5]))
+    x, t = states[1], 8
+    S = x[:t].T @ x[:t] + 0.001 * np.eye(4)
+    norm = np.linalg.norm(S)
+    z = np.zeros(4)
+    for eta in (0.5, 1.5):
+        z = z + eta * (x[t] - S @ z / norm)
+    assert np.allclose(out[1, t], x[1:t + 1].T @ x[:t] @ z / norm)
+
+
 def test_reference_algorithms_equal_their_matrix_iterations(states):
     """On eigenvalues or on matrices, the same predictions: z approximates S^-1 x_t, the prediction is N z."""
     N, S = gram(states)
@@ -631,6 +661,71 @@ def test_linear_sequences_follow_one_rule_each():
     noisy = data.linear_sequences(np.random.default_rng(1), 2_000, 2, d=3, noise=0.1)
     clean = data.linear_sequences(np.random.default_rng(1), 2_000, 2, d=3, noise=0.0)
     assert (noisy[:, 1] - clean[:, 1]).std() == pytest.approx(0.1, rel=0.05)
+
+
+def test_doubling_equals_the_recurrence(rng):
+    W, n = data.haar_orthogonal(rng, 3, 4), rng.standard_normal((3, 12, 4))
+    x = [n[:, 0]]
+    for t in range(1, 12):
+        x.append(np.einsum("bij,bj->bi", W, x[-1]) + n[:, t])
+    assert np.allclose(data.iterate(W, n.copy()), np.stack(x, axis=1))
+
+
+def test_partial_observations_follow_from_a_window_of_them():
+    """Without noise o_{t+1} is a linear function of d_state / d past observations, one function per sequence; not of the last."""
+    o = data.partial_sequences(np.random.default_rng(0), 4, 60, d=2, d_state=6, noise=0.0)
+    for m, exact in ((3, True), (1, False)):
+        phi = data.windows(o[:, :-1], m)[:, m:]
+        for b in range(4):
+            M, *_ = np.linalg.lstsq(phi[b], o[b, m + 1:], rcond=None)
+            assert (np.abs(phi[b] @ M - o[b, m + 1:]).max() < 1e-8) == exact
+    noisy = data.partial_sequences(np.random.default_rng(0), 4, 60, d=2, d_state=6, noise=0.0, obs_noise=0.5)
+    assert (noisy - o).std() == pytest.approx(0.5, rel=0.1)
+
+
+def test_nonlinear_states_are_a_rotation_of_their_features():
+    x = data.nonlinear_sequences(np.random.default_rng(0), 4, 30, d=3, noise=0.0, family_seed=5)
+    f = data.feature(x[:, :-1], family_seed=5)
+    assert np.allclose(np.linalg.norm(f, axis=-1), 1)
+    W = [np.linalg.lstsq(f[b], x[b, 1:], rcond=None)[0] for b in range(4)]
+    assert all(np.allclose(w.T @ w, np.eye(3)) and np.allclose(f[b] @ w, x[b, 1:]) for b, w in enumerate(W))
+    assert not np.allclose(W[0], W[1])                  # W is new in every sequence, f is not
+    assert not np.allclose(f, data.feature(x[:, :-1], family_seed=6))
+
+
+def test_contracting_systems_have_their_eigenvalues():
+    x = data.contracting_sequences(np.random.default_rng(1), 50, 8, d=3, noise=0.0)
+    assert np.abs(x).max() <= 10
+    for b in range(50):
+        if np.abs(x[b]).max() < 10:                     # nothing was clipped
+            W = np.linalg.lstsq(x[b, :4], x[b, 1:5], rcond=None)[0]
+            mu = np.sort(np.linalg.eigvals(W).real)
+            assert mu[-1] == pytest.approx(0.9, abs=1e-4) and mu[0] > 0.29
+
+
+def test_the_fixed_family_has_one_system_for_all():
+    x, z = (data.fixed_sequences(np.random.default_rng(n), 5, 20, d=3, noise=0.0) for n in (0, 1))
+    W = np.linalg.lstsq(x[0, :-1], x[0, 1:], rcond=None)[0]
+    assert np.allclose(W @ W.T, np.eye(3)) and np.allclose(x[:, :-1] @ W, x[:, 1:]) and np.allclose(z[:, :-1] @ W, z[:, 1:])
+
+
+def test_regression_pairs_are_linear_one_map_per_task():
+    x, y = data.regression_pairs(np.random.default_rng(0), 3, 20, d=4, noise=0.0, tasks=2)
+    W = [np.linalg.lstsq(x[0, h], y[0, h], rcond=None)[0] for h in (slice(0, 10), slice(10, 20))]
+    assert np.allclose(x[0, :10] @ W[0], y[0, :10]) and np.allclose(x[0, 10:] @ W[1], y[0, 10:]) and not np.allclose(*W)
+
+
+@pytest.mark.parametrize("task", data.TASKS)
+def test_every_family_can_be_trained_on(task):
+    s = tiny("softmax-3", task=task)
+    e, y = data.next_token_batch(np.random.default_rng(0), 3, s.T, s.task, s.tokens, **s.family)
+    assert e.shape == y.shape == (3, s.T, s.d) and np.isfinite(e).all() and np.array_equal(e[:, 1:], y[:, :-1])
+
+
+def test_windows_hold_the_past(states):
+    w = data.windows(states, 3)
+    assert np.array_equal(w[:, 5], np.concatenate([states[:, 5], states[:, 4], states[:, 3]], axis=-1))
+    assert not w[:, 0, 4:].any() and np.array_equal(data.windows(states, 1), states)
 
 
 def test_constructed_tokens_hold_the_present_and_the_past(states):
@@ -807,7 +902,7 @@ def test_resume_equals_an_uninterrupted_run(tmp_path):
             if state.step == stop_at:
                 raise Stop
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(train, "progress_line", lambda *_: tell)
+            patch.setattr(train, "progress_line", lambda *_, **__: tell)
             train.run(s, tmp_path / "parts", save_seconds=0.0)
     train.run(s, tmp_path / "parts", quiet=True)
     assert same_checkpoint(tmp_path / "whole", tmp_path / "parts")
@@ -932,27 +1027,30 @@ def test_a_claim_holds_exactly_where_its_predicate_does(expected, yes, no):
 
 
 def test_compressed_alg_of_identity_blocks_is_the_model_itself(states, rng):
-    """Weights that are multiples of identity blocks lose nothing: Proposition 2's network equals its CompressedAlg."""
+    """Weights that are multiples of identity blocks lose nothing: Proposition 2's network equals its CompressedAlg; any
+    network equals the model of its product matrices."""
     params, config = mesa.proposition_2(*mesa.richardson_weights([0.02, 0.05]), d=4)
-    compressed, wide = figures.compressed_alg(params, config, 4)
     e = data.constructed_tokens(states[:, :-1])
-    assert relative(mesa.transformer(compressed, e, wide), mesa.transformer(params, e, config)) < 1e-12
+
+    def output(params, change=lambda P: P):
+        return mesa.transformer(*(lambda p, c: (p, e, c))(*probes.product_model(change(probes.products(params, config)), config)))
+    assert relative(output(params, lambda P: probes.compressed(P, 4)), mesa.transformer(params, e, config)) < 1e-12
     noisy = {k: w + 0.05 * rng.standard_normal(w.shape) for k, w in params.items()}
-    compressed, wide = figures.compressed_alg(noisy, config, 4)
-    assert relative(mesa.transformer(compressed, e, wide), mesa.transformer(noisy, e, config)) > 1e-3
+    assert relative(output(noisy), mesa.transformer(noisy, e, config)) < 1e-12
+    assert relative(output(noisy, lambda P: probes.compressed(P, 4)), mesa.transformer(noisy, e, config)) > 1e-3
 
 
 def test_one_layer_coefficients_predict_what_the_layer_does(states):
     """Proposition 1's layer has the single coefficient eta at (v, k, q) = (x_i, x_{i-1}, x_t)."""
-    c = figures.one_layer_coefficients(mesa.proposition_1(0.03, d=4, key_size=5, heads=2)[0], 4)
+    c = probes.one_layer_coefficients(mesa.proposition_1(0.03, d=4, key_size=5, heads=2)[0], 4)
     expected = np.zeros((2, 2, 2))
     expected[0, 1, 0] = 0.03
     assert np.allclose(c, expected)
     params, _ = mesa.proposition_1(0.03, d=4, key_size=5, heads=2)
     params["blocks.0.wq"], params["blocks.0.wk"] = params["blocks.0.wk"], params["blocks.0.wq"]     # k = x_i, q = x_{t-1}
-    assert figures.one_layer_coefficients(params, 4)[0, 0, 1] == pytest.approx(0.03)
-    assert figures.diagonal_share(np.kron([[0, 2.0], [1, 0]], np.eye(3))[None], 3) == pytest.approx(1)
-    assert figures.diagonal_share(np.array([[[1.0, 1], [0, -1]]]), 2) == pytest.approx(2 / 3)
+    assert probes.one_layer_coefficients(params, 4)[0, 0, 1] == pytest.approx(0.03)
+    assert probes.diagonal_share(np.kron([[0, 2.0], [1, 0]], np.eye(3))[None], 3) == pytest.approx(1)
+    assert probes.diagonal_share(np.array([[[1.0, 1], [0, -1]]]), 2) == pytest.approx(2 / 3)
 
 
 def test_claims_carry_mean_spread_and_verdict():
@@ -964,34 +1062,188 @@ def test_claims_carry_mean_spread_and_verdict():
     assert "| yes |" in table[2] and "| **no** |" in table[3] and table[-1].endswith("reason.")
 
 
-def test_profiles_change_the_settings_they_should(monkeypatch):
-    seen = []
-    monkeypatch.setattr(train, "run", lambda s, folder, name: seen.append(s) or train.State({}, None))
-    for profile in ("quick", "full", "smoke"):
-        figures.Lab(profile).train("linear-1", full=dict(heads=3), quick=dict(heads=5))
-    assert [s.heads for s in seen] == [5, 3, 5] and [s.steps for s in seen] == [5_000, 5_000, 12]
+def test_profiles_change_the_settings_they_should():
+    s = {profile: figures.Lab(profile).run("softmax-7, partial", 3).settings for profile in ("full", "quick", "smoke")}
+    assert s["full"] == replace(train.PRESETS["softmax-7"], task="partial", d=5, seed=3)
+    assert (s["quick"].d, s["quick"].d_state, s["quick"].steps) == (3, 6, 1_500) and len(s["quick"].kinds) == 7
+    assert (s["smoke"].d, s["smoke"].steps) == (2, 12)
+
+
+def test_presets_are_those_of_the_paper_in_the_full_profile():
+    for name, (preset, changes, _) in figures.RUNS.items():
+        s = figures.Lab("full").run(name, 0).settings
+        assert s == replace(train.PRESETS[preset], **changes), name
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A laboratory with all runs and measurements of all figures, made by two processes."""
+    lab = figures.Lab("smoke", seeds=(0, 1), cache=tmp_path_factory.mktemp("runs"))
+    with figures.executor_named("processes") as lab.executor:
+        lab.prepare([m for _, measurements in figures.FIGURES.values() for m in measurements])
+    return lab
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
-def test_figure_smoke(name, tmp_path):
+def test_figure_smoke(name, smoke, tmp_path):
     """Every figure, with tiny models: the files appear, the picture is not blank, each claim carries its numbers."""
-    lab = figures.Lab("smoke", seeds=(0, 1), cache=tmp_path / "runs")
-    claims = figures.make(name, lab, tmp_path / "out")
-    picture = matplotlib.image.imread(tmp_path / "out" / f"{name}.png")
+    claims = figures.make(name, smoke, tmp_path)
+    picture = matplotlib.image.imread(tmp_path / f"{name}.png")
     assert picture.std() > 0.05
-    stored = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    stored = json.loads((tmp_path / f"{name}.json").read_text())
     assert stored == claims and stored
     for c in stored:
         assert c.keys() >= {"figure", "claim", "source", "expected", "measured", "spread", "seeds", "profile", "holds"}
         assert np.isfinite(c["measured"]) and c["spread"] >= 0 and c["seeds"] == [0, 1]
         assert c["holds"] == figures.holds(c["expected"], c["measured"])
-        assert c["claim"] in (tmp_path / "out" / "claims.md").read_text()
-    again = sum(f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("checkpoint.npz"))
-    figures.make(name, lab, tmp_path / "out")
-    assert again == sum(f.stat().st_mtime_ns for f in (tmp_path / "runs").rglob("checkpoint.npz")), "a cached run was trained again"
+        assert c["claim"] in (tmp_path / "claims.md").read_text()
 
 
-@pytest.mark.parametrize("module", ["autodiff", "data", "mesa", "train"])
+def test_what_is_in_the_cache_is_not_made_again(smoke, monkeypatch):
+    for f in ("train_run", "measure"):
+        monkeypatch.setattr(figures, f, lambda *_: pytest.fail("made again"))
+    smoke.prepare(figures.FIGURES["fig4"][1])
+    with pytest.raises(pytest.fail.Exception):
+        replace(smoke, seeds=(2,), executor=None).prepare(figures.FIGURES["overview"][1])
+
+
+@pytest.mark.parametrize("executor", ["serial", "dask"])
+def test_measurements_do_not_depend_on_who_does_the_work(executor, smoke, tmp_path):
+    """The same bits from one process after another, and from Dask's workers, as from a pool of processes."""
+    if executor == "dask":
+        pytest.importorskip("distributed")
+    lab = figures.Lab("smoke", seeds=(0, 1), cache=tmp_path)
+    wanted = [(figures.one_layer, "linear-1"), (figures.few_shot, "softmax-3, long")]
+    with figures.executor_named(executor) as lab.executor:
+        lab.prepare(wanted)
+    for m in wanted:
+        for a, b in zip(lab.results(*m), smoke.results(*m)):
+            assert all(np.array_equal(a[k], b[k]) for k in b)
+
+
+def test_a_failing_job_is_reported_and_the_others_are_called_off(tmp_path):
+    def job(n):
+        if n == 0:
+            raise train.UserError("no luck")
+        time.sleep(0.2)
+        done.append(n)
+    done = []
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(train.UserError, match="no luck"):
+            figures.Lab(executor=pool).map(job, [(n,) for n in range(20)])
+    assert len(done) < 5
+
+
+# ------------------------------------------------------------------------------------------------------- probes
+
+def test_probe_is_scored_on_sequences_it_was_not_fitted_to(rng):
+    acts = rng.standard_normal((400, 3, 20))
+    linear = acts @ rng.standard_normal((20, 4)) + 2.0
+    r2, shuffled = probes.probe(acts, linear, rng)
+    assert r2 > 1 - 1e-9 and -0.2 < shuffled < 0.02
+    r2, _ = probes.probe(acts[:60, :1], rng.standard_normal((60, 1, 4)), rng)       # 30 sequences for 21 unknowns: a fit of noise
+    assert r2 < -0.2
+
+
+def test_lag_probe_finds_what_a_token_holds(rng):
+    x = data.linear_sequences(rng, 300, 20, d=4)[:, :-1]
+    r2 = probes.lag_probe(np.concatenate([x, data.previous(x)], axis=-1), x, rng, lags=4)
+    assert (r2[:2, 0] > 0.999).all() and (r2[2:, 0] < 0.3).all() and (np.abs(r2[:, 1]) < 0.05).all()
+
+
+def test_position_probe_leaves_out_what_it_is_told(rng):
+    acts = rng.standard_normal((200, 5, 3))
+    target, keep = acts.copy(), np.ones((200, 5), bool)
+    target[::50, 2], keep[::50, 2] = 1e4, False
+    r2 = probes.position_probe(acts, target, rng, [2, 3], keep)
+    assert (r2[:, 0] > 1 - 1e-9).all()
+    assert np.array_equal(probes.not_outliers(target)[:, 2], keep[:, 2])
+
+
+def test_preconditioned_input_is_the_solution_of_its_system(states):
+    p = probes.preconditioned_inputs(states[:, :-1])
+    X = states[:, :6]                                                       # x_1 ... x_6, for t = 7
+    system = np.einsum("bti,btj->bij", X, X) + 0.001 * np.eye(4)
+    assert relative(np.einsum("bij,bj->bi", system, p[:, 6]), states[:, 6]) < 1e-6
+
+
+def test_sensitivity_equals_finite_differences(rng):
+    s = replace(train.PRESETS["softmax-3"], d=2, T=6, width=8, key_size=3, mlp_width=5, dtype="float64")
+    params = mesa.init_params(rng, s.config, std=0.4)
+    x, J = data.linear_sequences(rng, 3, 6, d=2), np.zeros((3, 4, 2, 8))
+    for j in range(4):
+        for i in range(2):
+            up, down = x.copy(), x.copy()
+            up[:, 4 - j, i] += 1e-5
+            down[:, 4 - j, i] -= 1e-5
+            a, b = (probes.activations(params, s, z, ["acts.1"])["acts.1"][:, 4] for z in (up, down))
+            J[:, j, i] = (a - b) / 2e-5
+    expected = np.sqrt((J ** 2).sum(axis=(2, 3))).mean(axis=0)
+    assert relative(probes.sensitivity(params, s, x, t=5, lags=4), expected) < 1e-7
+
+
+def test_attention_map_is_a_mean_of_distributions(rng):
+    s = replace(train.PRESETS["softmax-3"], d=2, T=6, width=8, key_size=3, mlp_width=5)
+    mean, std = probes.attention_map(mesa.init_params(rng, s.config, std=0.4), s, data.linear_sequences(rng, 40, 6, d=2))
+    assert mean.shape == std.shape == (4, 6, 6) and np.allclose(mean.sum(axis=-1), 1) and (np.triu(mean, 1) == 0).all()
+
+
+def test_tuned_steps_are_the_best_that_can_be_found():
+    """k = 1: the best step size is the regression coefficient of the target on N_t x_t; more steps do better."""
+    spec = mesa.spectrum(data.linear_sequences(np.random.default_rng(0), 200, 20, d=3))
+    Nx = mesa.predict(spec, np.ones_like(spec.s))
+    assert probes.tuned_steps(spec, 1)[0] == pytest.approx((Nx * spec.y).sum() / (Nx * Nx).sum(), rel=1e-3)
+    losses = [probes.loss(mesa.predict(spec, mesa.gradient_descent(spec.s, probes.tuned_steps(spec, k))), spec.y) for k in range(1, 7)]
+    assert (np.diff(losses) < 0).all()
+
+
+def test_distillation_recovers_a_linear_layer(rng):
+    """A linear layer can be imitated by a linear layer: swapped in, it leaves the loss as it was; an untrained one does not."""
+    s = replace(train.PRESETS["softmax-3"], kinds=("softmax", "linear"), d=2, T=8, width=8, key_size=4, mlp_width=0)
+    params = {k: w.astype("float32") for k, w in mesa.init_params(rng, s.config, std=0.2).items()}
+    x = data.linear_sequences(rng, 64, 8, d=2)
+    before = train.predictions(params, s, x)
+    distance = []
+    for steps in (0, 600):
+        new, settings = probes.distil(params, s, 1, steps, batch=32)
+        assert settings.kinds == ("softmax", "linear") and set(new) == set(params)
+        distance.append(np.abs(train.predictions(new, settings, x) - before).mean())
+    assert distance[1] < 0.15 * distance[0]
+    assert probes.distil(params, s, 0, 0)[1].kinds == ("linear", "linear")
+
+
+def test_few_shot_tokens_are_laid_out_as_pairs(rng):
+    x, y = data.regression_pairs(rng, 2, 3, d=2)
+    plain, at = probes.few_shot_tokens(x, y)
+    assert np.array_equal(plain[:, at], x) and np.array_equal(plain[:, 1::2], y) and plain.shape == (2, 6, 2)
+    eos, prefix = np.array([7.0, 7]), np.array([[8.0, 8], [9, 9]])
+    full, at = probes.few_shot_tokens(x, y, eos, prefix)
+    assert full.shape == (2, 11, 2) and np.array_equal(full[0, :2], prefix) and np.array_equal(full[:, at], x)
+    assert np.array_equal(full[1, 4::3], np.tile(eos, (3, 1)))
+
+
+def test_tuned_tokens_lower_the_loss_and_leave_the_model_alone(rng):
+    s = replace(train.PRESETS["softmax-3"], d=2, T=12, width=8, key_size=4, mlp_width=8)
+    params = {k: w.astype("float32") for k, w in mesa.init_params(rng, s.config, std=0.4).items()}
+    before = {k: w.copy() for k, w in params.items()}
+    start = {"eos": rng.standard_normal(2)}
+    eos = probes.tune_tokens(params, s, 4, start, {}, 60, 3e-2)
+    prefix = probes.tune_tokens(params, s, 4, {"prefix": rng.standard_normal((2, 2))}, eos, 60, 3e-2)
+    x, y = (a.astype("float32") for a in data.regression_pairs(rng, 500, 4, d=2))
+    losses = [probes.loss(probes.few_shot_predictions(params, s, x, y, extra), y)
+              for extra in ({"eos": start["eos"].astype("float32")}, eos, eos | prefix)]
+    assert losses[0] > losses[1] > losses[2]
+    assert all(np.array_equal(params[k], before[k]) for k in params) and set(prefix) == {"prefix"}
+
+
+def test_least_squares_on_pairs_is_ridge_regression(rng):
+    x, y = data.regression_pairs(rng, 2, 6, d=3)
+    X, Y = x[1, :4], y[1, :4]
+    expected = x[1, 4] @ np.linalg.solve(X.T @ X + 0.001 * np.eye(3), X.T @ Y)
+    assert np.allclose(probes.least_squares_on_pairs(x, y)[1, 4], expected)
+
+
+@pytest.mark.parametrize("module", ["autodiff", "data", "mesa", "train", "probes"])
 def test_every_module_shows_what_it_is_about(module):
     run = command_line(f"{module}.py")
     assert run.returncode == 0 and run.stdout.count("\n") > 5 and not run.stderr

@@ -429,6 +429,33 @@ def save_checkpoint(folder, state, settings):
     write_whole(folder / "metrics.csv", lambda f: f.write(("\n".join(rows) + "\n").encode()))
 
 
+def save_model(path, params, settings):
+    """Weights and settings of a trained model in one small file."""
+    save_arrays(path, {"settings": np.array(json.dumps(dataclasses.asdict(settings))), **params})
+
+
+def load_model(path):
+    """(params, settings) from a file of `save_model`; UserError if it is missing, damaged or does not fit together."""
+    arrays = load_arrays(path)
+    try:
+        settings = settings_from(json.loads(str(arrays.pop("settings"))))
+        need_arrays(arrays, shapes_of(settings), settings.dtype, "weights")
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is damaged, or not a model of this program ({e})") from None
+    return {k: to_backend(w) for k, w in arrays.items()}, settings
+
+
+def shapes_of(settings):
+    """The shapes of a model's weights: a dict name -> shape."""
+    return {k: w.shape for k, w in mesa.init_params(np.random.default_rng(0), settings.config).items()}
+
+
+def need_arrays(arrays, shapes, dtype, what):
+    """Raise ValueError unless the arrays have these names and shapes, and this dtype."""
+    if {k: a.shape for k, a in arrays.items()} != shapes or {a.dtype.name for a in arrays.values()} - {dtype}:
+        raise ValueError(f"its {what} are not those that its settings ask for")
+
+
 def load_checkpoint(folder):
     """(state, settings) from folder/checkpoint.npz; UserError if it is missing, damaged or does not fit together."""
     path = Path(folder) / "checkpoint.npz"
@@ -440,13 +467,10 @@ def load_checkpoint(folder):
         settings = settings_from(meta["settings"])
         part = {prefix: {k.removeprefix(prefix): to_backend(a) for k, a in arrays.items() if k.startswith(prefix)}
                 for prefix in ("params.", "slots.")}
-        wanted = {k: w.shape for k, w in mesa.init_params(np.random.default_rng(0), settings.config).items()}
+        wanted = shapes_of(settings)
         moments = {f"{m}.{k}": shape for m in "mv" for k, shape in wanted.items()} if meta["step"] else {}
-        for name, shapes in (("params.", wanted), ("slots.", moments)):
-            arrays_there = part[name]
-            if {k: a.shape for k, a in arrays_there.items()} != shapes or \
-                    {a.dtype.name for a in arrays_there.values()} - {settings.dtype}:
-                raise ValueError(f"its {name[:-1]} are not those that its settings ask for")
+        need_arrays(part["params."], wanted, settings.dtype, "weights")
+        need_arrays(part["slots."], moments, settings.dtype, "moments of AdamW")
         if len(arrays["losses"]) != meta["step"]:
             raise ValueError("its step and its losses disagree")
         rng = np.random.default_rng()
@@ -593,7 +617,7 @@ def command(main):
 def overview():
     print("Presets (python train.py PRESET --out FOLDER):\n")
     for name, s in PRESETS.items():
-        count = sum(w.size for w in mesa.init_params(np.random.default_rng(0), s.config).values())
+        count = sum(math.prod(shape) for shape in shapes_of(s).values())
         print(f"  {name:10s} {count:7,d} weights  {s.tokens:13s}  d {s.d}  T {s.T}  lr {s.lr:g}  {s.steps:,d} steps  "
               f"{' '.join(s.kinds)}")
     print("\nSettings and their values in linear-1 (each is an option, such as --key-size 20):\n")
