@@ -60,7 +60,7 @@ RUNS = {
     "softmax-7, partial": ("softmax-7", dict(task="partial", d=5), _quick | dict(d=3, d_state=6)),
     "hybrid-2, partial": ("hybrid-2", dict(task="partial", d=5), _quick | dict(d=3, d_state=6)),
     "softmax-7, nonlinear": ("softmax-7", dict(task="nonlinear", lr=1e-3, snapshots=SNAPSHOTS), _quick),
-    "hybrid-2, nonlinear": ("hybrid-2", dict(task="nonlinear", lr=1e-3), _quick),
+    "hybrid-2, nonlinear": ("hybrid-2", dict(task="nonlinear", lr=1e-3, snapshots=SNAPSHOTS), _quick),
     "softmax-3, long": ("softmax-3", _shots, _quick),   # few-shot sequences are longer than 50 tokens
     "softmax-5, long": ("softmax-7", _shots | dict(kinds=("softmax",) * 5), _quick),
     "softmax-7, long": ("softmax-7", _shots, _quick),
@@ -74,8 +74,8 @@ SMOKE = dict(d=2, T=8, d_state=3, width=8, steps=12, warmup=2, batch=40, report=
 
 # What measurements work with: sequences to tune rivals on and to judge on, lags in a window of observations, steps of
 # distillation and of the tuning of tokens, learning rate of the latter, tokens in a prefix, pairs in a few-shot problem, dimensions of figure 5B.
-SIZE = {"full": dict(tune=1_024, judge=4_096, window=16, distil=2_000, tokens=2_000, lr=1e-3, prefix=20, pairs=20, dims=(2, 5, 10, 20, 40)),
-        "quick": dict(tune=512, judge=2_048, window=8, distil=500, tokens=300, lr=1e-2, prefix=5, pairs=20, dims=(2, 5, 10, 20)),
+SIZE = {"full": dict(tune=8_192, judge=4_096, window=16, distil=2_000, tokens=2_000, lr=1e-3, prefix=20, pairs=20, dims=(2, 5, 10, 20, 40)),
+        "quick": dict(tune=4_096, judge=2_048, window=8, distil=500, tokens=300, lr=1e-2, prefix=5, pairs=20, dims=(2, 5, 10, 20)),
         "smoke": dict(tune=64, judge=64, window=2, distil=3, tokens=3, lr=1e-2, prefix=2, pairs=4, dims=(2, 3, 4))}
 
 # ----------------------------------------------------------------------------------------------------- the frame
@@ -290,7 +290,7 @@ def make(name, lab, out):
 
 
 def tuning_sequences(size, s):
-    return train.sequences(s, np.random.default_rng(101), size["tune"])
+    return train.sequences(s, np.random.default_rng(101), size["tune"] // (8 if s.task == "partial" else 1))    # windows are wide
 
 
 def judging_sequences(size, s):
@@ -309,21 +309,21 @@ def one_layer(size, seed, run):
     s, d = run.settings, run.settings.d
     tune, x = mesa.spectrum(tuning_sequences(size, s)), judging_sequences(size, s)
     spec, y = mesa.spectrum(x), x[:, 1:]
-    eta = probes.tuned(mesa.gradient_descent, tune, [0.05])
-    gd, (optimum, best) = mesa.predict(spec, mesa.gradient_descent(spec.s, eta)), mesa.identity_block_optimum(x)
+    step = probes.best_steps(tune, 1)
+    gd, (optimum, best) = mesa.predict(spec, step(spec.s)), mesa.identity_block_optimum(x)
     model = train.predictions(run.params, s, x)
     qk, vo = probes.effective_matrices(run.params, 0)
     c = probes.one_layer_coefficients(run.params, d)
     x_val = train.heldout_sequences(s)                  # the sequences of the run's own evaluations
     spec_val, y_val, along = mesa.spectrum(x_val), x_val[:, 1:], []
-    gd_val = mesa.predict(spec_val, mesa.gradient_descent(spec_val.s, eta))
+    gd_val = mesa.predict(spec_val, step(spec_val.s))
     for n in s.snapshots:                               # while it trains: CompressedAlg, and how near the inner objective is
         params = run.weights_at(n)
         P, out = probes.products(params, s.config), train.predictions(params, s, x_val)
         along.append([loss(probes.predictions_of_products(probes.compressed(P, d), s, x_val), y_val), loss(out, y_val),
                       r_squared(out, gd_val), probes.cosine(out, gd_val)])
     compressed = probes.predictions_of_products(probes.compressed(np.array([[qk, vo]]), d), s, x)
-    return {"qk": qk, "vo": vo, "d": d, "eta": eta, "linear": by_position(model, y), "gd": by_position(gd, y),
+    return {"qk": qk, "vo": vo, "d": d, "linear": by_position(model, y), "gd": by_position(gd, y),
             "optimum": loss(optimum, y), "compressed": loss(compressed, y), "r2_gd": r_squared(model, gd),
             "diagonal": np.mean([probes.diagonal_share(M, d) for M in (qk, vo)]),
             "prop1": c[0, 1, 0] ** 2 / (c ** 2).sum(), "prop1_optimum": best[0, 1, 0] ** 2 / (best ** 2).sum(),
@@ -349,19 +349,15 @@ def context(size, seed, *runs):
     x_tune, x = tuning_sequences(size, s), judging_sequences(size, s)
     tune, spec, y = mesa.spectrum(x_tune, features(size, s, x_tune)), mesa.spectrum(x, features(size, s, x)), x[:, 1:]
 
-    def by_tuned(algorithm, coefficients):
-        return by_position(mesa.predict(spec, algorithm(spec.s, coefficients)), y)
-
-    def normalised_descent(eigenvalues, eta):
-        return mesa.normalised(mesa.gradient_descent, eigenvalues, eta)
-    steps = [by_tuned(mesa.gradient_descent, probes.tuned_steps(tune, k)) for k in range(1, 9)]
-    normalised = [by_tuned(normalised_descent, probes.tuned(normalised_descent, tune, np.geomspace(1, 10, k)))
-                  for k in range(1, 9)]
+    def curve(inverse):
+        return by_position(mesa.predict(spec, inverse), y)
+    steps, normalised = ([curve(probes.best_steps(tune, k, *scale)(spec.s)) for k in range(1, 9)] for scale in ((), (mesa.frobenius,)))
+    mu = probes.tuned(mesa.ridge, tune, [0.01])
     bandwidth = np.exp(mesa.tune(lambda p: mesa.kernel_regression(x_tune[:128], autodiff.exp(p)), x_tune[:128, 1:], [-1.0]))
     state = [run.state for run in runs]
     return {"models": [by_position(train.predictions(a.params, r.settings, x), y) for a, r in zip(state, runs)],
             "parameters": [sum(w.size for w in a.params.values()) for a in state], "seconds": [a.seconds for a in state],
-            "steps": steps, "normalised": normalised, "lsq": by_tuned(mesa.ridge, probes.tuned(mesa.ridge, tune, [0.01])),
+            "steps": steps, "normalised": normalised, "lsq": curve(mesa.ridge(spec.s, mu)),
             "kernel": by_position(mesa.kernel_regression(x, bandwidth), y), "zero": by_position(0 * y, y),
             "last": by_position(x[:, :-1], y)}
 
@@ -394,7 +390,7 @@ def depth(size, seed, run):
 def bindings(size, seed, run):
     """How well x_{t-j} can be read from the stream before and after the first layers."""
     s, rng = run.settings, np.random.default_rng(104)
-    x, names = train.sequences(s, rng, size["judge"] // 2), ["acts.0", "acts.1", "acts.2"]
+    x, names = train.sequences(s, rng, size["judge"] // 2), [f"acts.{l}" for l in range(min(3, len(s.kinds)) + 1)]
     acts = probes.activations(run.params, s, x, names)
     return {"r2": [probes.lag_probe(acts[n], x[:, :-1], rng, min(8, s.T)) for n in names]}
 
@@ -402,7 +398,7 @@ def bindings(size, seed, run):
 def learned_features(size, seed, run):
     """How well f(x_t)/|f(x_t)| can be read from the stream after every layer, over training."""
     s, rng = run.settings, np.random.default_rng(105)
-    x = train.sequences(s, rng, max(64, size["judge"] // 8))
+    x = train.sequences(s, rng, max(64, size["judge"] // 4))
     target, names = features(size, s, x), [f"acts.{l}" for l in range(len(s.kinds) + 1)]
     r2 = []
     for n in s.snapshots:
@@ -449,17 +445,21 @@ def over_dimensions(size, seed):
 def few_shot(size, seed, run):
     """Loss over shots: as trained, with a tuned EOS, with a tuned prefix besides; and two tasks in sequence."""
     s, n = run.settings, size["pairs"]
-    rng, judge = np.random.default_rng([108, seed]), np.random.default_rng(109)
+    rng, judge, params = np.random.default_rng([108, seed]), np.random.default_rng(109), run.params
     single, double = (data.regression_pairs(judge, 512, n, s.d, tasks=k) for k in (1, 2))
-    eos = probes.tune_tokens(run.params, s, n, {"eos": rng.standard_normal(s.d)}, {}, size["tokens"], size["lr"],
-                             seed=seed, workers=1)
-    prefix = probes.tune_tokens(run.params, s, n, {"prefix": rng.standard_normal((size["prefix"], s.d))}, eos, size["tokens"],
-                                0.9 * size["lr"], seed=seed, workers=1)
-    out = {}
+
+    def tune(start, frozen, lr):
+        return probes.tune_tokens(params, s, n, start, frozen, size["tokens"], lr, batch=32, seed=seed, workers=1)
+    eos = tune({"eos": rng.standard_normal(s.d)}, {}, size["lr"])
+    prefix = tune({"prefix": 0.3 * rng.standard_normal((size["prefix"], s.d))}, eos, 0.9 * size["lr"])
+    out = {"eos": eos["eos"], "prefix": prefix["prefix"]}
     for name, (x, y) in (("single", single), ("double", double)):
-        out[name] = [by_position(probes.few_shot_predictions(run.params, s, x.astype(s.dtype), y.astype(s.dtype), extra), y)
+        out[name] = [by_position(probes.few_shot_predictions(params, s, x.astype(s.dtype), y.astype(s.dtype), extra), y)
                      for extra in ({}, eos, eos | prefix)]
-        out[name + " lsq"] = by_position(probes.least_squares_on_pairs(x, y), y)
+        out[name + " pairs"] = by_position(probes.least_squares_on_pairs(x, y), y)
+        tokens, at = probes.few_shot_tokens(x, y, eos["eos"].astype(float))
+        curves = [by_position(probes.least_squares_on_neighbours(tokens, mu)[:, at], y) for mu in 10.0 ** np.arange(-3, 2)]
+        out[name + " neighbours"] = min(curves, key=np.mean)
     return out
 
 
@@ -467,10 +467,10 @@ def one_token(size, seed, run):
     """What slot 0 of a deep linear model holds after every layer, beside the steps of gradient descent."""
     s, L = run.settings, len(run.settings.kinds)
     tune, x = mesa.spectrum(tuning_sequences(size, s)), judging_sequences(size, s)[:512]
-    spec, eta = mesa.spectrum(x), probes.tuned_steps(tune, L)
+    spec = mesa.spectrum(x)
     acts = probes.activations(run.params, s, x, [f"acts.{l}" for l in range(L + 1)])
     layers = np.array([acts[f"acts.{l}"][:, -1, :s.d] for l in range(L + 1)])               # [L+1, B, d]
-    steps = np.array([mesa.predict(spec, mesa.gradient_descent(spec.s, eta[:k]))[:, -1] for k in range(L + 1)])
+    steps = np.array([0 * x[:, -1]] + [mesa.predict(spec, probes.best_steps(tune, k)(spec.s))[:, -1] for k in range(1, L + 1)])
     y = x[:, -1]
     return {"layers": layers[:, 0], "steps": steps[:, 0], "target": y[0],
             "error": [[0.5 * ((p - y) ** 2).sum(-1).mean() for p in a] for a in (layers, steps)]}
@@ -520,7 +520,7 @@ def end_labels(ax, ends, size=8, gap=0.075):
 def shades(colour, n):
     """n shades of a colour, from light to full."""
     from matplotlib.colors import to_rgb
-    return [tuple(1 - (1 - np.array(to_rgb(colour))) * (0.25 + 0.75 * i / max(1, n - 1))) for i in range(n)]
+    return [tuple(1 - (1 - np.array(to_rgb(colour))) * (0.35 + 0.65 * i / max(1, n - 1))) for i in range(n)]
 
 
 def heatmap(ax, M, d, title):
@@ -607,7 +607,7 @@ def draw_probe(ax, depths, what, title):
     end_labels(ax, ends, 7.5)
 
 
-def draw_context(ax, models, context, steps, title, rivals=("lsq", "kernel"), name="gradient steps"):
+def draw_context(ax, models, context, steps, title, rivals=("lsq", "kernel"), name="steps"):
     """Loss over context.  models: list of (position in the measurement, label, colour); steps: numbers of gradient steps."""
     ax.set_yscale("log")
     T, ends = len(context[0]["lsq"]), []
@@ -616,7 +616,7 @@ def draw_context(ax, models, context, steps, title, rivals=("lsq", "kernel"), na
     for k in steps:
         curve = context[0]["steps"][k - 1]
         ax.plot(t, curve, color=COLOUR["gradient descent"], lw=3, alpha=0.55)
-        ends.append((curve[-1], f"{k} {name if k > 1 else 'gradient step'}", "gradient descent"))
+        ends.append((curve[-1], f"{k} {name}" if k > 1 else "1 step", "gradient descent"))
     for key in rivals:
         ax.plot(t, context[0][key], color=COLOUR[names[key][1]], lw=1.3, ls="-" if key == "lsq" else "--")
         ends.append((context[0][key][-1], *names[key]))
@@ -666,6 +666,11 @@ def ratios(above, below):
 
 STRONGER = ("a trained layer does more than one such step: it also reads the slot that holds the residual as key or value, so "
             "its curve is that of more steps, or of none of them")
+
+
+BINDING = ("here the binding of neighbours is shared among the first layers of the deep model; where a single softmax layer has to "
+           "do it, in the hybrid, it is there after that layer")
+LATER = "the features become readable in later layers, not in the first"
 
 
 @figure((one_layer, "linear-1"), (mesa_layer, "mesa-1"))
@@ -771,78 +776,77 @@ def fig1(lab, tokens):
               "write the prediction late; nothing in training asks slot 0 to be a good prediction before the end")]
 
 
-@figure((bindings, "softmax-7"), (bindings, "softmax-7, partial"), (learned_features, "softmax-7, nonlinear"))
-def fig2(lab, full, partial, nonlinear):
-    """What can be read from the stream: past tokens after layer 1 (2A), features of f over training (2B)."""
+@figure((bindings, "softmax-7"), (bindings, "hybrid-2"), (bindings, "softmax-7, partial"), (bindings, "hybrid-2, partial"),
+        (learned_features, "softmax-7, nonlinear"), (learned_features, "hybrid-2, nonlinear"))
+def fig2(lab, *found):
+    """What can be read from the stream: past tokens after the first layers (2A), features of f over training (2B)."""
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 3, figsize=(10, 3.2))
-    for ax, found, title in zip(axes, (full, partial), ("A  Past tokens, fully observed", "A  partially observed")):
-        lags, ends = np.arange(found[0]["r2"].shape[1]), []
-        for l, colour in enumerate(shades(COLOUR["softmax"], 3)):
-            mean = mean_line(ax, lags, [f["r2"][l, :, 0] for f in found], color=colour, marker="o", ms=3.5)
-            ends.append((mean[-1], "input" if l == 0 else f"layer {l}", colour))
-        control = np.mean([f["r2"][1, :, 1] for f in found], axis=0)
+    fig, axes = plt.subplots(2, 3, figsize=(10, 5.8))
+    names = [f"{model}, {task}" for task in ("fully observed", "partially observed") for model in ("softmax-7", "hybrid-2")]
+    rows, pairs = [], zip(axes[:, :2].ravel(), names, found)
+    for ax, name, results in pairs:
+        lags, ends, layers = np.arange(results[0]["r2"].shape[1]), [], results[0]["r2"].shape[0]
+        for l, colour in enumerate(shades(COLOUR[name.split("-")[0]], layers)):
+            mean = mean_line(ax, lags, [f["r2"][l, :, 0] for f in results], color=colour, marker="o", ms=3.5)
+            ends.append((mean[-1], f"layer {l}" if l else "input", colour))
+        control = np.mean([f["r2"][1, :, 1] for f in results], axis=0)
         ax.plot(lags, control, ":", color=COLOUR["control"])
-        ax.set(title=title, xlabel="lag $j$", ylabel="$R^2$ of $x_{t-j}$, held out", ylim=(-0.1, 1.05))
+        ax.set(title=f"A  {name}", xlabel="lag $j$", ylabel="$R^2$ of $x_{t-j}$", ylim=(-0.1, 1.05))
         end_labels(ax, ends + [(control[-1], "shuffled", "control")])
-    ax, steps, ends = axes[2], nonlinear[0]["snapshots"], []
-    layers = nonlinear[0]["r2"].shape[1]
-    for l, colour in enumerate(shades(COLOUR["softmax"], layers)):
-        mean = mean_line(ax, steps, [f["r2"][:, l, 0] for f in nonlinear], color=colour)
-        ends.append((mean[-1], "input" if l == 0 else f"layer {l}", colour))
-    control = np.mean([f["r2"][:, 1:, 1].mean(axis=1) for f in nonlinear], axis=0)
-    ax.plot(steps, control, ":", color=COLOUR["control"])
-    ax.set(title="B  Features $f(x_t)/|f(x_t)|$", xlabel="training step", ylabel="$R^2$, held out", ylim=(-0.1, 1.05))
-    end_labels(ax, ends + [(control[-1], "shuffled", "control")])
-    best = [f["r2"][:, 1:, 0].max(axis=1) for f in nonlinear]
-    rows = [claim(lab, "2A", f"R² of x_t-{j} from the stream after layer 1, fully observed", "paper, 2A", "> 0.95" if j < 2 else "< 0.95",
-                  [f["r2"][1, j, 0] for f in full]) for j in range(min(4, len(full[0]["r2"][1])))]
-    rows += [claim(lab, "2A", f"R² of o_t-{j} from the stream after layer 1, partially observed", "paper, 2A", "> 0.5",
-                   [f["r2"][1, j, 0] for f in partial], "the first layer binds fewer observations than that")
-             for j in range(min(4, len(partial[0]["r2"][1])))]
-    rows += [claim(lab, "2A", f"largest |R²| of the shuffled control, {name}", "control", "< 0.05",
-                   [np.abs(f["r2"][:, :, 1]).max() for f in found]) for name, found in (("fully observed", full), ("partially", partial))]
-    rows += [claim(lab, "2B", "gain in R² of the features over training, best layer", "paper, 2B", "> 0.1", [b[-1] - b[0] for b in best],
-                   "the features are nearly linear in x_t, so that they can be read from any stream that holds x_t"),
-             claim(lab, "2B", "R² of the features after layer 1 less that after the last layer, at the end", "paper, 2B", "> 0",
-                   [f["r2"][-1, 1, 0] - f["r2"][-1, -1, 0] for f in nonlinear]),
-             claim(lab, "2B", "mean R² over training after layer 1 less that after the last layer", "paper, 2B", "> 0",
-                   [(f["r2"][:, 1, 0] - f["r2"][:, -1, 0]).mean() for f in nonlinear]),
-             claim(lab, "2B", "largest |R²| of the shuffled control", "control", "< 0.05",
-                   [np.abs(f["r2"][:, :, 1]).max() for f in nonlinear])]
+        rows += [claim(lab, "2A", f"R² of x at lag {j} from the stream after layer 1 ({np.mean([f['r2'][-1, j, 0] for f in results]):.2f} "
+                       f"after layer {layers - 1}), {name}", "paper, 2A", "> 0.95" if "fully" in name else "> 0.5",
+                       [f["r2"][1, j, 0] for f in results], BINDING) for j in range(2 if "fully" in name else min(4, len(lags)))]
+        rows.append(claim(lab, "2A", f"largest |R²| of the shuffled control, {name}", "control", "< 0.05",
+                          [np.abs(f["r2"][:, :, 1]).max() for f in results]))
+    for ax, name, results in zip(axes[:, 2], ("softmax-7", "hybrid-2"), found[4:]):
+        steps, layers, ends = results[0]["snapshots"], results[0]["r2"].shape[1], []
+        for l, colour in enumerate(shades(COLOUR[name.split("-")[0]], layers)):
+            mean = mean_line(ax, steps, [f["r2"][:, l, 0] for f in results], color=colour)
+            ends.append((mean[-1], f"layer {l}" if l else "input", colour))
+        control = np.mean([f["r2"][:, 1:, 1].mean(axis=1) for f in results], axis=0)
+        ax.plot(steps, control, ":", color=COLOUR["control"])
+        ax.set(title=f"B  {name}, features $f(x_t)/|f(x_t)|$", xlabel="training step", ylabel="$R^2$", ylim=(-0.1, 1.05))
+        end_labels(ax, ends + [(control[-1], "shuffled", "control")])
+        best = [f["r2"][:, 1:, 0].max(axis=1) for f in results]
+        rows += [claim(lab, "2B", f"unexplained variance of the features at the end of training over that at its start, best layer of "
+                       f"{name}", "paper, 2B", "< 0.8", [(1 - b[-1]) / (1 - b[0]) for b in best]),
+                 claim(lab, "2B", f"R² of the features after the first layer less that after the last of {name}, mean over training",
+                       "paper, 2B", "> 0", [(f["r2"][:, 1, 0] - f["r2"][:, -1, 0]).mean() for f in results], LATER),
+                 claim(lab, "2B", f"largest R² of the shuffled control, {name}", "control", "< 0.05",
+                       [f["r2"][:, :, 1].max() for f in results])]
     return fig, rows
 
 
-@figure((first_layer, "softmax-7"))
-def fig3a(lab, firsts):
-    """The first layer of a softmax Transformer: which tokens it attends to, and which its output depends on (3A)."""
+@figure((first_layer, "softmax-7"), (first_layer, "hybrid-2"))
+def fig3a(lab, *models):
+    """The first layer of a softmax Transformer and of a hybrid: what it attends to, what its output depends on (3A)."""
     import matplotlib.pyplot as plt
-    first, heads = firsts[0], len(firsts[0]["map"])
-    fig, axes = plt.subplots(1, heads + 1, figsize=(10, 2.7), width_ratios=(1,) * heads + (1.7,))
-    for h, ax in enumerate(axes[:-1]):
-        ax.imshow(first["map"][h], cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(f"head {h + 1}", fontsize=9)
-        ax.set_xlabel("attends to", fontsize=8)
-        ax.set_ylabel("token $t$" if h == 0 else "", fontsize=8)
-        ax.tick_params(labelsize=7)
-    ax, lags = axes[-1], np.arange(len(first["mass"]))
-    mass = [f["mass"].mean(axis=1) for f in firsts]
-    mean_line(ax, lags, mass, color=COLOUR["softmax"], marker="o", ms=4)
-    sense = [f["sensitivity"] / f["sensitivity"].sum() for f in firsts]
-    mean_line(ax, np.arange(len(sense[0])), sense, color=COLOUR["hybrid"], marker="s", ms=4, ls="--")
-    label(ax, 0.97, 0.92, "o  attention, mean of heads", "softmax", transform=ax.transAxes)
-    label(ax, 0.97, 0.80, r"s  $|\partial a_t/\partial x_{t-j}|$, share", "hybrid", transform=ax.transAxes)
-    ax.set(xlabel="lag $j$", ylabel="share", ylim=(0, 1.3 * max(np.max(mass), np.max(sense))))
-    return fig, [
-        claim(lab, "3A", "share of the first layer's attention on the diagonal and sub-diagonal, mean of heads", "paper, 3A", "> 0.5",
-              [f["mass"][:2].sum(axis=0).mean() for f in firsts],
-              "several heads spread their attention over more lags, so the mean over heads is lower than that of the best head"),
-        claim(lab, "3A", "the same for the head with the largest share", "paper, 3A", "> 0.9",
-              [f["mass"][:2].sum(axis=0).max() for f in firsts]),
-        claim(lab, "3A", "spread over sequences of the attention on the sub-diagonal (standard deviation)", "paper, 3A", "< 0.1",
-              [f["spread"] for f in firsts]),
-        claim(lab, "3A", "share of lags 0 and 1 in the sensitivity of the first layer's output", "paper, 3A", "> 0.5",
-              [s[:2].sum() for s in sense])]
+    heads, rows = len(models[0][0]["map"]), []
+    fig, axes = plt.subplots(2, heads + 1, figsize=(10, 5), width_ratios=(1,) * heads + (1.7,))
+    for name, firsts, row in zip(("softmax-7", "hybrid-2"), models, axes):
+        for h, ax in enumerate(row[:-1]):
+            ax.imshow(firsts[0]["map"][h], cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_title(f"{name}, head 1" if h == 0 else f"head {h + 1}", fontsize=9)
+            ax.set_xlabel("attends to", fontsize=8)
+            ax.set_ylabel("token $t$" if h == 0 else "", fontsize=8)
+            ax.tick_params(labelsize=7)
+        ax, lags = row[-1], np.arange(len(firsts[0]["mass"]))
+        mass = [f["mass"].mean(axis=1) for f in firsts]
+        mean_line(ax, lags, mass, color=COLOUR["softmax"], marker="o", ms=4)
+        sense = [f["sensitivity"] / f["sensitivity"].sum() for f in firsts]
+        mean_line(ax, np.arange(len(sense[0])), sense, color=COLOUR["hybrid"], marker="s", ms=4, ls="--")
+        label(ax, 0.97, 0.92, "o  attention, mean of heads", "softmax", transform=ax.transAxes)
+        label(ax, 0.97, 0.80, r"s  $|\partial a_t/\partial x_{t-j}|$, share", "hybrid", transform=ax.transAxes)
+        ax.set(xlabel="lag $j$", ylabel="share", ylim=(0, 1.3 * max(np.max(mass), np.max(sense))))
+        rows += [claim(lab, "3A", f"share of the first layer's attention on the diagonal and sub-diagonal, mean of heads, {name}",
+                       "paper, 3A", "> 0.5", [f["mass"][:2].sum(axis=0).mean() for f in firsts], BINDING),
+                 claim(lab, "3A", f"the same for the head with the largest share, {name}", "paper, 3A", "> 0.9",
+                       [f["mass"][:2].sum(axis=0).max() for f in firsts], BINDING),
+                 claim(lab, "3A", f"spread over sequences of the attention on the sub-diagonal (standard deviation), {name}", "paper, 3A",
+                       "< 0.1", [f["spread"] for f in firsts]),
+                 claim(lab, "3A", f"share of lags 0 and 1 in the sensitivity of the first layer's output, {name}", "paper, 3A", "> 0.5",
+                       [s[:2].sum() for s in sense])]
+    return fig, rows
 
 
 @figure((one_layer, "linear-1"))
@@ -1012,7 +1016,7 @@ def fig7(lab, *families):
     for ax, curves, panel, first in zip(axes, families, "ABC", (1, 0, 0)):
         family = ("fully observed", "partially observed", "nonlinear")["ABC".index(panel)]
         draw_context(ax, [(first, "softmax-7", "softmax"), (first + 1, "hybrid-2", "hybrid")], curves, (7,),
-                     f"{panel}  {family}", name=("steps", "steps, windows", "steps, features")["ABC".index(panel)])
+                     f"{panel}  {family}", name=("steps", "steps on windows", "steps on features")["ABC".index(panel)])
         softmax, hybrid = ([c["models"][first + i] for c in curves] for i in (0, 1))
         count, seconds = (curves[0][k][first:first + 2] for k in ("parameters", "seconds"))
         why = "within the training that this profile allows, the seven layers come nearer to least squares"
@@ -1031,38 +1035,44 @@ def fig8(lab, *models):
     """Few-shot regression with EOS and prefix tokens (8A), and two tasks in sequence (8B)."""
     import matplotlib.pyplot as plt
     names = [name.removesuffix(", long") for name in RUNS if name.endswith("long")]
-    fig, axes = plt.subplots(2, len(names), figsize=(10, 5.6), sharey="row")
-    rows, variants = [], ("as trained", "with EOS", "with EOS and prefix")
+    fig, axes = plt.subplots(2, len(names), figsize=(10, 5.8), sharey="row")
+    rows, variants, styles = [], ("as trained", "with EOS", "with EOS and prefix"), ((0, (1, 1)), "--", "-")
     for j, (name, found) in enumerate(zip(names, models)):
-        shades_of = shades(COLOUR["hybrid" if "hybrid" in name else "softmax"], 3)
+        colour = COLOUR["hybrid" if "hybrid" in name else "softmax"]
+        n = len(found[0]["single pairs"])
         for i, key in enumerate(("single", "double")):
-            ax, n = axes[i, j], len(found[0][key + " lsq"])
+            ax, t = axes[i, j], np.arange(1, n + 1)
             ax.set_yscale("log")
-            ax.plot(np.arange(1, n + 1), found[0][key + " lsq"], color=COLOUR["least squares"], lw=1.2)
-            for v, (text, colour, style) in enumerate(zip(variants, shades_of, ((0, (1, 1)), "--", "-"))):
-                mean_line(ax, np.arange(1, n + 1), [m[key][v] for m in found], color=colour, ls=style, lw=1.7)
-            ax.set(title=(f"{'AB'[i]}  " if j == 0 else "") + name, xlabel="example $i$", ylabel="loss of $y_i$" if j == 0 else "")
-            ax.set_xticks([1, n // 4, n // 2, 3 * n // 4, n])
-            ax.set_ylim(bottom=3e-3)
+            mean_line(ax, t, [m[key + " neighbours"] for m in found], color=COLOUR["control"], lw=3)
+            ax.plot(t, found[0][key + " pairs"], color=COLOUR["least squares"], lw=1.2)
+            for v, style in enumerate(styles):
+                mean_line(ax, t, [m[key][v] for m in found], color=colour, ls=style, lw=1.7)
+            ax.set(title=("A  " if i == 0 else "B  two tasks, ") + name, xlabel="example $i$", ylabel="loss of $y_i$" if j == 0 else "")
+            ax.set_xticks(sorted({1, n // 4, n // 2, 3 * n // 4, n}))
             if i:
                 ax.axvline(n / 2 + 0.5, color="0.8", lw=1)
         single, double = ([m[k] for m in found] for k in ("single", "double"))
-        n = len(found[0]["single lsq"])
         for at in (5, 10, 20):
             if at <= n:
                 plain, eos, prefix = ([m[v][at - 1] for m in single] for v in range(3))
                 rows += [claim(lab, "8A", f"{name}, example {at}: loss with EOS over that as trained ({np.mean(plain):.2g}; least squares "
-                               f"{found[0]['single lsq'][at - 1]:.2g})", "paper, 8A", "< 1", np.divide(eos, plain), "EOS alone does not help there"),
+                               f"{found[0]['single pairs'][at - 1]:.2g})", "paper, 8A", "< 1", np.divide(eos, plain),
+                               "EOS alone does not help there"),
                          claim(lab, "8A", f"{name}, example {at}: loss with EOS and prefix ({np.mean(prefix):.2g}) over that with EOS "
                                f"({np.mean(eos):.2g})", "paper, 8A", "< 1", np.divide(prefix, eos), "the prefix does not help there")]
-        half = n // 2
-        rows += [claim(lab, "8B", f"{name}: loss at the end of the second task over that at its start, EOS and prefix", "paper, 8B", "< 0.8",
-                       [m[2][-1] / m[2][half] for m in double], "the second task is hardly learned"),
+        rows += [claim(lab, "8A", f"{name}: loss with EOS over that of least squares on all neighbouring tokens, EOS included, last example",
+                       "measured", "0.8 .. 1.25", [m["single"][1][-1] / m["single neighbours"][-1] for m in found],
+                       "the model does not treat the sequence as the dynamical system that all its neighbours would make"),
+                 claim(lab, "8B", f"{name}: loss at the end of the second task over that at its start, with EOS and prefix", "paper, 8B",
+                       "< 0.8", [m[2][-1] / m[2][n // 2] for m in double], "the second task is hardly learned"),
                  claim(lab, "8B", f"{name}: highest loss at examples 2 to 5 over that at example 1, as trained (early ascent)", "paper, 8B",
-                       "> 1", [m[0][1:5].max() / m[0][0] for m in single], "no ascent")]
-    for (text, colour, style), y in zip(zip(variants, shades(COLOUR["softmax"], 3), (":", "--", "-")), (0.30, 0.19, 0.08)):
-        axes[0, 0].plot([], [], color=colour, ls=style, label=text)
-    axes[0, 0].plot([], [], color=COLOUR["least squares"], label="least squares")
+                       "> 1", [m[0][1:5].max() / m[0][0] for m in single], "there is no ascent")]
+    for text, style in zip(variants, styles):
+        axes[0, 0].plot([], [], color=COLOUR["softmax"], ls=style, label=text)
+    axes[0, 0].plot([], [], color=COLOUR["least squares"], label="least squares on pairs")
+    axes[0, 0].plot([], [], color=COLOUR["control"], lw=3, label="least squares on neighbours")
+    for i, low in ((0, 5e-4), (1, 0.1)):
+        axes[i, 0].set_ylim(bottom=low)
     axes[0, 0].legend(fontsize=7, frameon=False, loc="lower left")
     return fig, rows
 

@@ -605,12 +605,13 @@ def newton_schulz(s, mu, k):
     return z
 
 
-def normalised(algorithm, s, *coefficients):
-    """An algorithm on A = (S_t + 0.001 I) / its Frobenius norm, as the authors' Richardson and Chebyshev have it: then one
-    set of step sizes serves eigenvalues of every size.  No linear layer can do that: the norm changes with t."""
+def frobenius(s):
+    """(eigenvalues of A, norm) for A = (S_t + 0.001 I) / norm, its Frobenius norm.  The authors' Richardson and Chebyshev work
+    on A, so that one set of step sizes serves eigenvalues of every size, and divide what they find by the norm.  No linear
+    layer can do that: the norm changes with t."""
     a = s + 1e-3
     norm = np.sqrt((a * a).sum(axis=-1, keepdims=True))
-    return algorithm(a / norm, *coefficients) / norm
+    return a / norm, norm
 
 
 def ridge(s, mu):

@@ -181,15 +181,33 @@ def tuned(inverse, spec, start, target=None):
     return np.exp(theta)
 
 
-def tuned_steps(spec, k):
-    """Step sizes of the best k gradient steps on these sequences (L-BFGS from steps spread over the spectrum)."""
-    top = np.quantile(spec.s[..., -1], 0.95)            # steps between 1 / the largest eigenvalue and 1 / a small one
-    return tuned(mesa.gradient_descent, spec, np.geomspace(1, 10, k) / top)
+def best_steps(spec, k, scale=lambda s: (s, 1.0)):
+    """k gradient steps with the best step sizes on these sequences, as a function s -> q(s), what stands for 1/s.
+
+    Steps of sizes eta_j make q(s) = (1 - prod_j (1 - eta_j s)) / s, a polynomial of degree k - 1, in which the prediction is
+    linear: so the best one is found by least squares, where a search over step sizes would get stuck.  (That polynomial
+    is made of real step sizes, up to noise: x_{t+1} - N_t q(S_t) x_t = W prod_j (1 - eta_j S_t) x_t, so the squared error weighs
+    the values of the product at the eigenvalues with positive weights, and the best product is a polynomial orthogonal under
+    positive weights, whose roots 1/eta_j are real and positive.)
+    scale: mesa.frobenius, for steps on the normalised problem.
+    """
+    a, norm = scale(spec.s)
+    top = a.max()
+
+    def basis(a):                                       # Chebyshev's polynomials, for conditioning: [..., k]
+        return np.polynomial.chebyshev.chebvander(2 * a / top - 1, k - 1)
+    columns = np.stack([mesa.predict(spec, column / norm).ravel() for column in np.moveaxis(basis(a), -1, 0)], axis=-1)
+    c = np.linalg.lstsq(columns, spec.y.ravel(), rcond=None)[0]
+
+    def q(s):
+        a, norm = scale(s)
+        return basis(a) @ c / norm
+    return q
 
 
 def distance(curve, other):
-    """Root mean square difference of two curves over t, relative to the mean of the first."""
-    return float(np.sqrt(((curve - other) ** 2).mean()) / curve.mean())
+    """Root mean square of log(curve / other) over t: 0.1 means that two curves differ by a tenth."""
+    return float(np.sqrt((np.log(curve / other) ** 2).mean()))
 
 
 # ------------------------------------------------------------------------ is a softmax layer a linear one in disguise
@@ -262,6 +280,13 @@ def tune_tokens(params, s, n, start, frozen, steps, lr, batch=64, seed=0, noise=
     return state.params
 
 
+def least_squares_on_neighbours(tokens, ridge):
+    """Ridge regression at every t on all pairs of neighbouring tokens so far, applied to the present one: what a perfect
+    learner of next tokens does with a sequence [B, T, d] that it takes for a dynamical system.  [B, T, d]"""
+    past, now = data.previous(tokens)[:, None], tokens[:, None]
+    return mesa.linear_attention(mesa.precondition_direct(now, past, np.array([1 / ridge])), past, now)[:, 0]
+
+
 def least_squares_on_pairs(x, y, ridge=1e-3):
     """Ridge regression on the pairs before i, applied to x_i: the least squares over true pairs. [B, n, d] -> [B, n, d]"""
     shifted = [data.previous(a)[:, None] for a in (x, y)]
@@ -273,13 +298,13 @@ def main():
     for path in sorted(folder.glob("*.npz")):
         params, s = train.load_model(path)
         rng = np.random.default_rng(0)
-        x_tune, x = train.sequences(s, rng, 128), train.sequences(s, rng, 512)
+        x_tune, x = train.sequences(s, rng, 2_048), train.sequences(s, rng, 512)
         tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
         model = train.predictions(params, s, x)
         print(f"{path.stem}: {' '.join(s.kinds)}; {sum(w.size for w in params.values()):,} weights, {s.steps:,} steps, d = {s.d}, "
               f"T = {s.T}\n  loss on 512 new sequences {loss(model, y):.3f}; ", end="")
         for k in (1, 2, 6):
-            gd = mesa.predict(spec, mesa.gradient_descent(spec.s, tuned_steps(tune, k)))
+            gd = mesa.predict(spec, best_steps(tune, k)(spec.s))
             print(f"{k} gradient steps {loss(gd, y):.3f} (R2 {r_squared(model, gd):.3f}); ", end="")
         lsq = mesa.predict(spec, mesa.ridge(spec.s, tuned(mesa.ridge, tune, [0.01])))
         print(f"least squares {loss(lsq, y):.3f} (R2 {r_squared(model, lsq):.3f})")

@@ -568,7 +568,8 @@ def test_proposition_2_on_windows_and_features_is_gradient_descent_there(phi, st
 
 def test_normalised_descent_divides_by_the_frobenius_norm(states):
     spec = mesa.spectrum(states)
-    out = mesa.predict(spec, mesa.normalised(mesa.gradient_descent, spec.s, [0.5, 1.5]))
+    a, norms = mesa.frobenius(spec.s)
+    out = mesa.predict(spec, mesa.gradient_descent(a, [0.5, 1.5]) / norms)
     x, t = states[1], 8
     S = x[:t].T @ x[:t] + 0.001 * np.eye(4)
     norm = np.linalg.norm(S)
@@ -1188,13 +1189,25 @@ def test_attention_map_is_a_mean_of_distributions(rng):
     assert mean.shape == std.shape == (4, 6, 6) and np.allclose(mean.sum(axis=-1), 1) and (np.triu(mean, 1) == 0).all()
 
 
-def test_tuned_steps_are_the_best_that_can_be_found():
-    """k = 1: the best step size is the regression coefficient of the target on N_t x_t; more steps do better."""
+@pytest.mark.parametrize("scale", [lambda s: (s, 1.0), mesa.frobenius], ids=["plain", "normalised"])
+def test_best_steps_are_gradient_steps_with_the_best_step_sizes(scale):
+    """Least squares over polynomials finds what a search over step sizes finds, and 1 - s q(s) has k positive roots 1/eta_j."""
     spec = mesa.spectrum(data.linear_sequences(np.random.default_rng(0), 200, 20, d=3))
-    Nx = mesa.predict(spec, np.ones_like(spec.s))
-    assert probes.tuned_steps(spec, 1)[0] == pytest.approx((Nx * spec.y).sum() / (Nx * Nx).sum(), rel=1e-3)
-    losses = [probes.loss(mesa.predict(spec, mesa.gradient_descent(spec.s, probes.tuned_steps(spec, k))), spec.y) for k in range(1, 7)]
-    assert (np.diff(losses) < 0).all()
+    a, norm = scale(spec.s)
+
+    def algorithm(log_eta):
+        return mesa.predict(spec, mesa.gradient_descent(a, ad.exp(log_eta)) / norm)
+    for k in (1, 2, 3):
+        q = probes.best_steps(spec, k, scale)
+        best = probes.loss(mesa.predict(spec, q(spec.s)), spec.y)
+        searched = mesa.tune(algorithm, spec.y, np.log(np.geomspace(1, 8, k) / np.quantile(a, 0.99)))
+        assert best == pytest.approx(probes.loss(algorithm(searched), spec.y), rel=1e-3)
+        if scale is mesa.frobenius:
+            continue
+        s = np.linspace(0.1, a.max(), 50)
+        p = np.polynomial.Polynomial.fit(s, 1 - s * q(s), k).roots()
+        assert len(p) == k and np.isreal(p).all() and (p.real > 0).all()
+        assert np.allclose(np.sort(1 / p.real), np.sort(np.exp(searched)), rtol=0.02)
 
 
 def test_distillation_recovers_a_linear_layer(rng):
