@@ -20,18 +20,17 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import autodiff  # noqa: F401  (sets the thread counts before NumPy loads)
 
 import numpy as np
 
-import data
-import mesa
 import probes
 import train
-from probes import by_position, loss, r_squared
+from measure import (Run, bindings, compression, context, depth, few_shot, first_layer, learned_features, linearised, mesa_layer,
+                     one_layer, one_token, over_dimensions)
 
 # One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind readers too).
 COLOUR = {"linear": "#0072B2", "mesa": "#009E73", "softmax": "#CC79A7", "hybrid": "#D55E00",
@@ -98,33 +97,12 @@ def digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-@dataclass
-class Run:
-    """A training run in the cache. What it has learned is read when it is asked for."""
-    settings: train.Settings
-    folder: Path
-
-    @property
-    def state(self):
-        return train.load_checkpoint(self.folder)[0]
-
-    @property
-    def params(self):
-        return self.state.params
-
-    def weights_at(self, step):
-        return train.load_arrays(self.folder / f"weights-{step:06d}.npz")
-
-    def steps_done(self):
-        return self.state.step if (self.folder / "checkpoint.npz").exists() else 0
-
-
 def train_run(run, name, workers, lines_every):
     """A job for an executor: finish a run."""
     train.run(run.settings, run.folder, name, workers=workers, lines_every=lines_every)
 
 
-def measure(path, f, size, seed, runs):
+def measure_run(path, f, size, seed, runs):
     """A job for an executor: f(size, seed, *runs) -> dict of arrays, kept in the file `path`."""
     train.save_arrays(path, {k: np.asarray(v) for k, v in f(size, seed, *runs).items()})
 
@@ -142,6 +120,7 @@ class Lab:
     seeds: tuple = (0,)
     cache: Path = Path("runs")
     executor: object = None
+    sizes: dict = field(default_factory=lambda: SIZE)       # of measurements, for each profile
 
     def run(self, name, seed):
         """The Run of that name in RUNS, trained or not."""
@@ -156,7 +135,7 @@ class Lab:
     def place(self, f, names, seed):
         """The file in which the results of a measurement are kept."""
         runs = [asdict(self.run(n, seed).settings) for n in names]
-        key = digest([SOURCE[f], SIZE[self.profile], seed, runs])
+        key = digest([SOURCE[f], self.sizes[self.profile], seed, runs])
         return self.cache / f"measured-{f.__name__}-{key}.npz"
 
     def map(self, job, arguments):
@@ -176,7 +155,7 @@ class Lab:
 
     def prepare(self, measurements):
         """Train and measure whatever the cache lacks."""
-        wanted = {self.place(f, names, seed): (f, SIZE[self.profile], seed, [self.run(n, seed) for n in names])
+        wanted = {self.place(f, names, seed): (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
                   for f, *names in measurements for seed in self.seeds}
         wanted = {path: rest for path, rest in wanted.items() if not path.exists()}
         names = {run.folder: f"{name} seed {seed}" for _, *names in measurements for name in names for seed in self.seeds
@@ -191,7 +170,7 @@ class Lab:
             together = self.executor is not None
             self.map(train_run, [(runs[folder], names[folder], 1 if together else None,
                                   max(1, runs[folder].settings.steps // 4) if together else None) for folder in order])
-        self.map(measure, [(path, *rest) for path, rest in wanted.items()])
+        self.map(measure_run, [(path, *rest) for path, rest in wanted.items()])
 
     def results(self, f, *names):
         """What a measurement has found, for each seed."""
@@ -277,203 +256,10 @@ def make(name, lab, out):
     train.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
     train.write_whole(out / f"{name}.json", lambda f: f.write((json.dumps(claims, indent=1) + "\n").encode()))
     plt.close(fig)
-    everything = [c for name in FIGURES if (out / f"{name}.json").exists()
-                  for c in json.loads((out / f"{name}.json").read_text())]
+    everything = [c for path in sorted(out.glob("*.json")) for c in json.loads(path.read_text())]
     train.write_whole(out / "claims.md", lambda f: f.write(markdown(everything).encode()))
     print(f"\n{out / name}.png\n\n{markdown(claims)}", flush=True)
     return claims
-
-
-# -------------------------------------------------------------------------------------------------- measurements
-# (size, seed, *runs) -> dict of arrays.  Rivals are tuned on sequences of their own and judged, like the models, on others that
-# nobody has seen; both are the same for all seeds of the training.
-
-
-def tuning_sequences(size, s):
-    return train.sequences(s, np.random.default_rng(101), size["tune"] // (8 if s.task == "partial" else 1))    # windows are wide
-
-
-def judging_sequences(size, s):
-    return train.sequences(s, np.random.default_rng(102), size["judge"])
-
-
-def features(size, s, x):
-    """What the next observation is a linear function of, for states x [B, T+1, d] of the task of s: [B, T, n]."""
-    now = x[:, :-1]
-    return data.windows(now, size["window"]) if s.task == "partial" else \
-        data.feature(now, s.f_width, s.family_seed) if s.task == "nonlinear" else now
-
-
-def one_layer(size, seed, run):
-    """linear-1: its matrices, and its losses beside those of one gradient step, of the closed-form optimum, of CompressedAlg."""
-    s, d = run.settings, run.settings.d
-    tune, x = mesa.spectrum(tuning_sequences(size, s)), judging_sequences(size, s)
-    spec, y = mesa.spectrum(x), x[:, 1:]
-    step = probes.best_steps(tune, 1)
-    gd, (optimum, best) = mesa.predict(spec, step(spec.s)), mesa.identity_block_optimum(x)
-    model = train.predictions(run.params, s, x)
-    qk, vo = probes.effective_matrices(run.params, 0)
-    c = probes.one_layer_coefficients(run.params, d)
-    x_val = train.heldout_sequences(s)                  # the sequences of the run's own evaluations
-    spec_val, y_val, along = mesa.spectrum(x_val), x_val[:, 1:], []
-    gd_val = mesa.predict(spec_val, step(spec_val.s))
-    for n in s.snapshots:                               # while it trains: CompressedAlg, and how near the inner objective is
-        params = run.weights_at(n)
-        P, out = probes.products(params, s.config), train.predictions(params, s, x_val)
-        along.append([loss(probes.predictions_of_products(probes.compressed(P, d), s, x_val), y_val), loss(out, y_val),
-                      r_squared(out, gd_val), probes.cosine(out, gd_val)])
-    compressed = probes.predictions_of_products(probes.compressed(np.array([[qk, vo]]), d), s, x)
-    return {"qk": qk, "vo": vo, "d": d, "linear": by_position(model, y), "gd": by_position(gd, y),
-            "optimum": loss(optimum, y), "compressed": loss(compressed, y), "r2_gd": r_squared(model, gd),
-            "diagonal": np.mean([probes.diagonal_share(M, d) for M in (qk, vo)]),
-            "prop1": c[0, 1, 0] ** 2 / (c ** 2).sum(), "prop1_optimum": best[0, 1, 0] ** 2 / (best ** 2).sum(),
-            "heldout": run.state.heldout, "snapshots": s.snapshots, "along": along, "gd_heldout": loss(gd_val, y_val),
-            "optimum_heldout": loss(mesa.identity_block_optimum(x_val)[0], y_val)}
-
-
-def mesa_layer(size, seed, run):
-    """mesa-1 beside the best ridge regression and the one nearest to it."""
-    s, x_tune, x = run.settings, tuning_sequences(size, run.settings), judging_sequences(size, run.settings)
-    tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
-    mu = probes.tuned(mesa.ridge, tune, [0.01])
-    # Not a rival but a measurement: which ridge describes what the mesa layer does?
-    near = probes.tuned(mesa.ridge, tune, [0.1], train.predictions(run.params, s, x_tune))
-    model, lsq, ridge = train.predictions(run.params, s, x), *(mesa.predict(spec, mesa.ridge(spec.s, m)) for m in (mu, near))
-    return {"mu": mu[0], "near": near[0], "mesa": by_position(model, y), "lsq": by_position(lsq, y), "ridge": by_position(ridge, y),
-            "r2_lsq": r_squared(model, lsq), "r2_ridge": r_squared(model, ridge), "d": s.d, "T": s.T}
-
-
-def context(size, seed, *runs):
-    """Loss over context of runs on the same task, and of the reference algorithms on that task's features."""
-    s = runs[0].settings
-    x_tune, x = tuning_sequences(size, s), judging_sequences(size, s)
-    tune, spec, y = mesa.spectrum(x_tune, features(size, s, x_tune)), mesa.spectrum(x, features(size, s, x)), x[:, 1:]
-
-    def curve(inverse):
-        return by_position(mesa.predict(spec, inverse), y)
-    steps, normalised = ([curve(probes.best_steps(tune, k, *scale)(spec.s)) for k in range(1, 9)] for scale in ((), (mesa.frobenius,)))
-    mu = probes.tuned(mesa.ridge, tune, [0.01])
-    bandwidth = np.exp(mesa.tune(lambda p: mesa.kernel_regression(x_tune[:128], autodiff.exp(p)), x_tune[:128, 1:], [-1.0]))
-    state = [run.state for run in runs]
-    return {"models": [by_position(train.predictions(a.params, r.settings, x), y) for a, r in zip(state, runs)],
-            "parameters": [sum(w.size for w in a.params.values()) for a in state], "seconds": [a.seconds for a in state],
-            "steps": steps, "normalised": normalised, "lsq": curve(mesa.ridge(spec.s, mu)),
-            "kernel": by_position(mesa.kernel_regression(x, bandwidth), y), "zero": by_position(0 * y, y),
-            "last": by_position(x[:, :-1], y)}
-
-
-def compression(size, seed, run):
-    """CompressedAlg of a deep linear model as it trains: alone, and averaged half and half with the trained weights."""
-    s, d, x = run.settings, run.settings.d, train.heldout_sequences(run.settings)
-    final, rows = probes.compressed(probes.products(run.params, s.config), d), []
-    for n in s.snapshots:
-        P = probes.products(run.weights_at(n), s.config)
-        rows.append([loss(probes.predictions_of_products(Q, s, x), x[:, 1:])
-                     for Q in (P, probes.compressed(P, d), (P + final) / 2)])
-    tables = probes.slot_table(final, d)
-    return {"heldout": run.state.heldout, "snapshots": s.snapshots, "rows": rows, "entries": final.size, "numbers": tables.size,
-            "nonzero": (np.abs(tables) > 0.02 * np.abs(tables).max(axis=(-1, -2), keepdims=True)).sum()}
-
-
-def depth(size, seed, run):
-    """Probes of every layer, at several t: the next state, and the preconditioned input."""
-    s, rng = run.settings, np.random.default_rng(103)
-    x = train.sequences(s, rng, max(size["judge"], 64))
-    names = [f"acts.{l}" for l in range(len(s.kinds) + 1)]
-    acts, target = probes.activations(run.params, s, x, names), probes.preconditioned_inputs(x[:, :-1])
-    at, keep = np.unique(np.linspace(2, s.T, 12).astype(int)), probes.not_outliers(target)
-    return {"at": at, "outliers": (~keep).sum(axis=0)[at - 1], "sequences": len(x), "d": s.d,
-            "next": [probes.position_probe(acts[n], x[:, 1:], rng, at) for n in names],
-            "input": [probes.position_probe(acts[n], target, rng, at, keep) for n in names]}
-
-
-def bindings(size, seed, run):
-    """How well x_{t-j} can be read from the stream before and after the first layers."""
-    s, rng = run.settings, np.random.default_rng(104)
-    x, names = train.sequences(s, rng, size["judge"] // 2), [f"acts.{l}" for l in range(min(3, len(s.kinds)) + 1)]
-    acts = probes.activations(run.params, s, x, names)
-    return {"r2": [probes.lag_probe(acts[n], x[:, :-1], rng, min(8, s.T)) for n in names]}
-
-
-def learned_features(size, seed, run):
-    """How well f(x_t)/|f(x_t)| can be read from the stream after every layer, over training."""
-    s, rng = run.settings, np.random.default_rng(105)
-    x = train.sequences(s, rng, max(64, size["judge"] // 4))
-    target, names = features(size, s, x), [f"acts.{l}" for l in range(len(s.kinds) + 1)]
-    r2 = []
-    for n in s.snapshots:
-        acts = probes.activations(run.weights_at(n), s, x, names)
-        r2.append([probes.probe(acts[name], target, rng) for name in names])
-    return {"snapshots": s.snapshots, "r2": r2}
-
-
-def first_layer(size, seed, run):
-    """The first layer's attention map, and what its output depends on."""
-    s = run.settings
-    x = train.sequences(s, np.random.default_rng(106), size["judge"])
-    mean, std = probes.attention_map(run.params, s, x)
-    mass = [np.diagonal(mean, -j, 1, 2)[:, -(s.T // 2):].mean(axis=-1) for j in range(min(8, s.T // 2))]     # later half of t
-    return {"map": mean, "mass": mass, "spread": np.sqrt((np.diagonal(std, -1, 1, 2) ** 2).mean()),
-            "sensitivity": probes.sensitivity(run.params, s, x[:64], s.T, min(8, s.T))}
-
-
-def linearised(size, seed, run):
-    """loss(swapped) / loss(original) for a distilled linear layer in the place of each softmax layer."""
-    s, x = run.settings, train.heldout_sequences(run.settings)
-    params, ratios = run.params, []
-    for l in range(len(s.kinds)):
-        new, settings = probes.distil(params, s, l, size["distil"], seed=seed, workers=1)
-        ratios.append(train.heldout_loss(new, settings, x) / train.heldout_loss(params, s, x))
-    return {"ratios": ratios, "d": s.d}
-
-
-def over_dimensions(size, seed):
-    """Mean loss of least squares and of kernel regression, relative to predicting zero, for several d with T = 5 d."""
-    rows = []
-    for d in size["dims"]:
-        s = train.Settings(d=d, T=5 * d)
-        rng = np.random.default_rng([107, seed])
-        x_tune, x = (train.sequences(s, rng, 128) for _ in range(2))
-        tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
-        bandwidth = np.exp(mesa.tune(lambda p: mesa.kernel_regression(x_tune, autodiff.exp(p)), x_tune[:, 1:], [-1.0]))
-        lsq = mesa.predict(spec, mesa.ridge(spec.s, probes.tuned(mesa.ridge, tune, [0.01])))
-        zero = by_position(0 * y, y)[-1]                # at t = T, when 5 d states have been seen
-        rows.append([by_position(p, y)[-1] / zero for p in (lsq, mesa.kernel_regression(x, bandwidth))])
-    return {"dims": size["dims"], "rows": rows}
-
-
-def few_shot(size, seed, run):
-    """Loss over shots: as trained, with a tuned EOS, with a tuned prefix besides; and two tasks in sequence."""
-    s, n = run.settings, size["pairs"]
-    rng, judge, params = np.random.default_rng([108, seed]), np.random.default_rng(109), run.params
-    single, double = (data.regression_pairs(judge, 512, n, s.d, tasks=k) for k in (1, 2))
-
-    def tune(start, frozen, lr):
-        return probes.tune_tokens(params, s, n, start, frozen, size["tokens"], lr, batch=32, seed=seed, workers=1)
-    eos = tune({"eos": rng.standard_normal(s.d)}, {}, size["lr"])
-    prefix = tune({"prefix": 0.3 * rng.standard_normal((size["prefix"], s.d))}, eos, 0.9 * size["lr"])
-    out = {"eos": eos["eos"], "prefix": prefix["prefix"]}
-    for name, (x, y) in (("single", single), ("double", double)):
-        out[name] = [by_position(probes.few_shot_predictions(params, s, x.astype(s.dtype), y.astype(s.dtype), extra), y)
-                     for extra in ({}, eos, eos | prefix)]
-        out[name + " pairs"] = by_position(probes.least_squares_on_pairs(x, y), y)
-        tokens, at = probes.few_shot_tokens(x, y, eos["eos"].astype(float))
-        curves = [by_position(probes.least_squares_on_neighbours(tokens, mu)[:, at], y) for mu in 10.0 ** np.arange(-3, 2)]
-        out[name + " neighbours"] = min(curves, key=np.mean)
-    return out
-
-
-def one_token(size, seed, run):
-    """What slot 0 of a deep linear model holds after every layer, beside the steps of gradient descent."""
-    s, L = run.settings, len(run.settings.kinds)
-    tune, x = mesa.spectrum(tuning_sequences(size, s)), judging_sequences(size, s)[:512]
-    spec = mesa.spectrum(x)
-    acts = probes.activations(run.params, s, x, [f"acts.{l}" for l in range(L + 1)])
-    layers = np.array([acts[f"acts.{l}"][:, -1, :s.d] for l in range(L + 1)])               # [L+1, B, d]
-    steps = np.array([0 * x[:, -1]] + [mesa.predict(spec, probes.best_steps(tune, k)(spec.s))[:, -1] for k in range(1, L + 1)])
-    y = x[:, -1]
-    return {"layers": layers[:, 0], "steps": steps[:, 0], "target": y[0],
-            "error": [[0.5 * ((p - y) ** 2).sum(-1).mean() for p in a] for a in (layers, steps)]}
 
 
 # ------------------------------------------------------------------------------------------------------- drawing
@@ -518,8 +304,9 @@ def end_labels(ax, ends, size=8, gap=0.075):
 
 
 def shades(colour, n):
-    """n shades of a colour, from light to full."""
+    """n shades of an algorithm's colour, from light to full: for depths or sizes of the same kind of model."""
     from matplotlib.colors import to_rgb
+    colour = COLOUR.get(colour, colour)
     return [tuple(1 - (1 - np.array(to_rgb(colour))) * (0.35 + 0.65 * i / max(1, n - 1))) for i in range(n)]
 
 
@@ -621,10 +408,11 @@ def draw_context(ax, models, context, steps, title, rivals=("lsq", "kernel"), na
         ax.plot(t, context[0][key], color=COLOUR[names[key][1]], lw=1.3, ls="-" if key == "lsq" else "--")
         ends.append((context[0][key][-1], *names[key]))
     for i, text, colour in models:
-        mean = mean_line(ax, t, [c["models"][i] for c in context], color=COLOUR[colour], lw=1.8)
+        mean = mean_line(ax, t, [c["models"][i] for c in context], color=COLOUR.get(colour, colour), lw=1.8)
         ends.append((mean[-1], text, colour))
     ax.set(title=title, xlabel="context length $t$", ylabel="held-out loss at $t$")
-    ax.set_ylim(0.5 * min(c["models"][i].min() for c in context for i, *_ in models), 2 * context[0]["zero"].max())
+    ax.set_ylim(0.6 * min(context[0]["lsq"].min(), *(c["models"][i].min() for c in context for i, *_ in models)),
+                2 * context[0]["zero"].max())
     end_labels(ax, ends)
 
 
@@ -640,7 +428,7 @@ def draw_distances(ax, models, context, title):
     for i, text, colour in models:
         for kind, style in (("steps", "o-"), ("normalised", "s--")):
             curve = distances(context, i, kind).mean(axis=0)
-            ax.plot(k, curve, style, color=COLOUR[colour] if isinstance(colour, str) else colour, ms=4, lw=1.3,
+            ax.plot(k, curve, style, color=COLOUR.get(colour, colour), ms=4, lw=1.3,
                     mfc="white" if kind == "normalised" else None)
             ends.append((curve[-1], text + (", normalised" if kind == "normalised" else ""), colour))
     ax.set(title=title, xlabel="steps $k$ of gradient descent", ylabel="distance of the curves")
@@ -748,7 +536,7 @@ def fig1(lab, tokens):
     box(7.2, 7.0, 5.2, r"$r \leftarrow r - \eta\, S_t r,\quad \hat x \leftarrow \hat x + \eta\, N_t r$", "#DCEAF5")
     arrow((8.8, 7.6), (8.8, 8.7), COLOUR["linear"])
     box(8.8, 9.3, 1.9, r"$\hat x_{t+1}$", "#FCEFD6")
-    schema.text(0.1, 2.45, "first layer:\nbind", fontsize=8, color=COLOUR["softmax"], va="center", weight="bold")
+    schema.text(0.1, 5.35, "first layer: bind neighbours", fontsize=8, color=COLOUR["softmax"], va="center", weight="bold")
     schema.text(0.1, 7.0, "deeper layers:\none gradient\nstep each", fontsize=8, color=COLOUR["linear"], va="center", weight="bold")
     m = tokens[0]
     L = len(m["layers"])
@@ -757,7 +545,7 @@ def fig1(lab, tokens):
     limit = np.nanmax(np.abs(columns))
     image = strip.imshow(columns.T, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     strip.set_xticks([*range(L), *range(L + 1, 2 * L + 1), 2 * L + 2], [*map(str, range(L)), *map(str, range(L)), "truth"], fontsize=8)
-    strip.set_xlabel("after layer                after gradient step          ", fontsize=9)
+    strip.set_xlabel("after layer ...            after ... gradient steps            ", fontsize=9)
     strip.set(title=f"One token: its prediction slot in linear-{L - 1}", ylabel="coordinate of $x_{t+1}$")
     strip.tick_params(length=0)
     strip.spines[:].set_visible(False)
@@ -766,8 +554,9 @@ def fig1(lab, tokens):
     error.set_yscale("log")
     for i, text, colour in ((0, f"linear-{L - 1}", "linear"), (1, "gradient descent", "gradient descent")):
         mean = mean_line(error, k, errors[:, i], color=COLOUR[colour], lw=2, marker="o", ms=4)
-        label(error, L - 1, mean[-1] * (0.82 if i == 0 else 1.15), text, colour, "top" if i == 0 else "bottom")
-    error.set(title="All tokens at $t = T$", xlabel="layer, or gradient step", ylabel="loss")
+        label(error, L - 1, mean[-1] * (0.75 if i == 0 else 1.3), text, colour, "top" if i == 0 else "bottom")
+    error.set(title="All tokens at $t = T$", xlabel="layers, or best gradient steps", ylabel="loss")
+    error.set_ylim(bottom=0.4 * errors.mean(axis=0).min())
     return fig, [
         claim(lab, "1", f"loss read from slot 0 after layer {L - 1} of linear-{L - 1} over that of {L - 1} gradient steps, t = T",
               "paper, 1", "<= 1.05", errors[:, 0, -1] / errors[:, 1, -1]),
@@ -890,9 +679,10 @@ def fig4(lab, ones, compressed, curves, depths):
         label(b, 0.97, 0.85 - 0.09 * i, text, colour, transform=b.transAxes)
     label(b, 0.97, 0.87, "linear-6", "linear", transform=b.transAxes, weight="bold")
     b.set(title="B  linear-6 over training", xlabel="training step", ylabel="held-out loss")
-    draw_context(c, [(1, "linear-2", "linear")], curves, (1, 2, 3, 4), "C  two layers", ("lsq",))
+    light = shades("linear", 2)[0]
+    draw_context(c, [(1, "linear-2", light)], curves, (1, 2, 3, 4), "C  two layers", ("lsq",))
     draw_context(d, [(2, "linear-6", "linear")], curves, (2, 4, 6, 8), "D  six layers", ("lsq",))
-    draw_distances(k_ax, [(1, "linear-2", "CompressedAlg"), (2, "linear-6", "linear")], curves, "C-D  distance to $k$ steps")
+    draw_distances(k_ax, [(1, "linear-2", light), (2, "linear-6", "linear")], curves, "C-D  distance to $k$ steps")
     draw_probe(e, depths, "next", "E  probe for $x_{t+1}$")
     draw_probe(f, depths, "input", "F  probe for $(S_t+0.001 I)^{-1}x_t$")
     f.axvline(float(depths[0]["d"]), color="0.85", lw=1, zorder=0)
@@ -946,7 +736,7 @@ def mesa_row(lab, curves):
     """One mesa layer against one, two and six layers of linear attention."""
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6.5, 3.6))
-    draw_context(ax, [(0, "linear-1", "CompressedAlg"), (2, "linear-6", "linear"), (3, "mesa-1", "mesa")], curves, (1, 6),
+    draw_context(ax, [(0, "linear-1", shades("linear", 2)[0]), (2, "linear-6", "linear"), (3, "mesa-1", "mesa")], curves, (1, 6),
                  "One mesa layer against linear attention", ("lsq",))
     return fig, [claim(lab, "mesa", f"mesa-1's mean loss over that of {name}", "paper, mesa against linear attention", "< 1",
                        ratios([c["models"][3] for c in curves], [c["models"][i] for c in curves]))
@@ -973,6 +763,8 @@ def fig5(lab, *found):
     left.set_yscale("log")
     left.set(title="A  A linear layer in the place of one softmax layer", xlabel="layer", ylabel="loss / loss of the original")
     left.set_xticks(np.arange(1, len(ratio[0]) + 1))
+    for which in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        which(lambda value, _: f"{value:g}")
     end_labels(left, ends)
     later = [[np.mean([m["ratios"][1:]]) for m in layers] for layers in models]
     rows.append(claim(lab, "5A", "mean ratio of the later layers at the largest d over that at the smallest", "paper, 5A", "< 1",
@@ -988,6 +780,7 @@ def fig5(lab, *found):
     rows.append(claim(lab, "5B", f"relative loss of kernel regression at d = {dims[-1]}", "paper, 5B", "> 0.5",
                       [r["rows"][-1, 1] for r in rivals]))
     right.set(title="B  After 5 d tokens", xlabel="dimension $d$", ylabel="loss / loss of predicting zero")
+    right.set_xticks(dims)
     end_labels(right, ends)
     return fig, rows
 
@@ -999,8 +792,9 @@ def fig6(lab, depths, curves):
     fig, axes = plt.subplots(2, 2, figsize=(10, 6.6))
     draw_probe(axes[0, 0], depths, "next", "A  softmax-7, probe for $x_{t+1}$")
     draw_probe(axes[0, 1], depths, "input", "B  softmax-7, probe for $(S_t+0.001 I)^{-1}x_t$")
-    draw_context(axes[1, 0], [(0, "softmax-3", "CompressedAlg"), (1, "softmax-7", "softmax")], curves, (3, 7), "C  loss over context")
-    draw_distances(axes[1, 1], [(0, "softmax-3", "CompressedAlg"), (1, "softmax-7", "softmax")], curves, "C  distance to $k$ steps")
+    models = [(0, "softmax-3", shades("softmax", 2)[0]), (1, "softmax-7", "softmax")]
+    draw_context(axes[1, 0], models, curves, (3, 7), "C  loss over context")
+    draw_distances(axes[1, 1], models, curves, "C  distance to $k$ steps")
     why = "a softmax layer is not bound to one step of gradient descent, and some layers bind tokens instead"
     return fig, (depth_claims(lab, "6A", "6B", depths, "softmax-7") + nearest(lab, "6C", "softmax-3", 0, 3, curves, why)
                  + nearest(lab, "6C", "softmax-7", 1, 7, curves, why))
@@ -1080,9 +874,10 @@ def fig8(lab, *models):
 # -------------------------------------------------------------------------------------------------- command line
 
 
-def main():
-    parser = train.Parser(prog="python figures.py", description="Reproduce figures; without arguments, the overview.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(FIGURES)}, or all (default: overview)")
+def command_line(prog, known, default, sizes=SIZE):
+    """The command of this module, and of studies with figures of their own: `known` are the names it knows."""
+    parser = train.Parser(prog=f"python {prog}", description=f"Reproduce figures; without arguments: {' '.join(default)}.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(known)}, or all (default: {' '.join(default)})")
     parser.add_argument("--list", action="store_true", help="list the figures")
     parser.add_argument("--full", action="store_true", help="the paper's settings instead of quick ones")
     parser.add_argument("--smoke", action="store_true", help="tiny models: only to see that a figure can be made")
@@ -1092,23 +887,23 @@ def main():
                         "dask, dask:ADDRESS or mpi")
     args = parser.parse_args()
     if args.list:
-        for name, (f, measurements) in FIGURES.items():
-            print(f"{name:10s} {f.__doc__.splitlines()[0]}\n{'':10s} runs: "
-                  f"{'; '.join(dict.fromkeys(run for _, *runs in measurements for run in runs))}")
+        for name in known:
+            f, measurements = FIGURES[name]
+            runs = "; ".join(dict.fromkeys(run for _, *runs in measurements for run in runs))
+            print(f"{name:10s} {f.__doc__.splitlines()[0]}" + (f"\n{'':10s} runs: {runs}" if runs else ""))
         return
     if not (args.seeds.isascii() and args.seeds.isdigit() and int(args.seeds)):
         raise train.UserError(f"--seeds must be a whole number of at least 1, not '{args.seeds}'")
-    names = [train.choose("figure", n, [*FIGURES, "all"]) for n in args.names or ["overview"]]
-    names = list(FIGURES) if "all" in names else names
+    names = [train.choose("figure", n, [*known, "all"]) for n in args.names or default]
+    names = known if "all" in names else names
     if args.full and args.smoke:
         raise train.UserError("--full and --smoke exclude each other")
-    lab = Lab("full" if args.full else "smoke" if args.smoke else "quick", tuple(range(int(args.seeds))))
-    measurements = [m for name in names for m in FIGURES[name][1]]
+    lab = Lab("full" if args.full else "smoke" if args.smoke else "quick", tuple(range(int(args.seeds))), sizes=sizes)
     with executor_named(args.executor) as lab.executor:
-        lab.prepare(measurements)
+        lab.prepare([m for name in names for m in FIGURES[name][1]])
     for name in names:
         make(name, lab, args.out)
 
 
 if __name__ == "__main__":
-    train.command(main)
+    train.command(lambda: command_line("figures.py", list(FIGURES), ["overview"]))

@@ -1101,7 +1101,7 @@ def test_figure_smoke(name, smoke, tmp_path):
 
 
 def test_what_is_in_the_cache_is_not_made_again(smoke, monkeypatch):
-    for f in ("train_run", "measure"):
+    for f in ("train_run", "measure_run"):
         monkeypatch.setattr(figures, f, lambda *_: pytest.fail("made again"))
     smoke.prepare(figures.FIGURES["fig4"][1])
     with pytest.raises(pytest.fail.Exception):

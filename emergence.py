@@ -1,0 +1,392 @@
+"""When does a mesa-optimiser emerge, and what can it not do?  One complex linear-attention layer, from theory to simulation.
+
+    python emergence.py                 both figures, quick settings, under three minutes on two cores
+    python emergence.py --full --seeds 5
+
+Zheng et al., "On Mesa-Optimization in Autoregressively Trained Transformers: Emergence and Capability" (NeurIPS 2024), study
+
+    x_{t+1} = W x_t  in C^d,    W = diag(e^{i theta_1}, ..., e^{i theta_d}),  theta uniform, new in every sequence,
+
+and a layer  f_t = e_t + W^PV E_t E_t^* W^KQ e_t / rho_t  on tokens e_t = (0, x_t, x_{t-1}), E_t = (e_2, ..., e_t),
+rho_t = t - 1, whose prediction of x_{t+1} are the first d entries of f_t.  It is trained by gradient descent from
+
+    W^KQ = a_0 I in the block (x_{t-1}, x_t),    W^PV = b_0 I in the block (0, x_t),    zero elsewhere.
+
+    symbol      code        meaning                                                         shape
+    x_t         x           state                                                           [B, T, d] complex
+    eps_t       eps         (x_t, x_{t-1}), t = 2 ... T: what a token holds beside its zeros [B, T-1, 2d]
+    W^KQ        KQ          the entries of W^KQ that reach the prediction                    [2d, 2d]
+    W^PV        PV          the same of W^PV                                                 [d, 2d]
+    a, b        a, b        mean diagonal of the trained block of KQ, of PV
+    kappa_i     k1, k2, k3  moments of the first state: E x_j^4, E x_j^6, sum_{r != j} E x_j^2 x_r^4
+
+The module holds the process, the layer in two forms (attention, and second moments of the data, which make an epoch cost
+milliseconds), Theorem 1 with its gradient flow, Corollary 1, Theorem 2, and figures that check them by simulation.
+"""
+from collections import namedtuple
+
+import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
+
+import numpy as np
+import scipy.integrate
+import scipy.linalg
+
+import figures
+import mesa
+import train
+from figures import claim, end_labels, figure, label, mean_line
+
+# --------------------------------------------------------------------------------------------------- the process
+
+Law = namedtuple("Law", "draw kappas what")             # draw(rng, B, d) -> x_1, real [B, d]; kappas(d) -> (k1, k2, k3) or None
+
+
+def iid(m2, m4, m6):
+    """kappas of a law with independent coordinates and these moments E x^2, E x^4, E x^6."""
+    return lambda d: (m4, m6, (d - 1) * m2 * m4)
+
+
+def sparse(rng, B, d):
+    """+-1 in one coordinate, zero elsewhere."""
+    return np.eye(d)[rng.integers(d, size=B)] * rng.choice([-1.0, 1.0], (B, 1))
+
+
+LAWS = {                                                # of the first state; scale c multiplies all of them
+    "Gaussian": Law(lambda rng, B, d: rng.standard_normal((B, d)), iid(1, 3, 15), "N(0, I)"),
+    "sparse": Law(sparse, lambda d: (1 / d, 1 / d, 0.0), "±1 in one random coordinate"),
+    "signs": Law(lambda rng, B, d: rng.choice([-1.0, 1.0], (B, d)), iid(1, 1, 1), "±1 in every coordinate"),
+    "skewed": Law(lambda rng, B, d: rng.choice([-0.5, 2.0], (B, d), p=[0.8, 0.2]), iid(1, 3.25, 12.8125), "-1/2 or 2, mean 0"),
+    "ones": Law(lambda rng, B, d: np.ones((B, d)), None, "all ones"),
+}
+
+
+def unitary_sequences(rng, B, T, d, draw, scale=1.0):
+    """x_t = W^{t-1} x_1 with x_1 ~ scale * draw: [B, T, d] complex."""
+    theta = rng.uniform(0, 2 * np.pi, (B, 1, d))
+    return scale * draw(rng, B, d)[:, None] * np.exp(1j * theta * np.arange(T)[:, None])
+
+
+def estimated_kappas(x1):
+    """(k1, k2, k3) of any law, from first states [B, d]: means over coordinates."""
+    m2, m4, d = x1 ** 2, x1 ** 4, x1.shape[1]
+    return m4.mean(), (x1 ** 6).mean(), (m2.sum(axis=1) * m4.sum(axis=1) - (m2 * m4).sum(axis=1)).mean() / d
+
+
+def odd_moments(x1):
+    """The largest of the mixed moments E x_1 x_2^n (n = 0, 1, 2, 3) and E x_1 x_2 x_3 in standard errors: what Assumption 2 wants
+    to vanish is every moment in which some coordinate appears to the first power."""
+    a, b, c = x1[:, 0], x1[:, 1], x1[:, 2 % x1.shape[1]]
+    products = np.stack([a, a * b, a * b ** 2, a * b ** 3, a * b * c])
+    return float(np.max(np.abs(products.mean(axis=1)) / (products.std(axis=1) / len(x1) ** 0.5 + 1e-12)))
+
+
+# ----------------------------------------------------------------------------------------------------- the layer
+
+
+def initial(a0, b0, d):
+    """The diagonal initialisation: a_0 I where KQ joins x_{s-1} and x_t, b_0 I where PV reads x_s."""
+    KQ, PV = np.zeros((2 * d, 2 * d), complex), np.zeros((d, 2 * d), complex)
+    KQ[d:, :d], PV[:, :d] = a0 * np.eye(d), b0 * np.eye(d)
+    return {"KQ": KQ, "PV": PV}
+
+
+def tokens(x):
+    """eps_t = (x_t, x_{t-1}) for t = 2 ... T: [B, T, d] -> [B, T-1, 2d]."""
+    return np.concatenate([x[:, 1:], x[:, :-1]], axis=-1)
+
+
+def predictions(params, x):
+    """y_t = sum_{s=2}^t PV eps_s (eps_s^* KQ eps_t) / (t - 1) for t = 2 ... T: [B, T, d] -> [B, T-1, d]."""
+    eps = tokens(x)
+    q, v = eps @ ad.swapaxes(params["KQ"], 0, 1), eps @ ad.swapaxes(params["PV"], 0, 1)
+    o = mesa.linear_attention(q[:, None], eps[:, None], v[:, None])[:, 0]
+    return o * (1 / np.arange(1, x.shape[1]))[:, None]
+
+
+def attention_loss(params, x):
+    """1/2 sum_{t=2}^{T-1} E |y_t - x_{t+1}|^2."""
+    error = predictions(params, x)[:, :-1] - x[:, 2:]
+    return (error * ad.conj(error)).real.sum() * (0.5 / len(x))
+
+
+def second_moments(x, piece=64):
+    """(M [n, n], C [n, d], E): all that the loss depends on, n = 8 d^3.
+
+    y_t is linear in phi_t = G_t (x) eps_t / (t - 1), G_t = sum_{s<=t} eps_s eps_s^*, with coefficients PV (x) KQ.  So the loss is
+    quadratic in these, with M = sum_t E phi phi^*, C = sum_t E phi x_{t+1}^*, E = sum_t E |x_{t+1}|^2.
+    """
+    B, T, d = x.shape
+    n = 8 * d ** 3
+    M, C, E = np.zeros((n, n), x.dtype), np.zeros((n, d), x.dtype), 0.0
+    herk = scipy.linalg.blas.zherk if x.dtype == np.complex128 else scipy.linalg.blas.cherk
+    for i in range(0, B, piece):
+        part = x[i:i + piece]
+        eps, y = tokens(part)[:, :-1], part[:, 2:].reshape(-1, d)           # t = 2 ... T-1
+        G = (eps[..., :, None] * eps[..., None, :].conj()).cumsum(axis=1)  # [b, T-2, 2d, 2d]
+        phi = G[..., None] * (eps / np.arange(1, T - 1)[:, None].astype(eps.real.dtype))[:, :, None, None, :]
+        phi = phi.reshape(-1, n)
+        M += herk(1.0, phi.T)                           # the upper triangle of sum phi phi^*
+        C += phi.T @ y.conj()
+        E += float((np.abs(y) ** 2).sum())
+    M = np.triu(M) + np.triu(M, 1).conj().T
+    return M / B, C / B, E / B
+
+
+def moment_loss(params, M, C, E):
+    """The same loss from second moments: 1/2 (tr A M A^* - 2 Re tr A C + E), A[j, (b c e)] = PV[j, b] KQ[c, e]."""
+    KQ, PV = params["KQ"], params["PV"]
+    A = (ad.reshape(PV, *PV.shape, 1) * ad.reshape(KQ, 1, 1, -1)).reshape(PV.shape[0], -1)                 # [d, n]
+    quadratic, linear = (A @ M * ad.conj(A)).real.sum(), (A * np.swapaxes(C, 0, 1)).real.sum()
+    return 0.5 * (quadratic - 2 * linear + E)
+
+
+def product(params):
+    """a b: the product of the mean diagonals of the two trained blocks."""
+    d = params["PV"].shape[0]
+    return float((np.diagonal(params["KQ"][d:, :d]).mean() * np.diagonal(params["PV"][:, :d]).mean()).real)
+
+
+def off_block(params):
+    """The largest entry outside the two diagonals, relative to the smallest of the mean diagonals."""
+    d = params["PV"].shape[0]
+    diagonal = initial(1, 1, d)
+    rest = [np.abs(params[k] * (1 - diagonal[k].real)).max() / np.abs(params[k][diagonal[k] != 0]).mean() for k in params]
+    return float(max(rest))
+
+
+def descend(moments, a0, b0, lr, epochs, report):
+    """Full-batch gradient descent in the one training loop: (params, [(epoch, a b)])."""
+    d = moments[1].shape[1]
+    start = {k: w.astype(moments[0].dtype) for k, w in initial(a0, b0, d).items()}
+    state = train.fit(moment_loss, train.State(start, np.random.default_rng(0)), lambda rng, n: moments, train.sgd(lr), epochs,
+                      batch=1, workers=1, report=report, evaluate=product)
+    return state.params, np.array(state.heldout)
+
+
+# ---------------------------------------------------------------------------------------------------- the theory
+
+
+def mean_inverse(T):
+    """m = the mean of 1 / (t - 1) over t = 2 ... T - 1."""
+    return float(np.mean(1 / np.arange(1, T - 1)))
+
+
+def theorem1(k1, k2, k3, T):
+    """The product a b that gradient flow from the diagonal initialisation converges to, under Assumption 2."""
+    return k1 / (k2 + k3 * mean_inverse(T))
+
+
+def flow(ab, k1, k2, k3, T):
+    """The population gradient flow (da, db) of the two diagonals (all other entries stay zero):
+    da = b (T - 2) (k1 - a b (k2 + k3 m)), db = a times the same.  a^2 - b^2 is conserved."""
+    a, b = ab
+    rate = (T - 2) * (k1 - a * b * (k2 + k3 * mean_inverse(T)))
+    return np.array([b * rate, a * rate])
+
+
+def flow_from(a0, b0, kappas, T, times):
+    """(a, b) at the given times along the population flow: [2, len(times)], by SciPy's stiff solver."""
+    return scipy.integrate.solve_ivp(lambda _, ab: flow(ab, *kappas, T), (0, times[-1]), [a0, b0], method="LSODA", t_eval=times,
+                                     rtol=1e-9, atol=1e-12).y
+
+
+def one_step(x, ab, t=None):
+    """Corollary 1: one gradient step of size ab / (t - 1) from W = 0 on 1/2 sum_{s<t} |x_{s+1} - W x_s|^2, applied to x_t, for
+    one t (default: the last): [B, T, d] -> [B, d]."""
+    x = x if t is None else x[:, :t]
+    weights = (x[:, :-1].conj() * x[:, -1:]).sum(axis=-1)                   # x_{s-1}^* x_t   [B, t-1]
+    return ab / (x.shape[1] - 1) * (x[:, 1:] * weights[..., None]).sum(axis=1)
+
+
+def theorem2(x1, k1, k2):
+    """The limit of prediction / truth as T grows, per coordinate: k1 / k2 x_1j^2.  It is 1, and the process recovered, only if every
+    coordinate of x_1 is 0 or +-sqrt(k2 / k1)."""
+    return k1 / k2 * x1 ** 2
+
+
+def least_squares(x, ridge=1e-6):
+    """Ordinary least squares on all pairs up to t, applied to x_t, for t = 2 ... T; and the same thing as one complex mesa layer
+    with lambda = 1 / ridge, q = x_t, k = x_{s-1}, v = x_s: [B, T, d] -> [B, T-1, d]."""
+    q, k, v = x[:, None, 1:], x[:, None, :-1], x[:, None, 1:]
+    return mesa.mesa_attention(q, k, v, np.array([1 / ridge]))[:, 0]
+
+
+# ------------------------------------------------------------------------------------------------------- figures
+
+STARTS = ((0.1, 0.1), (0.5, 1.5), (2.0, 2.0))
+SIZE = {"full": dict(d=5, T=100, B=40_000, lr=4e-5, epochs=1_500, judge=4_000, lengths=(100, 400, 1_600), dtype="complex64"),
+        "quick": dict(d=3, T=40, B=40_000, lr=2e-4, epochs=1_000, judge=2_000, lengths=(50, 200, 800), dtype="complex64"),
+        "smoke": dict(d=2, T=8, B=200, lr=1e-3, epochs=20, judge=50, lengths=(8, 16), dtype="complex128")}
+
+
+def trained(size, seed, law, scale=1.0, starts=STARTS):
+    """Full-batch training on sampled sequences of a law: for every start the course of a b and the final weights."""
+    rng = np.random.default_rng([201, seed])
+    x = unitary_sequences(rng, size["B"], size["T"], size["d"], LAWS[law].draw, scale).astype(size["dtype"])
+    moments = second_moments(x)
+    spread = estimated_kappas(x[:, 0].real)             # the curvature grows with the sixth moments: so must 1 / lr
+    lr = size["lr"] * 15 / max(spread[1] + spread[2] * mean_inverse(size["T"]), spread[0])
+    runs = [descend(moments, a0, b0, lr, size["epochs"], max(1, size["epochs"] // 200)) for a0, b0 in starts]
+    return lr, runs
+
+
+def relative(a, b):
+    """|a - b| / |b| over all entries."""
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def facts(size, seed, law, starts):
+    """What training on a law ends with, and how far its predictions are from Corollary 1's and from the truth, held out."""
+    d, T = size["d"], size["T"]
+    lr, runs = trained(size, seed, law, starts=starts)
+    x = unitary_sequences(np.random.default_rng(202), size["judge"], T, d, LAWS[law].draw)
+    params, y = runs[0][0], x[:, -1]
+    model = predictions(params, x)[:, -2]               # of x_T, from T - 1 states
+    step = one_step(x[:, :-1], product(params))
+    kappas = LAWS[law].kappas(d) if LAWS[law].kappas else estimated_kappas(x[:, 0].real)
+    return {"courses": [course for _, course in runs], "ends": [product(p) for p, _ in runs], "off": [off_block(p) for p, _ in runs],
+            "flows": [flow_from(*start, kappas, T, runs[0][1][:, 0] * lr).prod(axis=0) for start in starts],
+            "theory": theorem1(*kappas, T), "limit": kappas[0] / kappas[1], "corollary": relative(model, step),
+            "error": relative(model, y), "odd": odd_moments(LAWS[law].draw(np.random.default_rng(203), 100_000, d)),
+            "KQ": np.abs(params["KQ"]), "PV": np.abs(params["PV"])}
+
+
+def dynamics(size, seed):
+    """Training from all starts under the two laws of the paper's theorems."""
+    return {f"{law} {k}": v for law in ("Gaussian", "sparse") for k, v in facts(size, seed, law, STARTS).items()}
+
+
+def conditions(size, seed):
+    """Training from one start under the other laws."""
+    return {f"{law} {k}": v for law in ("signs", "skewed", "ones") for k, v in facts(size, seed, law, STARTS[1:2]).items()}
+
+
+def capability(size, seed):
+    """Prediction over truth at the last position, for growing T; the error over t of one gradient step and of a mesa layer."""
+    d, rng, out = size["d"], np.random.default_rng([204, seed]), {}
+    rows = []
+    for T in size["lengths"]:
+        k1, k2, k3 = LAWS["Gaussian"].kappas(d)
+        ratios, slope = [], np.zeros(2)
+        for _ in range(max(1, size["judge"] // 200)):   # 200 sequences at a time
+            x = unitary_sequences(rng, 200, T + 1, d, LAWS["Gaussian"].draw)
+            y, p = x[:, -1], one_step(x[:, :-1], theorem1(k1, k2, k3, T))
+            ratios.append((p / y).real.ravel())
+            slope += (p * y.conj()).real.sum(), (np.abs(y) ** 2).sum()
+        ratios = np.concatenate(ratios)
+        rows.append([T, ratios.mean(), np.median(ratios), slope[0] / slope[1]])
+    T = size["T"]
+    for law in ("Gaussian", "sparse"):
+        kappas = LAWS[law].kappas(d)
+        x = unitary_sequences(rng, size["judge"] // 4, T + 1, d, LAWS[law].draw)
+        at = np.unique(np.geomspace(2, T, 20).astype(int))
+        truth = (np.abs(x[:, 0]) ** 2).sum(axis=-1).mean()
+        step = [(np.abs(one_step(x, theorem1(*kappas, T), t) - x[:, t]) ** 2).sum(axis=-1).mean() / truth for t in at]
+        layer = (np.abs(least_squares(x[:, :-1]) - x[:, 2:]) ** 2).sum(axis=-1).mean(axis=0)[at - 2] / truth
+        out |= {f"{law} step": step, f"{law} mesa": layer, "at": at}
+    x = unitary_sequences(rng, 2_000, size["lengths"][-1] + 1, d, LAWS["Gaussian"].draw)[:400]
+    p = one_step(x[:, :-1], theorem1(*LAWS["Gaussian"].kappas(d), size["lengths"][-1]))
+    return out | {"rows": rows, "scatter": np.stack([x[:, 0].real.ravel(), (p / x[:, -1]).real.ravel()])}
+
+
+@figure((dynamics,), (conditions,))
+def emergence(lab, found, others):
+    """Theorem 1: gradient descent on sampled sequences beside the population flow; what other first states lead to."""
+    import matplotlib.pyplot as plt
+    fig = plt.figure(figsize=(10, 3.6))
+    left, right = fig.subfigures(1, 2, width_ratios=(2.4, 1))
+    rows, d = [], found[0]["Gaussian KQ"].shape[0] // 2
+    for ax, law in zip(left.subplots(1, 2), ("Gaussian", "sparse")):
+        theory = float(found[0][f"{law} theory"])
+        for i, (start, colour) in enumerate(zip(STARTS, ("#0072B2", "#D55E00", "#009E73"))):
+            epochs = found[0][f"{law} courses"][i][:, 0]
+            ax.plot(epochs, found[0][f"{law} flows"][i], color=colour, lw=4, alpha=0.3)
+            mean_line(ax, epochs, [f[f"{law} courses"][i][:, 1] for f in found], color=colour, lw=1.3)
+            label(ax, 0.97, 0.95 - 0.08 * i, f"$(a_0, b_0)$ = {start}", colour, transform=ax.transAxes, fontsize=8)
+        ax.axhline(theory, color="k", lw=1, ls="--")
+        ax.axhline(float(found[0][f"{law} limit"]), color="0.6", lw=1, ls=":")
+        ax.set_ylim(0, 2.2 * float(found[0][f"{law} limit"]))
+        ax.set_xlim(0, epochs[-1] / 4)
+        ax.set(title=f"{law} first states", xlabel="epoch", ylabel="$a\\,b$")
+        label(ax, 0.97, 0.64, f"wide: population flow\nthin: {len(found)} sampled run{'s' * (len(found) > 1)}\ndashes: Theorem 1, {theory:.4f}\n"
+              f"dots: its limit {float(found[0][f'{law} limit']):.3g}", "k", transform=ax.transAxes, fontsize=7.5)
+        ratio = [f[f"{law} ends"].mean() / theory for f in found]
+        full = lab.profile == "full"
+        rows += [claim(lab, "Theorem 1", f"{law}: a b at the end of sampled training over Theorem 1's, mean of three starts",
+                       "paper, Theorem 1", "0.98 .. 1.02" if full else "0.95 .. 1.05", ratio),
+                 claim(lab, "Theorem 1", f"{law}: largest entry off the two diagonals, relative to them", "paper, Theorem 1", "< 0.05",
+                       [f[f"{law} off"].max() for f in found], "a finite sample leaves this much"),
+                 claim(lab, "Corollary 1", f"{law}: relative distance of the trained model's predictions to one gradient step of size "
+                       f"ab/(t-1), held out", "paper, Corollary 1", "< 0.02", [f[f"{law} corollary"] for f in found],
+                       "the off-diagonal entries that a finite sample leaves contribute this much")]
+    for law in ("Gaussian", "sparse", "signs", "skewed", "ones"):
+        source = [f[f"{law} odd"] if f"{law} odd" in f else o[f"{law} odd"] for f, o in zip(found, others)]
+        rows.append(claim(lab, "conditions", f"{law}: largest odd moment, in standard errors (Assumption 2 wants 0)", "paper, Assumption 2",
+                          "< 4" if law != "ones" else "> 4", source))
+    for law in ("signs", "skewed", "ones"):
+        rows += [claim(lab, "conditions", f"{law}: a b at the end over Theorem 1's formula", "derived", "0.95 .. 1.05",
+                       [o[f"{law} ends"].mean() / o[f"{law} theory"] for o in others], "the law violates Assumption 2, so that the formula "
+                       "does not apply"),
+                 claim(lab, "conditions", f"{law}: largest entry off the two diagonals, relative to them", "paper, Theorem 1",
+                       "< 0.05", [o[f"{law} off"].max() for o in others], "the law violates Assumption 2, and other entries are learned; or "
+                       "a finite sample leaves this much")]
+    for law, recovers in (("Gaussian", False), ("sparse", True), ("signs", True), ("skewed", False), ("ones", False)):
+        source = found if law in ("Gaussian", "sparse") else others
+        rows.append(claim(lab, "conditions", f"{law}: relative error of the trained model at the last position "
+                          f"({'recovers' if recovers else 'does not recover'} the process)", "derived, Theorem 2", "< 0.2" if recovers else "> 0.2",
+                          [f[f"{law} error"] for f in source], "T is too short for the limit"))
+    right.suptitle("Learned for all-ones starts", fontsize=10, x=0.05, ha="left")
+    for ax, name in zip(right.subplots(2, 1, height_ratios=(2, 1)), ("KQ", "PV")):
+        M = np.mean([o[f"ones {name}"] for o in others], axis=0)
+        image = ax.imshow(M, cmap="Blues", vmin=0)
+        ax.set_xticks([(d - 1) / 2, d + (d - 1) / 2], ["$x_t$", "$x_{t-1}$"])
+        ax.set_yticks([(d - 1) / 2, d + (d - 1) / 2] if name == "KQ" else [(d - 1) / 2], ["$x_s$", "$x_{s-1}$"] if name == "KQ" else ["out"])
+        ax.set_title(f"$|W^{{{name}}}|$", fontsize=9)
+        right.colorbar(image, ax=ax, fraction=0.05)
+    return fig, rows
+
+
+@figure((capability,))
+def limits(lab, found):
+    """Theorem 2: a linear layer does not recover the process from Gaussian first states; one complex mesa layer does."""
+    import matplotlib.pyplot as plt
+    fig, (scatter, ratio, error) = plt.subplots(1, 3, figsize=(10, 3.3))
+    x1, r = found[0]["scatter"]
+    grid = np.linspace(-3.5, 3.5, 100)
+    scatter.plot(x1, r, ".", ms=2, color=figures.COLOUR["linear"], alpha=0.4)
+    scatter.plot(grid, theorem2(grid, 3, 15), color="k", lw=1.2)
+    scatter.axhline(1, color="0.7", lw=1)
+    label(scatter, 0.5, 0.93, "Theorem 2: $x_{1j}^2/5$", "k", transform=scatter.transAxes, ha="center")
+    label(scatter, 3.4, 1.03, "truth", "0.5", "bottom")
+    scatter.set(title=f"Gaussian, T = {int(found[0]['rows'][-1][0]):,}", xlabel="$x_{1j}$", ylabel="prediction / truth", ylim=(-0.5, 2.6))
+    rows, T = np.array([f["rows"] for f in found]), found[0]["rows"][:, 0]
+    ends = []
+    ratio.set_xscale("log")
+    for i, (name, limit, colour) in enumerate((("mean", 0.2, "#0072B2"), ("median", 0.091, "#009E73"), ("slope", 0.6, "#D55E00")), 1):
+        mean = mean_line(ratio, T, rows[:, :, i], color=colour, marker="o", ms=4)
+        ratio.axhline(limit, color=colour, lw=1, ls=":")
+        ends.append((mean[-1], name, colour))
+    ratio.set(title="Prediction / truth", xlabel="T", ylim=(0, 0.75))
+    ratio.set_xticks(T, [f"{int(n):,}" for n in T])
+    ratio.minorticks_off()
+    end_labels(ratio, ends)
+    at, ends = found[0]["at"], []
+    error.set_xscale("log")
+    error.set_yscale("log")
+    for law, style in (("Gaussian", "-"), ("sparse", "--")):
+        for kind, colour in (("step", "gradient descent"), ("mesa", "mesa")):
+            mean = mean_line(error, at, np.maximum([f[f"{law} {kind}"] for f in found], 1e-14), color=figures.COLOUR[colour], ls=style)
+            ends.append((mean[-1], f"{'one step' if kind == 'step' else 'mesa layer'}, {law}", colour))
+    error.set(title="Squared error / truth", xlabel="context length $t$")
+    end_labels(error, ends, 7.5)
+    tell = [(f"Gaussian, T = {int(T[-1]):,}: {name} of prediction / truth", "paper, Theorem 2" if i == 1 else "derived", expected, rows[:, -1, i])
+            for i, (name, expected) in enumerate((("mean", "0.18 .. 0.22"), ("median", "0.08 .. 0.11"), ("slope", "0.55 .. 0.65")), 1)]
+    tell += [("Gaussian: squared error of one gradient step at the last position, relative to the truth's (limit 0.4 d / d)", "derived",
+              "0.35 .. 0.6", [f["Gaussian step"][-1] for f in found]),
+             ("sparse: the same", "paper, Theorem 2", "< 0.05", [f["sparse step"][-1] for f in found]),
+             ("Gaussian: the same for one complex mesa layer", "beyond the paper", "< 1e-6", [f["Gaussian mesa"][-1] for f in found])]
+    return fig, [claim(lab, "Theorem 2", *row) for row in tell]
+
+
+if __name__ == "__main__":
+    train.command(lambda: figures.command_line("emergence.py", *2 * (["emergence", "limits"],), SIZE))
