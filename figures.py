@@ -167,9 +167,10 @@ class Lab:
             print(f"{len(runs)} runs to train, about {sum(seconds.values()) / 60:.0f} minutes of one core in all (Ctrl-C keeps "
                   f"what is done), then {len(wanted)} measurements", flush=True)
             order = sorted(runs, key=seconds.get, reverse=True)     # the longest first, so that all cores end together
-            together = self.executor is not None
-            self.map(train_run, [(runs[folder], names[folder], 1 if together else None,
-                                  max(1, runs[folder].settings.steps // 4) if together else None) for folder in order])
+            workers, lines = None, {}
+            if self.executor is not None:               # runs share the cores, and the terminal
+                workers, lines = max(1, os.cpu_count() // len(order)), {f: max(1, runs[f].settings.steps // 4) for f in order}
+            self.map(train_run, [(runs[f], names[f], workers, lines.get(f)) for f in order])
         self.map(measure_run, [(path, *rest) for path, rest in wanted.items()])
 
     def results(self, f, *names):
