@@ -22,9 +22,11 @@ Three conventions hold everywhere.
 
 Run it: `python autodiff.py` prints gradients of small functions beside those worked out by hand.
 """
+import contextlib
 import importlib
 import itertools
 import os
+import sys
 
 # Several Python threads, each with single-threaded BLAS, beat one thread with multi-threaded BLAS on the small
 # matrices of this project (train.py says why).  BLAS reads these when NumPy loads, so they are set here, if unset, and
@@ -45,15 +47,39 @@ class Backend:
     """
 
     def use(self, name):
-        """Switch to the array module called `name` ("numpy" or "cupy"); raises ImportError where it is missing."""
-        self.module = importlib.import_module(name)
+        """Switch to the array module called `name` ("numpy" or "cupy"); ImportError, in one sentence, where it cannot work."""
+        try:
+            module = importlib.import_module(name)
+        except ImportError as e:
+            raise ImportError(f"the array backend '{name}' is not installed ({e}): for a GPU, pip install cupy-cuda12x (or -cuda13x, "
+                              f"as your driver has it); without one, leave --backend and MESA_BACKEND out") from None
+        if name == "cupy":
+            try:
+                module.cuda.runtime.getDeviceCount()
+            except Exception as e:                      # CuPy's own error class is only there where CuPy is
+                raise ImportError(f"CuPy finds no GPU to work on ({e}): leave --backend and MESA_BACKEND out") from None
+        self.module = module
+
+    @contextlib.contextmanager
+    def using(self, name):
+        """with xp.using("numpy"): another backend for a while."""
+        before = self.module
+        self.use(name)
+        try:
+            yield
+        finally:
+            self.module = before
 
     def __getattr__(self, name):
         return getattr(self.module, name)
 
 
 xp = Backend()
-xp.use(os.environ.get("MESA_BACKEND", "numpy"))
+try:
+    xp.use(os.environ.get("MESA_BACKEND", "numpy"))
+except ImportError as error:                            # whoever set the variable typed a command: tell them, not a debugger
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def to_backend(a, dtype=None):

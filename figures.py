@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import autodiff  # noqa: F401  (sets the thread counts before NumPy loads)
+from autodiff import xp                                 # before NumPy: it sets the number of BLAS threads
 
 import numpy as np
 
@@ -103,8 +103,10 @@ def train_run(run, name, workers, lines_every):
 
 
 def measure_run(path, f, size, seed, runs):
-    """A job for an executor: f(size, seed, *runs) -> dict of arrays, kept in the file `path`."""
-    train.save_arrays(path, {k: np.asarray(v) for k, v in f(size, seed, *runs).items()})
+    """A job for an executor: f(size, seed, *runs) -> dict of arrays, kept in the file `path`.  Runs may train on a GPU;
+    they are measured in NumPy."""
+    with xp.using("numpy"):
+        train.save_arrays(path, {k: np.asarray(v) for k, v in f(size, seed, *runs).items()})
 
 
 @dataclass
@@ -192,7 +194,7 @@ def executor_named(text):
     workers, or "mpi" (start with mpiexec -n N python -m mpi4py.futures figures.py ...); workers must see the same files."""
     kind, _, address = text.partition(":")
     train.choose("executor", kind, ["processes", "serial", "dask", "mpi"])
-    if kind == "serial":
+    if kind == "serial" or kind == "processes" and xp.module is not np:    # processes cannot share a GPU in use
         return nullcontext()
     if kind == "processes":
         return ProcessPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())

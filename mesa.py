@@ -235,8 +235,8 @@ def square_root_sweep(K, lam):
 
     The loop over time is a Python loop, so each of its steps should do much: the batch goes last, and every entry of S is
     then one contiguous vector over all sequences and heads.  In float32 errors stay near 1e-4 while lambda sum |k|^2 over a
-    chunk, which bounds how much R can shrink in it, is below 1e6, and over up to 8 chunks, as they grow with T; beyond, the
-    sweep runs in double precision.
+    chunk, which bounds how much R can shrink in it, is below 1e6, and over up to 8 chunks, as they grow with T; beyond, and on
+    a device, where asking for that bound would interrupt it, the sweep runs in double precision.
     """
     B, heads, T, Dk = K.shape
     K = cut(K)                                          # [B, heads, n, C, Dk]
@@ -244,9 +244,10 @@ def square_root_sweep(K, lam):
 
     def bound():
         return float((lam[:, None] * xp.einsum("bhntk,bhntk->bhn", K, K.conj()).real).max())
-    if n > 8 or not bound() < 1e6:
+    on_cpu = xp.module is np
+    if not on_cpu or n > 8 or not bound() < 1e6:
         K = K.astype(xp.result_type(K.dtype, "float64"))
-        if not bound() < float("inf"):
+        if on_cpu and not bound() < float("inf"):
             raise FloatingPointError("a key is not finite, or lambda |k|^2 overflows: R_t cannot be computed")
     k = xp.ascontiguousarray(K.transpose(2, 3, 4, 0, 1))                    # [n, C, Dk, B, heads]
     F, W, starts = xp.empty_like(k), xp.empty_like(k), xp.empty((n, Dk, Dk, B, heads), K.dtype)

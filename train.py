@@ -228,9 +228,10 @@ class Workers:
 
     def __init__(self, loss_fn, sample, params, batch, count=None):
         self.loss_fn, self.sample = loss_fn, sample
-        self.sizes = [PIECE] * (batch // PIECE) + ([batch % PIECE] if batch % PIECE else [])
-        self.count = min(count or (os.cpu_count() if xp.module is np else 1), len(self.sizes))
-        self.forks = sys.platform == "linux" and xp.module is np
+        on_cpu = xp.module is np                        # a device computes the whole batch as one piece
+        self.sizes = [PIECE] * (batch // PIECE) + ([batch % PIECE] if batch % PIECE else []) if on_cpu else [batch]
+        self.count = min(count or os.cpu_count(), len(self.sizes))
+        self.forks = sys.platform == "linux" and on_cpu
         new = shared if self.forks else xp.empty
         self.params = {name: new(w.shape, w.dtype) for name, w in params.items()}
         self.grads = {name: new((len(self.sizes), *w.shape), w.dtype) for name, w in params.items()}
@@ -250,7 +251,7 @@ class Workers:
             loss, grads = ad.value_and_grad(self.loss_fn, self.params, *self.sample(rng, self.sizes[j]))
             for name, g in grads.items():
                 self.grads[name][j] = g
-            losses.append(float(loss))
+            losses.append(loss)
         return losses
 
     def serve(self, i, pipe):
@@ -270,7 +271,8 @@ class Workers:
             pass
 
     def gradient(self, params, rng):
-        """(loss, gradients) of a batch of new sequences: means over its pieces, summed in their order."""
+        """(loss, gradients) of a batch of new sequences: means over its pieces, summed in their order. The loss is NaN if it or an
+        entry of a gradient is not finite."""
         seeds = rng.integers(2 ** 63, size=len(self.sizes)).tolist()
         for name, w in params.items():
             self.params[name][...] = w
@@ -289,8 +291,11 @@ class Workers:
             if isinstance(answer, Exception):
                 raise answer
         weights = np.array(self.sizes) / sum(self.sizes)
-        loss = sum(weights[j] * answers[j % self.count][j // self.count] for j in range(len(seeds)))
-        return float(loss), {name: xp.tensordot(to_backend(weights, g.dtype), g, 1) for name, g in self.grads.items()}
+        loss = sum(float(weights[j]) * answers[j % self.count][j // self.count] for j in range(len(seeds)))
+        grads = {name: g[0] if len(seeds) == 1 else xp.tensordot(to_backend(weights, g.dtype), g, 1) for name, g in self.grads.items()}
+        # 0 g is NaN exactly where g is not finite: one number, fetched together with the loss, tells whether all is well
+        loss, check = to_numpy(xp.stack([xp.asarray(loss), loss + sum((0 * g).sum() for g in grads.values())]))
+        return float(loss) if math.isfinite(check) else math.nan, grads
 
     def __enter__(self):
         return self
@@ -364,9 +369,9 @@ def fit(loss_fn, state, sample, update, steps, batch, evaluate=None, report=100,
                     loss, grads = crew.gradient(state.params, state.rng)
                 except FloatingPointError:
                     loss, grads = math.nan, {}
-                if not (math.isfinite(loss) and all(bool(xp.isfinite(g).all()) for g in grads.values())):
-                    raise Diverged(f"the run diverged at step {state.step}: the loss ({loss:.4g}) or its gradient is not a "
-                                   f"finite number; try a smaller --lr or a longer --warmup, with another --out")
+                if not math.isfinite(loss):
+                    raise Diverged(f"the run diverged at step {state.step}: the loss or its gradient is not a finite number; "
+                                   f"try a smaller --lr or a longer --warmup, with another --out")
                 state.params, state.slots = update(state.params, grads, state.slots, state.step)
                 state.losses.append(loss)
                 state.step += 1
@@ -598,7 +603,20 @@ def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lin
 
 
 class Parser(argparse.ArgumentParser):
-    """Mistakes on the command line as one sentence."""
+    """Mistakes on the command line as one sentence; the choice of the array backend, which every command has."""
+    def __init__(self, **kw):
+        super().__init__(allow_abbrev=False, **kw)
+        self.add_argument("--backend", metavar="NAME", help="numpy (default) or cupy, for a GPU; also by MESA_BACKEND=cupy")
+
+    def parse_args(self):
+        args = super().parse_args()
+        if args.backend:
+            try:
+                xp.use(choose("backend", args.backend, ["numpy", "cupy"]))
+            except ImportError as e:
+                raise UserError(str(e)) from None
+        return args
+
     def error(self, message):
         raise UserError(f"{message}; {self.prog} --help and, for settings, python train.py show what there is")
 
@@ -626,7 +644,7 @@ def overview():
 
 
 def main():
-    parser = Parser(prog="python train.py", description="Train a preset, or resume a run.", allow_abbrev=False)
+    parser = Parser(prog="python train.py", description="Train a preset, or resume a run.")
     parser.add_argument("preset", nargs="?", help=", ".join(PRESETS))
     parser.add_argument("--out", help="folder for checkpoint, metrics and snapshots (default: runs/PRESET)")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with the run in this folder")

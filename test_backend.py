@@ -1,0 +1,156 @@
+"""Tests of the switch to another array backend, on a stand-in that is stricter than CuPy (strict_backend.py)."""
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import autodiff as ad
+from autodiff import to_backend, to_numpy, value_and_grad, xp
+
+import numpy as np
+import pytest
+
+import figures
+import mesa
+import strict_backend
+import train
+from test_mesa import OPERATIONS, REAL_OPERATIONS, relative
+
+HOST_ARRAYS = {"add a constant", "reshape", "swapaxes", "index by a list", "index by an integer array", "concatenate", "cross_entropy"}
+
+
+@pytest.fixture
+def strict():
+    with xp.using("strict_backend"):
+        yield strict_backend
+
+
+def transfers_of(f):
+    before = dict(strict_backend.TRANSFERS)
+    f()
+    return {k: strict_backend.TRANSFERS[k] - before[k] for k in before}
+
+
+@pytest.mark.parametrize("name", (OPERATIONS | REAL_OPERATIONS).keys() - HOST_ARRAYS)
+def test_operations_and_their_vjps_run_on_the_device(name, strict):
+    f, shapes = (OPERATIONS | REAL_OPERATIONS)[name]
+    inputs = [np.random.default_rng(i).uniform(0.5, 1, shape) for i, shape in enumerate(shapes)]
+
+    def of(arrays):
+        leaves = [ad.Tensor(a) for a in arrays]
+        out = f(*leaves)
+        return [to_numpy(out), *map(to_numpy, ad.backward((out * out).sum(), leaves))]
+    device = of([to_backend(a) for a in inputs])
+    with xp.using("numpy"):
+        host = of(inputs)
+    assert all(np.array_equal(a, b) for a, b in zip(device, host))
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent / "golden").glob("*.npz")), ids=lambda p: p.stem)
+def test_golden_predictions_on_the_device(path, strict):
+    with np.load(path, allow_pickle=False) as file:
+        gold = dict(file)
+    settings = json.loads(str(gold["config"]))
+    config = mesa.Config(d_in=gold["x"].shape[-1], d_out=gold["y"].shape[-1],
+                         **{k: tuple(v) if k == "kinds" else v for k, v in settings.items() if k in mesa.Config.__dataclass_fields__})
+    params = {k.removeprefix("params.").replace(".lam", ".log_lam"): to_backend(np.log(v) if k.endswith("lam") else v)
+              for k, v in gold.items() if k.startswith("params.")}
+    x, y = to_backend(gold["x"]), to_backend(gold["y"])
+    loss, grads = value_and_grad(lambda p: mesa.squared_error(mesa.transformer(p, x, config), y), params)
+    assert relative(to_numpy(mesa.transformer(params, x, config)), gold["pred"]) < 1e-10
+    assert float(loss) == pytest.approx(float(gold["loss"]), rel=1e-10)
+    for name in ("blocks.0.wq", "blocks.0.wo"):
+        assert relative(to_numpy(grads[name]), gold["grads." + name]) < 1e-8
+
+
+def tiny(preset, **changes):
+    s = replace(train.PRESETS[preset], d=3, T=9, batch=20, steps=4, warmup=1, heldout=20, report=2, **changes)
+    return (replace(s, width=8) if s.embed else s).check()
+
+
+@pytest.mark.parametrize("preset", train.PRESETS)
+def test_a_training_step_moves_the_batch_and_the_loss_and_nothing_else(preset, strict):
+    """The same numbers as NumPy from the same seed, and per step one transfer for each array of the batch, and one back."""
+    s = tiny(preset)
+
+    def run():
+        state = train.start(s)
+        loss_fn, sample = train.objective(s)
+        train.fit(loss_fn, state, sample, train.adamw(train.warmup_cosine(s)), s.steps, s.batch)
+        return state
+    assert transfers_of(lambda: train.fit(*train.objective(s)[:1], train.start(s), train.objective(s)[1], train.adamw(lambda n: 1e-3), 0, 20)) == \
+        transfers_of(lambda: train.start(s))            # entering and leaving the loop moves nothing
+    moved, still = transfers_of(run), transfers_of(lambda: train.start(s))
+    assert moved["to device"] - still["to device"] == 2 * s.steps and moved["to host"] == s.steps
+    state = run()
+    with xp.using("numpy"):
+        host = run()
+    assert np.allclose(state.losses, host.losses, rtol=1e-4)                # the mesa sweep is in double precision on a device
+    if "mesa" not in s.kinds:
+        assert state.losses == host.losses and all(np.array_equal(to_numpy(state.params[k]), host.params[k]) for k in host.params)
+
+
+def test_a_run_on_the_device_can_be_resumed(strict, tmp_path):
+    s = tiny("hybrid-2")
+    train.run(s, tmp_path / "whole", quiet=True)
+    train.run(replace(s, steps=4), tmp_path / "again", quiet=True)
+    state, settings = train.load_checkpoint(tmp_path / "whole")
+    assert settings == s and state.step == 4
+    assert all(isinstance(w, strict_backend.ndarray) for w in [*state.params.values(), *state.slots.values()])
+    for a, b in zip(*(train.load_checkpoint(tmp_path / n)[0].params.values() for n in ("whole", "again"))):
+        assert np.array_equal(to_numpy(a), to_numpy(b))
+
+
+def test_streaming_on_the_device(strict):
+    config = mesa.Config(("linear", "softmax", "mesa"), heads=2, key_size=3, width=8, d_in=8, d_out=2, layer_norm=True, mlp_width=5)
+    params = {k: to_backend(w) for k, w in mesa.init_params(np.random.default_rng(0), config, std=0.4).items()}
+    x, memory = to_backend(np.random.default_rng(1).standard_normal((2, 7, 8))), {}
+    parallel = to_numpy(mesa.transformer(params, x, config))
+    for t in range(7):
+        y = mesa.transformer(params, x[:, t:t + 1], config, memory=memory)
+        assert relative(to_numpy(y)[:, 0], parallel[:, t]) < 1e-10
+
+
+def test_figures_train_on_the_device_and_measure_in_numpy(strict, tmp_path):
+    lab = figures.Lab("smoke", cache=tmp_path)
+    with figures.executor_named("processes") as lab.executor:
+        assert lab.executor is None
+        lab.prepare([(figures.mesa_layer, "mesa-1")])
+    assert np.isfinite(lab.results(figures.mesa_layer, "mesa-1")[0]["mesa"]).all()
+    assert xp.module is strict_backend
+
+
+def test_the_stand_in_is_strict(strict):
+    a = to_backend(np.arange(3.0))
+    for mistake in (lambda: np.asarray(a), lambda: a + np.ones(3), lambda: np.ones(3) * a, lambda: xp.stack([a, np.ones(3)]), lambda: list(a),
+                    lambda: a[[0, 1]], lambda: a.__setitem__([0], 1), lambda: a.__setitem__(0, np.ones(())), lambda: xp.exp(np.ones(3))):
+        with pytest.raises(TypeError):
+            mistake()
+    with pytest.raises(AttributeError, match="not among the functions"):
+        xp.savez
+    assert transfers_of(lambda: (float(a[0]), bool(a[1] > 0), a.get(), to_backend([1.0]))) == {"to device": 1, "to host": 3}
+
+
+def test_cupy_has_every_function_that_is_used():
+    cupy = pytest.importorskip("cupy")
+    for name in strict_backend.NAMES:
+        f = cupy
+        for part in name.split("."):
+            f = getattr(f, part)
+
+
+@pytest.mark.parametrize("arguments, environment", [(["--backend", "cupy"], {}), ([], {"MESA_BACKEND": "cupy"}),
+                                                    ([], {"MESA_BACKEND": "nonesuch"}), (["--backend", "cuda"], {})])
+@pytest.mark.parametrize("script", ["train.py", "figures.py", "bench.py", "emergence.py"])
+def test_a_missing_backend_is_one_sentence(script, arguments, environment, tmp_path):
+    try:
+        import cupy
+        cupy.cuda.runtime.getDeviceCount()
+        pytest.skip("there is a GPU here")
+    except Exception:
+        pass
+    script = Path(__file__).parent / script
+    run = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=tmp_path, env=os.environ | environment)
+    assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1 and not run.stdout
