@@ -473,7 +473,7 @@ def main():
     parser.add_argument("--peak-layer", type=int, help=train.argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
-        return peak(args.peak)
+        return peak(train.choose("preset", args.peak, train.PRESETS))
     if args.peak_layer is not None:
         return peak_layer(args.peak_layer)
     result = {name: TABLES[name]() for name in [train.choose("table", n, TABLES) for n in args.tables or TABLES]}

@@ -244,6 +244,15 @@ def markdown(claims):
                                             for reason, figures in reasons.items())
 
 
+def claims_in(path):
+    """The claims in a JSON file; none if it is somebody else's."""
+    try:
+        claims = json.loads(path.read_text())
+        return [c for c in claims if {"figure", "claim", "expected", "measured", "spread", "seeds", "profile", "holds"} <= c.keys()]
+    except (ValueError, AttributeError, TypeError):
+        return []
+
+
 def make(name, lab, out):
     """Draw one figure, from measurements in the cache, and write picture and claims to the folder `out`."""
     import matplotlib
@@ -259,7 +268,7 @@ def make(name, lab, out):
     train.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
     train.write_whole(out / f"{name}.json", lambda f: f.write((json.dumps(claims, indent=1) + "\n").encode()))
     plt.close(fig)
-    everything = [c for path in sorted(out.glob("*.json")) for c in json.loads(path.read_text())]
+    everything = [c for path in sorted(out.glob("*.json")) for c in claims_in(path)]
     train.write_whole(out / "claims.md", lambda f: f.write(markdown(everything).encode()))
     print(f"\n{out / name}.png\n\n{markdown(claims)}", flush=True)
     return claims

@@ -912,9 +912,10 @@ def test_resume_equals_an_uninterrupted_run(tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
-    """SIGKILL at random moments; then --resume, until it is done."""
-    args = ["train.py", "mesa-1", *TINY_ARGS, "--steps=400", "--checkpoint-seconds=0.01"]
-    assert command_line(*args, "--out", tmp_path / "whole").returncode == 0
+    """SIGKILL at random moments (MESA_KILLS of them); then --resume, until it is done."""
+    wanted = int(os.environ.get("MESA_KILLS", "3"))
+    args = ["train.py", "mesa-1", *TINY_ARGS, f"--steps={130 * wanted}", "--checkpoint-seconds=0.01"]
+    assert command_line(*args, "--out", tmp_path / "whole", timeout=600).returncode == 0
     delay, kills = np.random.default_rng(), 0
     todo = [*args, "--out", tmp_path / "killed"]
     while True:
@@ -923,7 +924,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
         while not (tmp_path / "killed" / "checkpoint.npz").exists():
             time.sleep(0.01)
         try:
-            process.wait(delay.uniform(0.3, 1.2) if kills < 3 else None)
+            process.wait(delay.uniform(0.3, 1.2) if kills < wanted else None)
             assert process.returncode == 0
             break
         except subprocess.TimeoutExpired:
@@ -960,26 +961,6 @@ def test_a_gradient_that_is_not_finite_stops_before_it_touches_the_weights():
     with pytest.warns(RuntimeWarning), pytest.raises(train.Diverged, match="step 0"):
         train.fit(lambda p, x: (p["w"] ** 0.5).sum(), state, lambda g, n: (np.zeros(n),), train.sgd(1.0), 3, 4)
     assert np.array_equal(state.params["w"], np.zeros(2))
-
-
-@pytest.mark.parametrize("args, says", [
-    (["liner-1"], "did you mean 'linear-1'"),
-    (["linear-1", "--lr", "fast"], "lr must be a number"),
-    (["linear-1", "--steps", "1.5"], "steps must be a whole number"),
-    (["linear-1", "--steps", "100"], "warmup (200) must be smaller than steps (100)"),
-    (["linear-1", "--batch", "0"], "batch must be at least 1"),
-    (["linear-1", "--kinds", "linear,sofmax"], "did you mean 'softmax'"),
-    (["linear-1", "--width", "17"], "as wide as a token"),
-    (["linear-1", "--embed", "perhaps"], "embed must be true or false"),
-    (["linear-1", "--lr", "nan"], "lr must be"),
-    (["linear-1", "--colour", "red"], "unrecognized arguments: --colour"),
-    (["--resume", "/nowhere"], "there is no file /nowhere/checkpoint.npz"),
-    (["--resume", "runs", "--lr", "1"], "give it alone"),
-    (["linear-1", "--out", "/proc/nowhere"], "cannot write /proc/nowhere"),
-])
-def test_a_mistake_is_answered_by_one_sentence(args, says):
-    run = command_line("train.py", *args)
-    assert run.returncode == 2 and says in run.stderr and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "pickled", "foreign", "wrong shapes", "later version"])

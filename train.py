@@ -8,6 +8,7 @@ The loop is `fit`: loss function x parameters x source of batches x update.  Any
 call of it; what is not to be trained is simply not among the parameters.
 """
 import argparse
+import contextlib
 import ctypes
 import dataclasses
 import difflib
@@ -408,14 +409,54 @@ def save_arrays(path, arrays):
 
 
 def load_arrays(path):
-    """A dict of NumPy arrays from an .npz file. Pickled objects are refused, since loading them would run their code."""
+    """A dict of NumPy arrays from an .npz file of `save_arrays`.
+
+    The file may come from anyone. Pickled objects are refused, since loading them would run their code; and before anything is
+    allocated, every array's shape is compared with the bytes that are really there (a header can claim any size).
+    """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        arrays = {}
+        with zipfile.ZipFile(path) as file:
+            for info in file.infolist():
+                if info.compress_type != zipfile.ZIP_STORED or not info.filename.endswith(".npy"):
+                    raise ValueError(f"its member {info.filename} was not written by this program")
+                with file.open(info) as member:
+                    if np.lib.format.read_magic(member) != (1, 0):
+                        raise ValueError(f"its member {info.filename} has an unknown format")
+                    shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+                    content = member.read()
+                    if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content):
+                        raise ValueError(f"its member {info.filename} is not what its header says")
+                    arrays[info.filename.removesuffix(".npy")] = np.frombuffer(content, dtype).reshape(
+                        shape, order="F" if fortran else "C").copy()
+        return arrays
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError, SyntaxError,
+            zipfile.BadZipFile) as e:
         raise UserError(f"{path} is damaged, or not a file of this program ({e}); move it away and train again") from None
+
+
+@contextlib.contextmanager
+def alone_in(folder):
+    """A lock on a folder while this process trains in it; UserError if another one does. The system releases it even after a
+    crash, and forked workers do not inherit it."""
+    try:
+        import fcntl
+    except ImportError:                                 # Windows
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except OSError as e:
+        raise UserError(f"cannot write to {folder}: {e.strerror or e}") from None
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training in {folder}: wait for it, or choose another --out") from None
+        yield
 
 
 def save_checkpoint(folder, state, settings):
@@ -578,25 +619,26 @@ def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lin
     Raises UserError if the folder holds a run with other settings; nothing is overwritten then.
     """
     folder = Path(folder)
-    if (folder / "checkpoint.npz").exists():
-        state, there = load_checkpoint(folder)
-        if there != s:
-            differ = [f.name for f in fields(s) if getattr(s, f.name) != getattr(there, f.name)]
-            raise UserError(f"{folder} holds a run with other settings ({', '.join(differ)} differ): choose another --out")
-    else:
-        state = start(s)
-    if state.step == s.steps and state.heldout:
-        return state
-    x = heldout_sequences(s)
-    loss_fn, sample = objective(s)
-    return fit(
-        loss_fn, state, sample,
-        update=adamw(warmup_cosine(s), s.weight_decay, s.clip),
-        steps=s.steps, batch=s.batch, report=s.report, snapshots=s.snapshots, save_seconds=save_seconds, workers=workers,
-        evaluate=lambda params: heldout_loss(params, s, x),
-        save=lambda state: save_checkpoint(folder, state, s),
-        snapshot=lambda params, step: save_arrays(folder / f"weights-{step:06d}.npz", params),
-        progress=None if quiet else progress_line(name, s.steps, s.report, lines_every=lines_every))
+    with alone_in(folder):
+        if (folder / "checkpoint.npz").exists():
+            state, there = load_checkpoint(folder)
+            if there != s:
+                differ = [f.name for f in fields(s) if getattr(s, f.name) != getattr(there, f.name)]
+                raise UserError(f"{folder} holds a run with other settings ({', '.join(differ)} differ): choose another --out")
+        else:
+            state = start(s)
+        if state.step == s.steps and state.heldout:
+            return state
+        x = heldout_sequences(s)
+        loss_fn, sample = objective(s)
+        return fit(
+            loss_fn, state, sample,
+            update=adamw(warmup_cosine(s), s.weight_decay, s.clip),
+            steps=s.steps, batch=s.batch, report=s.report, snapshots=s.snapshots, save_seconds=save_seconds, workers=workers,
+            evaluate=lambda params: heldout_loss(params, s, x),
+            save=lambda state: save_checkpoint(folder, state, s),
+            snapshot=lambda params, step: save_arrays(folder / f"weights-{step:06d}.npz", params),
+            progress=None if quiet else progress_line(name, s.steps, s.report, lines_every=lines_every))
 
 
 # -------------------------------------------------------------------------------------------------- command line
@@ -622,14 +664,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(main):
-    """Run main() as a command: a UserError becomes one line and exit code 2, Ctrl-C exit code 130."""
+    """Run main() as a command: a UserError becomes one line and exit code 2 (1 for a diverged run), Ctrl-C exit code 130; a
+    reader of the output who goes away (| head) is no error."""
     try:
-        sys.exit(main())
+        main()
+        sys.stdout.flush()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(1 if isinstance(e, Diverged) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)    # so that Python does not trip over the pipe again when it ends
+    except MemoryError:
+        print("error: not enough memory: choose smaller settings (--T, --batch, --width)", file=sys.stderr)
+        sys.exit(2)
 
 
 def overview():
@@ -655,6 +704,8 @@ def main():
     args = parser.parse_args()
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers must be at least 1, not {args.workers}")
+    if not args.checkpoint_seconds >= 0:
+        raise UserError(f"--checkpoint-seconds must not be negative, not {args.checkpoint_seconds:g}")
     changed = {k.removeprefix("set_"): v for k, v in vars(args).items() if k.startswith("set_") and v is not None}
     if args.resume:
         if args.preset or args.out or changed:

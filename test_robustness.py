@@ -1,0 +1,276 @@
+"""Whatever a user does: the right answer, or one clear sentence and exit code 2; and properties that hold for every small model."""
+import errno
+import io
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import replace
+
+from autodiff import check_gradients, xp                # before NumPy: it sets the number of BLAS threads
+
+import numpy as np
+import pytest
+
+import bench
+import data
+import emergence
+import figures
+import mesa
+import probes
+import train
+from test_mesa import HERE, command_line, tiny
+
+MAIN = {"train": train.main, "bench": bench.main, "probes": probes.main,
+        "figures": lambda: figures.command_line("figures.py", ["overview", "fig4"], ["overview"]),
+        "emergence": lambda: figures.command_line("emergence.py", *2 * (["emergence", "limits"],), emergence.SIZE)}
+
+
+def run(line, monkeypatch, capsys):
+    """(exit code, stdout, stderr) of a command line such as "train linear-1 --lr 1", in this process."""
+    program, *args = line.split()
+    monkeypatch.setattr(sys, "argv", [program, *args])
+    try:
+        train.command(MAIN[program])
+        code = 0
+    except SystemExit as e:
+        code = e.code
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("line, says", [
+    ("train liner-1", "did you mean 'linear-1'"),
+    ("train linear1 --out x", "did you mean 'linear-1'"),
+    ("train linear-1 mesa-1", "unrecognized arguments: mesa-1"),
+    ("train linear-1 --colour red", "unrecognized arguments: --colour"),
+    ("train linear-1 --lr", "expected one argument"),
+    ("train linear-1 --lr fast", "lr must be a number"),
+    ("train linear-1 --lr nan", "lr must be"),
+    ("train linear-1 --lr inf", "lr must be finite"),
+    ("train linear-1 --lr -1", "lr must be greater than 0"),
+    ("train linear-1 --steps 1.5", "steps must be a whole number"),
+    ("train linear-1 --steps -5", "steps must not be negative"),
+    ("train linear-1 --steps 1e400", "steps must be a whole number"),
+    ("train linear-1 --steps 100", "warmup (200) must be smaller than steps (100)"),
+    ("train linear-1 --batch 0", "batch must be at least 1"),
+    ("train linear-1 --heldout 0", "heldout must be at least 1"),
+    ("train linear-1 --T 0", "T must be at least 1"),
+    ("train linear-1 --d 0", "d must be at least 1"),
+    ("train linear-1 --d ten", "d must be a whole number"),
+    ("train linear-1 --heads 0", "heads must be at least 1"),
+    ("train linear-1 --key-size -2", "key_size must be at least 1"),
+    ("train linear-1 --noise -0.1", "noise must not be negative"),
+    ("train linear-1 --init-std 0", "init_std must be greater than 0"),
+    ("train linear-1 --clamp -1", "clamp must not be negative"),
+    ("train linear-1 --kinds linear,sofmax", "did you mean 'softmax'"),
+    ("train linear-1 --kinds ,", "kinds must name at least one block"),
+    ("train linear-1 --tokens constructd", "did you mean 'constructed'"),
+    ("train linear-1 --task liner", "did you mean 'linear'"),
+    ("train linear-1 --dtype float16", "unknown dtype 'float16'"),
+    ("train linear-1 --positional rotary", "unknown positional 'rotary'"),
+    ("train linear-1 --width 17", "as wide as a token"),
+    ("train linear-1 --tokens raw", "have no slot for the prediction"),
+    ("train softmax-3 --width 0", "embed needs a width"),
+    ("train linear-1 --embed perhaps", "embed must be true or false"),
+    ("train linear-1 --snapshots 1,x", "snapshots must be a list"),
+    ("train linear-1 --snapshots 9999999", "snapshots must lie between"),
+    ("train linear-1 --workers 0", "--workers must be at least 1"),
+    ("train linear-1 --workers many", "invalid int value"),
+    ("train linear-1 --checkpoint-seconds soon", "invalid float value"),
+    ("train linear-1 --checkpoint-seconds -1", "--checkpoint-seconds must not be negative"),
+    ("train --lr 1", "name a preset first"),
+    ("train --resume /nowhere", "there is no file /nowhere/checkpoint.npz"),
+    ("train --resume runs --lr 1", "give it alone"),
+    ("train linear-1 --out /proc/nowhere", "/proc/nowhere"),
+    ("train linear-1 --backend cuda", "unknown backend 'cuda'"),
+    ("figures overvew", "did you mean 'overview'"),
+    ("figures --seeds 0", "--seeds must be a whole number of at least 1"),
+    ("figures --seeds three", "--seeds must be"),
+    ("figures --full --smoke", "exclude each other"),
+    ("figures --executor dusk", "did you mean 'dask'"),
+    ("figures --smoke --executor mpi", "pip install mpi4py"),
+    ("emergence limit", "did you mean 'limits'"),
+    ("bench step", "did you mean 'steps'"),
+    ("bench --peak linear-9", "unknown preset 'linear-9'"),
+])
+def test_a_mistake_is_answered_by_one_sentence(line, says, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    if "mpi" in line and "mpi4py" in sys.modules:
+        pytest.skip("mpi4py is here")
+    code, out, err = run(line, monkeypatch, capsys)
+    assert code == 2 and says in err and err.startswith("error: ") and err.count("\n") == 1 and not out
+    assert not list(tmp_path.iterdir())                 # and nothing was begun
+
+
+@pytest.mark.parametrize("changes", [dict(T=1), dict(d=1), dict(T=2, key_size=9), dict(d=1, T=1, heads=1, key_size=1), dict(batch=1),
+                                     dict(steps=0, warmup=0), dict(heldout=1), dict(noise=0.0), dict(snapshots=(0, 3))], ids=str)
+@pytest.mark.parametrize("preset", ["linear-1", "mesa-1", "hybrid-2"])
+def test_the_smallest_settings_work(preset, changes, tmp_path):
+    s = tiny(preset, **dict(steps=3, warmup=1) | changes)
+    state = train.run(s, tmp_path, quiet=True)
+    assert state.step == s.steps and np.isfinite(state.losses).all() and np.isfinite(state.heldout[-1][1])
+    assert train.load_checkpoint(tmp_path)[1] == s
+
+
+def test_a_full_disk_is_reported_and_costs_nothing(monkeypatch, tmp_path):
+    s = tiny("linear-1")
+    train.run(replace(s, steps=s.steps), tmp_path, quiet=True)
+    before = (tmp_path / "checkpoint.npz").read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(train.UserError, match="No space left on device"):
+        train.save_arrays(tmp_path / "checkpoint.npz", {"a": np.zeros(9)})
+    assert (tmp_path / "checkpoint.npz").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+
+
+def test_an_interrupt_during_a_checkpoint_leaves_the_one_before(monkeypatch, tmp_path):
+    train.save_arrays(tmp_path / "checkpoint.npz", {"a": np.zeros(9)})
+
+    def half(f, **arrays):
+        f.write(b"half a file")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(np, "savez", half)
+    with pytest.raises(KeyboardInterrupt):
+        train.save_arrays(tmp_path / "checkpoint.npz", {"a": np.ones(9)})
+    assert not train.load_arrays(tmp_path / "checkpoint.npz")["a"].any() and not list(tmp_path.glob("*.tmp"))
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    first = subprocess.Popen([sys.executable, "train.py", "linear-1", "--T=8", "--d=2", "--batch=8", "--out", str(tmp_path)], cwd=HERE,
+                             stderr=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "checkpoint.npz").exists():
+            time.sleep(0.01)
+        second = command_line("train.py", "--resume", tmp_path)
+        assert second.returncode == 2 and "another process is training in" in second.stderr and second.stderr.count("\n") == 1
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.parametrize("command", ["train.py", "figures.py --list", "train.py --help"])
+def test_a_reader_who_leaves_is_no_error(command):
+    run = subprocess.run(f"{sys.executable} {command} | head -1; exit ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", cwd=HERE,
+                         capture_output=True, text=True)
+    assert "Traceback" not in run.stderr and run.stdout.count("\n") == 1
+
+
+def npz(path, **members):
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(f"{name}.npy", content)
+
+
+def header(shape, dtype="<f4"):
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("attack", ["huge shape", "negative shape", "pickle", "compressed", "other member", "no archive", "empty", "header code"])
+def test_hostile_files_are_refused_before_anything_is_allocated(attack, tmp_path):
+    path = tmp_path / "weights.npz"
+    if attack == "huge shape":
+        npz(path, a=header((2 ** 50, 2 ** 10)) + b"0000")
+    elif attack == "negative shape":
+        npz(path, a=header((-1, 4)) + b"0" * 16)
+    elif attack == "pickle":
+        np.savez(path, a=np.array([{"code": "runs"}], dtype=object))
+    elif attack == "compressed":
+        np.savez_compressed(path, a=np.zeros(10 ** 6))  # a bomb would be compressed
+    elif attack == "other member":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("../../evil.py", "print('runs')")
+    elif attack == "no archive":
+        path.write_bytes(b"PK not really")
+    elif attack == "empty":
+        path.write_bytes(b"")
+    else:
+        npz(path, a=b"\x93NUMPY\x01\x00" + (40).to_bytes(2, "little") + b"__import__('os').system('echo runs')   \n")
+    with pytest.raises(train.UserError, match="damaged, or not a file of this program"):
+        train.load_arrays(path)
+    with pytest.raises(train.UserError):
+        train.load_model(path)
+
+
+def test_a_model_file_holds_weights_and_settings(tmp_path):
+    s = tiny("hybrid-2")
+    params = mesa.init_params(np.random.default_rng(0), s.config)
+    train.save_model(tmp_path / "m.npz", {k: w.astype("float32") for k, w in params.items()}, s)
+    loaded, settings = train.load_model(tmp_path / "m.npz")
+    assert settings == s and all(np.array_equal(loaded[k], params[k].astype("float32")) for k in params)
+    train.save_model(tmp_path / "m.npz", loaded, replace(s, heads=s.heads + 1))
+    with pytest.raises(train.UserError, match="not those that its settings ask for"):
+        train.load_model(tmp_path / "m.npz")
+
+
+def test_claims_of_others_are_left_alone(tmp_path):
+    for name, content in (("a", "{"), ("b", "{}"), ("c", '[{"figure": 1}]'), ("d", "[1]"), ("e", "3")):
+        (tmp_path / f"{name}.json").write_text(content)
+        assert figures.claims_in(tmp_path / f"{name}.json") == []
+
+
+# ---------------------------------------------------------------------------------------- properties of any model
+
+@pytest.fixture(params=range(12))
+def model(request):
+    """A random small model: any mix of attentions, heads, widths, position codes, T."""
+    rng = np.random.default_rng([5, request.param])
+    embed, positional = bool(rng.integers(2)), str(rng.choice(["none", "add", "concat"]))
+    D = int(rng.integers(3, 9))                         # (a layer norm over two entries, or a unit key of one, has no gradient)
+    config = mesa.Config(tuple(str(k) for k in rng.choice(list(mesa.ATTENTION), rng.integers(1, 4))), heads=int(rng.integers(1, 4)),
+                         key_size=int(rng.integers(2, 6)), width=D, d_in=int(rng.integers(1, 6)) if embed else D,
+                         d_out=int(rng.integers(1, D + 1)), embed=embed, positional=positional, layer_norm=bool(rng.integers(2)),
+                         mlp_width=int(rng.choice([0, 7])), qk_norm=bool(rng.integers(2)), clamp=float(rng.choice([0, 5])))
+    params = mesa.init_params(rng, config, std=0.4)
+    return params, config, rng.standard_normal((3, int(rng.integers(1, 12)), config.d_in)), rng
+
+
+def test_property_gradients_equal_finite_differences(model):
+    params, config, x, rng = model
+    names = list(params)
+    check_gradients(lambda *arrays: mesa.transformer(dict(zip(names, arrays)), x, config), *params.values(), rng=rng, step=1e-4)
+
+
+def test_property_predictions_are_causal(model):
+    params, config, x, rng = model
+    out = mesa.transformer(params, x, config)
+    for t in range(1, x.shape[1]):
+        changed = x.copy()
+        changed[:, t:] = rng.standard_normal(x[:, t:].shape)
+        assert np.allclose(mesa.transformer(params, changed, config)[:, :t], out[:, :t], rtol=1e-9, atol=1e-12)
+
+
+def test_property_streaming_equals_parallel(model):
+    params, config, x, _ = model
+    out, memory = mesa.transformer(params, x, config), {}
+    for t in range(x.shape[1]):
+        step = mesa.transformer(params, x[:, t:t + 1], config, memory=memory)[:, 0]
+        assert np.allclose(step, out[:, t], rtol=1e-8, atol=1e-10)
+
+
+def test_property_permuting_the_batch_permutes_the_output(model):
+    params, config, x, rng = model
+    order = rng.permutation(len(x))
+    assert np.allclose(mesa.transformer(params, x[order], config), mesa.transformer(params, x, config)[order], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_property_workers_do_not_change_a_bit(seed):
+    rng = np.random.default_rng([6, seed])
+    s = tiny(str(rng.choice(list(train.PRESETS))), batch=int(rng.integers(1, 130)), T=int(rng.integers(1, 9)))
+    loss_fn, sample = train.objective(s)
+    results = []
+    for workers in (1, 3):
+        state = train.start(s)
+        train.fit(loss_fn, state, sample, train.adamw(train.warmup_cosine(s)), 3, s.batch, workers=workers)
+        results.append(state)
+    assert results[0].losses == results[1].losses
+    assert all(np.array_equal(results[0].params[k], results[1].params[k]) for k in results[0].params)
+
+
+def test_the_backend_is_numpy_unless_asked():
+    assert xp.module is np and set(data.TASKS) == {"linear", "partial", "nonlinear", "contracting", "fixed"}
