@@ -528,7 +528,7 @@ def fig1(lab, tokens):
     fig = plt.figure(figsize=(10, 3.7))
     schema, strip, error = fig.subplots(1, 3, width_ratios=(1.15, 1.25, 0.8))
     schema.axis("off")
-    schema.set(xlim=(0, 10), ylim=(0, 10), title="How it works")
+    schema.set(xlim=(0, 10), ylim=(-0.8, 10), title="How it works")
 
     def box(x, y, w, text, colour):
         schema.add_patch(FancyBboxPatch((x - w / 2, y - 0.5), w, 1, boxstyle="round,pad=0.08", fc=colour, ec="0.4", lw=0.8))
@@ -548,7 +548,7 @@ def fig1(lab, tokens):
     box(7.2, 7.0, 5.2, r"$r \leftarrow r - \eta\, S_t r,\quad \hat x \leftarrow \hat x + \eta\, N_t r$", "#DCEAF5")
     arrow((8.8, 7.6), (8.8, 8.7), COLOUR["linear"])
     box(8.8, 9.3, 1.9, r"$\hat x_{t+1}$", "#FCEFD6")
-    schema.text(0.1, 5.35, "first layer: bind neighbours", fontsize=8, color=COLOUR["softmax"], va="center", weight="bold")
+    schema.text(0.1, -0.3, "first layer: bind neighbours", fontsize=8, color=COLOUR["softmax"], va="center", weight="bold")
     schema.text(0.1, 7.0, "deeper layers:\none gradient\nstep each", fontsize=8, color=COLOUR["linear"], va="center", weight="bold")
     m = tokens[0]
     L = len(m["layers"])
@@ -566,7 +566,7 @@ def fig1(lab, tokens):
     error.set_yscale("log")
     for i, text, colour in ((0, f"linear-{L - 1}", "linear"), (1, "gradient descent", "gradient descent")):
         mean = mean_line(error, k, errors[:, i], color=COLOUR[colour], lw=2, marker="o", ms=4)
-        label(error, L - 1, mean[-1] * (0.75 if i == 0 else 1.3), text, colour, "top" if i == 0 else "bottom")
+        label(error, L - 1, mean[-1] * (0.75 if i == 0 else 3), text, colour, "top" if i == 0 else "bottom")
     error.set(title="All tokens at $t = T$", xlabel="layers, or best gradient steps", ylabel="loss")
     error.set_ylim(bottom=0.4 * errors.mean(axis=0).min())
     return fig, [
