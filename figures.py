@@ -72,8 +72,10 @@ KEEP = ("linear-1", "linear-6", "mesa-1", "hybrid-2")  # their weights (of the f
 SMOKE = dict(d=2, T=8, d_state=3, width=8, steps=12, warmup=2, batch=40, report=5, heldout=64)
 
 # What measurements work with: sequences to tune rivals on and to judge on, lags in a window of observations, steps of
-# distillation and of the tuning of tokens, learning rate of the latter, tokens in a prefix, pairs in a few-shot problem, dimensions of figure 5B.
-SIZE = {"full": dict(tune=8_192, judge=4_096, window=16, distil=2_000, tokens=2_000, lr=1e-3, prefix=20, pairs=20, dims=(2, 5, 10, 20, 40)),
+# distillation and of the tuning of tokens, learning rate of the latter, tokens in a prefix, pairs in a few-shot problem,
+# dimensions of figure 5B.
+SIZE = {"full": dict(tune=8_192, judge=4_096, window=16, distil=2_000, tokens=2_000, lr=1e-3, prefix=20, pairs=20,
+                     dims=(2, 5, 10, 20, 40)),
         "quick": dict(tune=4_096, judge=2_048, window=8, distil=500, tokens=300, lr=1e-2, prefix=5, pairs=20, dims=(2, 5, 10, 20)),
         "smoke": dict(tune=64, judge=64, window=2, distil=3, tokens=3, lr=1e-2, prefix=2, pairs=4, dims=(2, 3, 4))}
 
@@ -793,8 +795,8 @@ def fig5(lab, *found):
         rows.append(claim(lab, "5B", f"slope of log(loss at t = 5 d / loss of predicting zero) over log d, {name}", "paper, 5B",
                           "> 0.3" if i else "< 0.3", slope))
     rows.append(claim(lab, "5B", f"relative loss of kernel regression at d = {dims[-1]}", "paper, 5B", "> 0.5",
-                      [r["rows"][-1, 1] for r in rivals], "interpolation still removes two thirds of the loss there; it gets worse with d, "
-                      "as the slope says"))
+                      [r["rows"][-1, 1] for r in rivals], "interpolation gets worse with d, as the slope says, but has not come so far at "
+                      "this d"))
     right.set(title="B  After 5 d tokens", xlabel="dimension $d$", ylabel="loss / loss of predicting zero")
     right.set_xticks(dims)
     end_labels(right, ends)
@@ -816,6 +818,9 @@ def fig6(lab, depths, curves):
                  + nearest(lab, "6C", "softmax-7", 1, 7, curves, why))
 
 
+FAMILIES = ("fully observed", "partially observed", "nonlinear")
+
+
 @figure((context, "softmax-3", "softmax-7", "hybrid-2"), (context, "softmax-7, partial", "hybrid-2, partial"),
         (context, "softmax-7, nonlinear", "hybrid-2, nonlinear"))
 def fig7(lab, *families):
@@ -823,22 +828,22 @@ def fig7(lab, *families):
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(10, 3.4))
     rows = []
-    for ax, curves, panel, first in zip(axes, families, "ABC", (1, 0, 0)):
-        family = ("fully observed", "partially observed", "nonlinear")["ABC".index(panel)]
-        draw_context(ax, [(first, "softmax-7", "softmax"), (first + 1, "hybrid-2", "hybrid")], curves, (7,),
-                     f"{panel}  {family}", name=("steps", "steps on windows", "steps on features")["ABC".index(panel)])
+    for ax, curves, panel, first, family, inputs in zip(axes, families, "ABC", (1, 0, 0), FAMILIES, ("states", "windows", "features")):
+        draw_context(ax, [(first, "softmax-7", "softmax"), (first + 1, "hybrid-2", "hybrid")], curves, (7,), f"{panel}  {family}",
+                     name="steps" if panel == "A" else f"steps on {inputs}")
         softmax, hybrid = ([c["models"][first + i] for c in curves] for i in (0, 1))
         count, seconds = (curves[0][k][first:first + 2] for k in ("parameters", "seconds"))
-        why = ("with some seeds the hybrid has not left its first plateau when training ends (mean losses by seed "
-               + ", ".join(f"{np.mean(h):.3f}" for h in hybrid) + f"; softmax-7: {np.mean(softmax):.3f})")
-        rows += [claim(lab, f"7{panel}", f"mean loss of hybrid-2 ({count[1]:,.0f} weights, {seconds[1]:.0f} s of training) over that of "
-                       f"softmax-7 ({count[0]:,.0f} weights, {seconds[0]:.0f} s), {family}", "paper, 7", "<= 1.02", ratios(hybrid, softmax), why),
-                 claim(lab, f"7{panel}", f"mean loss of the control (7 steps of Proposition 2 on {('states', 'windows', 'features')['ABC'.index(panel)]}"
-                       f") over that of softmax-7, {family}", "paper, 7", "0.8 .. 1.25", ratios([c["steps"][6] for c in curves], softmax),
-                       "the control's curve is not the model's; which side it is on shows in the figure"),
-                 claim(lab, f"7{panel}", f"mean loss of hybrid-2 over that of least squares, {family}", "measured", "< 1.25",
-                       ratios(hybrid, [c["lsq"] for c in curves]), why if panel == "C" else
-                       "least squares sees more past observations than the first layer binds (2A)")]
+        slow = ("with some seeds the hybrid has not left its first plateau when training ends (mean losses by seed "
+                + ", ".join(f"{np.mean(h):.3f}" for h in hybrid) + f"; softmax-7: {np.mean(softmax):.3f})")
+        tell = [(f"mean loss of hybrid-2 ({count[1]:,.0f} weights, {seconds[1]:.0f} s of training) over that of softmax-7 "
+                 f"({count[0]:,.0f} weights, {seconds[0]:.0f} s), {family}", "paper, 7", "<= 1.02", ratios(hybrid, softmax), slow),
+                (f"mean loss of the control (7 steps of Proposition 2 on {inputs}) over that of softmax-7, {family}", "paper, 7",
+                 "0.8 .. 1.25", ratios([c["steps"][6] for c in curves], softmax),
+                 "the control's curve is not the model's; which side it is on shows in the figure"),
+                (f"mean loss of hybrid-2 over that of least squares, {family}", "measured", "< 1.25",
+                 ratios(hybrid, [c["lsq"] for c in curves]), slow if panel == "C" else
+                 "least squares sees more past observations than the first layer binds (2A)")]
+        rows += [claim(lab, f"7{panel}", *row) for row in tell]
     return fig, rows
 
 
