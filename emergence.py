@@ -1,6 +1,6 @@
 """When does a mesa-optimiser emerge, and what can it not do?  One complex linear-attention layer, from theory to simulation.
 
-    python emergence.py                 both figures, quick settings, under three minutes on two cores
+    python emergence.py                 both figures, quick settings, about a minute on two cores
     python emergence.py --full --seeds 5
 
 Zheng et al., "On Mesa-Optimization in Autoregressively Trained Transformers: Emergence and Capability" (NeurIPS 2024), study
@@ -38,7 +38,7 @@ from figures import claim, end_labels, figure, label, mean_line
 
 # --------------------------------------------------------------------------------------------------- the process
 
-Law = namedtuple("Law", "draw kappas what")             # draw(rng, B, d) -> x_1, real [B, d]; kappas(d) -> (k1, k2, k3) or None
+Law = namedtuple("Law", "draw kappas")                  # draw(rng, B, d) -> x_1, real [B, d]; kappas(d) -> (k1, k2, k3) or None
 
 
 def iid(m2, m4, m6):
@@ -52,11 +52,11 @@ def sparse(rng, B, d):
 
 
 LAWS = {                                                # of the first state; scale c multiplies all of them
-    "Gaussian": Law(lambda rng, B, d: rng.standard_normal((B, d)), iid(1, 3, 15), "N(0, I)"),
-    "sparse": Law(sparse, lambda d: (1 / d, 1 / d, 0.0), "±1 in one random coordinate"),
-    "signs": Law(lambda rng, B, d: rng.choice([-1.0, 1.0], (B, d)), iid(1, 1, 1), "±1 in every coordinate"),
-    "skewed": Law(lambda rng, B, d: rng.choice([-0.5, 2.0], (B, d), p=[0.8, 0.2]), iid(1, 3.25, 12.8125), "-1/2 or 2, mean 0"),
-    "ones": Law(lambda rng, B, d: np.ones((B, d)), None, "all ones"),
+    "Gaussian": Law(lambda rng, B, d: rng.standard_normal((B, d)), iid(1, 3, 15)),
+    "sparse": Law(sparse, lambda d: (1 / d, 1 / d, 0.0)),
+    "signs": Law(lambda rng, B, d: rng.choice([-1.0, 1.0], (B, d)), iid(1, 1, 1)),
+    "skewed": Law(lambda rng, B, d: rng.choice([-0.5, 2.0], (B, d), p=[0.8, 0.2]), iid(1, 3.25, 12.8125)),      # of mean zero
+    "ones": Law(lambda rng, B, d: np.ones((B, d)), None),
 }
 
 
@@ -147,7 +147,7 @@ def product(params):
 
 
 def off_block(params):
-    """The largest entry outside the two diagonals, relative to the smallest of the mean diagonals."""
+    """The largest entry outside the two trained diagonals, each relative to the mean diagonal of its own matrix."""
     d = params["PV"].shape[0]
     diagonal = initial(1, 1, d)
     rest = [np.abs(params[k] * (1 - diagonal[k].real)).max() / np.abs(params[k][diagonal[k] != 0]).mean() for k in params]
@@ -219,10 +219,10 @@ SIZE = {"full": dict(d=5, T=100, B=40_000, lr=4e-5, epochs=1_500, judge=4_000, l
         "smoke": dict(d=2, T=8, B=200, lr=1e-3, epochs=20, judge=50, lengths=(8, 16), dtype="complex128")}
 
 
-def trained(size, seed, law, scale=1.0, starts=STARTS):
-    """Full-batch training on sampled sequences of a law: for every start the course of a b and the final weights."""
+def trained(size, seed, law, B, starts=STARTS):
+    """Full-batch training on B sampled sequences of a law: (learning rate, [(final weights, course of a b) for every start])."""
     rng = np.random.default_rng([201, seed])
-    x = unitary_sequences(rng, size["B"], size["T"], size["d"], LAWS[law].draw, scale).astype(size["dtype"])
+    x = unitary_sequences(rng, B, size["T"], size["d"], LAWS[law].draw).astype(size["dtype"])
     moments = second_moments(x)
     spread = estimated_kappas(x[:, 0].real)             # the curvature grows with the sixth moments: so must 1 / lr
     lr = size["lr"] * 15 / max(spread[1] + spread[2] * mean_inverse(size["T"]), spread[0])
@@ -238,14 +238,15 @@ def relative(a, b):
 def facts(size, seed, law, starts):
     """What training on a law ends with, and how far its predictions are from Corollary 1's and from the truth, held out."""
     d, T = size["d"], size["T"]
-    lr, runs = trained(size, seed, law, starts=starts)
+    lr, runs = trained(size, seed, law, size["B"], starts)
+    quarter = trained(size, seed, law, size["B"] // 4, starts[:1])[1][0][0]
     x = unitary_sequences(np.random.default_rng(202), size["judge"], T, d, LAWS[law].draw)
     params = runs[0][0]
     model = predictions(params, x)[:, -2]               # of x_T, from T - 1 states
     step = one_step(x[:, :-1], product(params))
     kappas, far = LAWS[law].kappas(d) if LAWS[law].kappas else estimated_kappas(x[:, 0].real), size["lengths"][-1]
     z = unitary_sequences(np.random.default_rng(205), 200, far + 1, d, LAWS[law].draw)
-    return {"courses": [course for _, course in runs], "ends": [product(p) for p, _ in runs], "off": [off_block(p) for p, _ in runs],
+    return {"courses": [course for _, course in runs], "ends": [product(p) for p, _ in runs], "off": [off_block(p) for p, _ in runs], "off_quarter": off_block(quarter),
             "flows": [flow_from(*start, kappas, T, runs[0][1][:, 0] * lr).prod(axis=0) for start in starts],
             "theory": theorem1(*kappas, T), "limit": kappas[0] / kappas[1], "corollary": relative(model, step),
             "far": relative(one_step(z[:, :-1], theorem1(*kappas, far)), z[:, -1]), "odd": odd_moments(LAWS[law].draw(np.random.default_rng(203), 100_000, d)),
@@ -285,13 +286,13 @@ def capability(size, seed):
         step = [(np.abs(one_step(x, theorem1(*kappas, T), t) - x[:, t]) ** 2).sum(axis=-1).mean() / truth for t in at]
         layer = (np.abs(least_squares(x[:, :-1]) - x[:, 2:]) ** 2).sum(axis=-1).mean(axis=0)[at - 2] / truth
         out |= {f"{law} step": step, f"{law} mesa": layer, "at": at}
-    x = unitary_sequences(rng, 2_000, size["lengths"][-1] + 1, d, LAWS["Gaussian"].draw)[:400]
+    x = unitary_sequences(rng, 400, size["lengths"][-1] + 1, d, LAWS["Gaussian"].draw)
     p = one_step(x[:, :-1], theorem1(*LAWS["Gaussian"].kappas(d), size["lengths"][-1]))
     return out | {"rows": rows, "scatter": np.stack([x[:, 0].real.ravel(), (p / x[:, -1]).real.ravel()])}
 
 
-SAMPLE = ("sampled moments of sixth order scatter: gradient descent on a finite sample ends with entries off the diagonals, which shrink "
-          "with the number of sequences")
+SAMPLE = ("sampled moments of sixth order scatter: gradient descent on a finite sample ends with entries off the diagonals, larger on a "
+          "quarter of the sequences (below)")
 
 
 @figure((dynamics,), (conditions,))
@@ -333,8 +334,13 @@ def emergence(lab, found, others):
                        [o[f"{law} ends"].mean() / o[f"{law} theory"] for o in others]),
                  claim(lab, "conditions", f"{law}: largest entry off the two diagonals, relative to them", "paper, Theorem 1",
                        "< 0.05", [o[f"{law} off"].max() for o in others], SAMPLE)]
-    rows.append(claim(lab, "conditions", "ones: the same, where Assumption 2 does not hold", "paper, Assumption 2", "> 0.02",
+    rows.append(claim(lab, "conditions", "ones: the same, where Assumption 2 does not hold", "paper, Assumption 2", "> 0.05",
                       [o["ones off"].max() for o in others]))
+    for law, expected in (("Gaussian", "> 1.3"), ("skewed", "> 1.3"), ("ones", "0.8 .. 1.25")):
+        source = found if law == "Gaussian" else others
+        rows.append(claim(lab, "conditions", f"{law}: that entry after training on a quarter of the sequences over that on all "
+                          f"({'due to sampling: about 2' if law != 'ones' else 'learned: about 1'})", "derived", expected,
+                          [f[f"{law} off_quarter"] / f[f"{law} off"][0] for f in source], "one sample's largest entry scatters"))
     for law, recovers in (("Gaussian", False), ("sparse", True), ("signs", True), ("skewed", False)):
         source = found if law in ("Gaussian", "sparse") else others
         rows.append(claim(lab, "conditions", f"{law}: relative error at T = {lab.sizes[lab.profile]['lengths'][-1]:,} of the step that Theorem 1 "
@@ -358,8 +364,8 @@ def limits(lab, found):
     fig, (scatter, ratio, error) = plt.subplots(1, 3, figsize=(10, 3.3))
     x1, r = found[0]["scatter"]
     grid = np.linspace(-3.5, 3.5, 100)
-    scatter.plot(x1, r, ".", ms=2, color=figures.COLOUR["linear"], alpha=0.4)
-    scatter.plot(grid, theorem2(grid, 3, 15), color="k", lw=1.2)
+    scatter.plot(grid, theorem2(grid, 3, 15), color="k", lw=4, alpha=0.25)
+    scatter.plot(x1, r, ".", ms=2.5, color=figures.COLOUR["linear"])
     scatter.axhline(1, color="0.7", lw=1)
     label(scatter, 0.5, 0.93, "Theorem 2: $x_{1j}^2/5$", "k", transform=scatter.transAxes, ha="center")
     label(scatter, 0, 1.05, "truth", "0.5", "bottom", ha="center")
@@ -371,7 +377,7 @@ def limits(lab, found):
         mean = mean_line(ratio, T, rows[:, :, i], color=colour, marker="o", ms=4)
         ratio.axhline(limit, color=colour, lw=1, ls=":")
         ends.append((mean[-1], name, colour))
-    ratio.set(title="Prediction / truth", xlabel="T", ylim=(0, 0.75))
+    ratio.set(title="Gaussian, dots: limits", xlabel="T", ylabel="prediction / truth", ylim=(0, 0.75))
     ratio.set_xticks(T, [f"{int(n):,}" for n in T])
     ratio.minorticks_off()
     end_labels(ratio, ends)
@@ -384,11 +390,11 @@ def limits(lab, found):
         for kind, colour in (("step", "gradient descent"), ("mesa", "mesa")):
             mean = mean_line(error, at, np.maximum([f[f"{law} {kind}"] for f in found], 1e-14), color=figures.COLOUR[colour], ls=style)
             ends.append((mean[-1], f"{'one step' if kind == 'step' else 'mesa layer'}, {law}", colour))
-    error.set(title="Squared error / truth", xlabel="context length $t$", xlim=(at[0], at[-1]))
+    error.set(title="Error over context (floor 1e-14)", xlabel="context length $t$", ylabel="squared error / truth", xlim=(at[0], at[-1]))
     end_labels(error, ends, 7.5)
     tell = [(f"Gaussian, T = {int(T[-1]):,}: {name} of prediction / truth", "paper, Theorem 2" if i == 1 else "derived", expected, rows[:, -1, i])
             for i, (name, expected) in enumerate((("mean", "0.18 .. 0.22"), ("median", "0.08 .. 0.11"), ("slope", "0.55 .. 0.65")), 1)]
-    tell += [("Gaussian: squared error of one gradient step at the last position, relative to the truth's (limit 0.4 d / d)", "derived",
+    tell += [("Gaussian: squared error of one gradient step at the last position, relative to the truth's (limit 0.4)", "derived",
               "0.35 .. 0.6", [f["Gaussian step"][-1] for f in found]),
              ("sparse: the same", "paper, Theorem 2", "< 0.05", [f["sparse step"][-1] for f in found]),
              ("Gaussian: the same for one complex mesa layer", "beyond the paper", "< 1e-6", [f["Gaussian mesa"][-1] for f in found])]

@@ -2,7 +2,7 @@
 
     where does it find x_{t-1}?             probe(activations, lagged states), sensitivity, attention_map
     what does it compute, layer by layer?   probe(activations, x_{t+1} or (S_t + ridge I)^-1 x_t), per position
-    is it the algorithm of the theory?      products, compressed: CompressedAlg;  nearest_steps: which gradient descent
+    is it the algorithm of the theory?      products, compressed: CompressedAlg;  best_steps, distance: which gradient descent
     is a softmax layer linear attention?    distil a linear one from it, and swap it in
     does it learn from few shots?           few_shot_tokens, and EOS and prefix tokens tuned with the model frozen
 
