@@ -295,7 +295,7 @@ class Workers:
         loss = sum(float(weights[j]) * answers[j % self.count][j // self.count] for j in range(len(seeds)))
         grads = {name: g[0] if len(seeds) == 1 else xp.tensordot(to_backend(weights, g.dtype), g, 1) for name, g in self.grads.items()}
         # 0 g is NaN exactly where g is not finite: one number, fetched together with the loss, tells whether all is well
-        loss, check = to_numpy(xp.stack([xp.asarray(loss), loss + sum((0 * g).sum() for g in grads.values())]))
+        loss, check = to_numpy(xp.stack([xp.asarray(loss), loss + sum((0 * xp.abs(g)).sum() for g in grads.values())]))
         return float(loss) if math.isfinite(check) else math.nan, grads
 
     def __enter__(self):
