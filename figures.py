@@ -569,7 +569,7 @@ def fig1(lab, tokens):
     error.set_yscale("log")
     for i, text, colour in ((0, f"linear-{L - 1}", "linear"), (1, "gradient descent", "gradient descent")):
         mean = mean_line(error, k, errors[:, i], color=COLOUR[colour], lw=2, marker="o", ms=4)
-        label(error, L - 1, mean[-1] * (0.75 if i == 0 else 3), text, colour, "top" if i == 0 else "bottom")
+        label(error, L - 1, 0.75 * mean[-1] if i == 0 else mean[1], text, colour, "top")
     error.set(title="All tokens at $t = T$", xlabel="layers, or best gradient steps", ylabel="loss")
     error.set_ylim(bottom=0.4 * errors.mean(axis=0).min())
     return fig, [
@@ -600,7 +600,7 @@ def fig2(lab, *found):
         rows += [claim(lab, "2A", f"R² of x at lag {j} from the stream after layer 1 ({np.mean([f['r2'][-1, j, 0] for f in results]):.2f} "
                        f"after layer {layers - 1}), {name}", "paper, 2A", "> 0.95" if "fully" in name else "> 0.5",
                        [f["r2"][1, j, 0] for f in results], BINDING if "softmax" in name else HELD) for j in range(2 if "fully" in name else min(4, len(lags)))]
-        rows.append(claim(lab, "2A", f"largest |R2| of the shuffled control, {name}", "control", "< 0.05",
+        rows.append(claim(lab, "2A", f"largest absolute R² of the shuffled control, {name}", "control", "< 0.05",
                           [np.abs(f["r2"][:, :, 1]).max() for f in results]))
     for ax, name, results in zip(axes[:, 2], ("softmax-7", "hybrid-2"), found[4:]):
         steps, layers, ends = results[0]["snapshots"], results[0]["r2"].shape[1], []
@@ -619,7 +619,7 @@ def fig2(lab, *found):
                        "read: f is not learned by all seeds (7C)"),
                  claim(lab, "2B", f"share of the best layer's gain in R² that is there after layer 1 of {name} (0 where none gains 0.02)",
                        "paper, 2B", "> 0.5", [g[0] / g.max() if g.max() > 0.02 else 0.0 for g in gain], LATER),
-                 claim(lab, "2B", f"largest |R2| of the shuffled control, {name}", "control", "< 0.05",
+                 claim(lab, "2B", f"largest absolute R² of the shuffled control, {name}", "control", "< 0.05",
                        [np.abs(f["r2"][:, 1:, 1]).max() for f in results])]
     return fig, rows
 
@@ -715,9 +715,9 @@ def fig4(lab, ones, compressed, curves, depths):
                 + ", ".join(f"{o}" for o in depths[0]["outliers"]), va="top", fontsize=8.5)
     rows_claims = [
         claim(lab, "4B", "CompressedAlg's loss over linear-6's at the end of training", "paper, 4B", "0.95 .. 1.05",
-              [r[-1, 1] / r[-1, 0] for r in rows], "what lies off the slot tables is small but acts in every one of six layers in turn"),
+              [r[-1, 1] / r[-1, 0] for r in rows], "late in training the model comes to use what lies off the slot tables, and CompressedAlg no longer improves with it"),
         claim(lab, "4B", "loss of the half-and-half interpolation over linear-6's at the end of training", "paper, 4B", "0.95 .. 1.05",
-              [r[-1, 2] / r[-1, 0] for r in rows], "half of what CompressedAlg changes is still there"),
+              [r[-1, 2] / r[-1, 0] for r in rows], "late in training the model comes to use what lies off the slot tables"),
         claim(lab, "4B", "numbers of CompressedAlg over entries of the product matrices (full tables)", "paper, 4B", "<= 0.01",
               [m["numbers"] / m["entries"] for m in compressed]),
         claim(lab, "4B", "the same, counting numbers above 2 % of the largest in their table", "paper, 4B", "<= 0.01",
@@ -750,7 +750,7 @@ def depth_claims(lab, first, second, depths, name):
                  claim(lab, panel, f"error of the probe for {text} after the last layer of {name} at t = T over that at t = d + 2 or "
                        f"just after", f"paper, {panel}", "< 0.9", [e[-1, -1] / e[-1, late][0] for e in error],
                        "the target itself changes with t: its norm falls by orders of magnitude just after t = d"),
-                 claim(lab, panel, f"largest |R2| of the shuffled control ({text})", "control", "< 0.1",
+                 claim(lab, panel, f"largest absolute R² of the shuffled control ({text})", "control", "< 0.1",
                        [np.abs(m[what][1:, :, 1]).max() for m in depths])]
     return rows
 
