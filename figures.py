@@ -6,8 +6,8 @@
 
 A figure is a list of measurements and a function that draws their results.  A measurement is a function of trained runs that
 returns a dict of arrays; the frame makes the runs, then the measurements, in parallel, and keeps both in runs/, in places
-whose names contain a digest of all their settings: a second call only redraws.  Delete runs/ after changing what the code
-computes.
+whose names contain a digest of all their settings (and of the module with the measurement): a second call only redraws.
+Delete runs/ after changing what other code computes.
 
 Every figure writes OUT/NAME.png, and in OUT/NAME.json its claims: what is claimed and by whom, the predicate that would
 make it hold, the number measured here, and whether it holds.  OUT/claims.md collects the claims as a table, and OUT/weights
@@ -82,7 +82,7 @@ SIZE = {"full": dict(tune=8_192, judge=4_096, window=16, distil=2_000, tokens=2_
 # ----------------------------------------------------------------------------------------------------- the frame
 
 FIGURES = {}                                            # name -> (function that draws, its measurements)
-SOURCE = {}                                             # measurement -> its source, part of the key of its results
+SOURCE = {}                                             # measurement -> its module's source, part of the key of its results
 
 
 def figure(*measurements):
@@ -90,7 +90,7 @@ def figure(*measurements):
     (function, *names of runs), a list of that function's results, one per seed, and returns (matplotlib figure, claims)."""
     def register(f):
         FIGURES[f.__name__] = (f, measurements)
-        SOURCE.update((m, inspect.getsource(m)) for m, *_ in measurements)
+        SOURCE.update((m, inspect.getsource(inspect.getmodule(m))) for m, *_ in measurements)
         return f
     return register
 
