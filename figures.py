@@ -634,8 +634,8 @@ def fig3a(lab, *models):
     for name, firsts, row in zip(("softmax-7", "hybrid-2"), models, axes):
         for h, ax in enumerate(row[:-1]):
             ax.imshow(firsts[0]["map"][h] ** 0.5, cmap="Greys", vmin=0, vmax=1, interpolation="nearest", extent=(0.5, T + 0.5, T + 0.5, 0.5))
-            ax.set_title(f"{name} (seed {lab.seeds[0]}), head 1" if h == 0 else f"head {h + 1}", fontsize=9)
-            ax.set_xlabel("attends to (grey: square root)", fontsize=8)
+            ax.set_title(f"{name}, head 1" if h == 0 else f"head {h + 1}", fontsize=9)
+            ax.set_xlabel("attends to", fontsize=8)
             ax.set_ylabel("token $t$" if h == 0 else "", fontsize=8)
             ax.tick_params(labelsize=7)
         why = BINDING if "softmax" in name else HELD
