@@ -412,7 +412,7 @@ def draw_context(ax, models, context, steps, title, rivals=("lsq", "kernel"), na
     ax.set_yscale("log")
     T, ends = len(context[0]["lsq"]), []
     t = np.arange(1, T + 1)
-    names = {"lsq": ("least squares", "least squares"), "kernel": ("kernel regression", "kernel regression"), "zero": ("zero", "control")}
+    names = {"lsq": ("least squares", "least squares"), "kernel": ("kernel regression", "kernel regression")}
     for k in steps:
         curve = context[0]["steps"][k - 1]
         ax.plot(t, curve, color=COLOUR["gradient descent"], lw=3, alpha=0.55)

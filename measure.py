@@ -42,8 +42,6 @@ class Run:
         return self.state.step if (self.folder / "checkpoint.npz").exists() else 0
 
 
-
-
 def tuning_sequences(size, s):
     return train.sequences(s, np.random.default_rng(101), size["tune"] // (8 if s.task == "partial" else 1))    # windows are wide
 
