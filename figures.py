@@ -490,6 +490,7 @@ def overview(lab, ones, mesas):
 
 
 def one_layer_claims(lab, panel, ones):
+    """What figures 3B and 4A claim of linear-1, from results of measure.one_layer, one per seed."""
     def over(name, below):
         return [np.mean(o[name]) / np.mean(o[below]) for o in ones]
     return [claim(lab, panel, *row) for row in (
@@ -504,6 +505,7 @@ def one_layer_claims(lab, panel, ones):
 
 
 def mesa_claims(lab, panel, ones, mesas):
+    """What is claimed of mesa-1, from results of measure.mesa_layer, beside those of measure.one_layer, one per seed."""
     MESA, mu, near = "paper, section on the mesa layer", float(mesas[0]["mu"]), np.mean([m["near"] for m in mesas])
     authors = json.loads(AUTHORS.read_text())["loss_by_position"]
     tell = [(f"R² of mesa-1's outputs on those of the best ridge regression ({mu:.2g})", MESA, "> 0.99",

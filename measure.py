@@ -10,7 +10,7 @@ seeds of the training.  The frame of figures.py calls these functions in paralle
 from dataclasses import dataclass
 from pathlib import Path
 
-import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
+import autodiff  # noqa: F401  (before NumPy: it sets the number of BLAS threads)
 
 import numpy as np
 
@@ -106,13 +106,11 @@ def context(size, seed, *runs):
         return by_position(mesa.predict(spec, inverse), y)
     steps, normalised = ([curve(probes.best_steps(tune, k, *scale)(spec.s)) for k in range(1, 9)] for scale in ((), (mesa.frobenius,)))
     mu = probes.tuned(mesa.ridge, tune, [0.01])
-    bandwidth = np.exp(mesa.tune(lambda p: mesa.kernel_regression(x_tune[:128], ad.exp(p)), x_tune[:128, 1:], [-1.0]))
     state = [run.state for run in runs]
     return {"models": [by_position(train.predictions(a.params, r.settings, x), y) for a, r in zip(state, runs)],
             "parameters": [sum(w.size for w in a.params.values()) for a in state], "seconds": [a.seconds for a in state],
             "steps": steps, "normalised": normalised, "lsq": curve(mesa.ridge(spec.s, mu)),
-            "kernel": by_position(mesa.kernel_regression(x, bandwidth), y), "zero": by_position(0 * y, y),
-            "last": by_position(x[:, :-1], y)}
+            "kernel": by_position(mesa.kernel_regression(x, probes.tuned_bandwidth(x_tune[:128])), y), "zero": by_position(0 * y, y)}
 
 
 def compression(size, seed, run):
@@ -188,10 +186,9 @@ def over_dimensions(size, seed):
         rng = np.random.default_rng([107, seed])
         x_tune, x = (train.sequences(s, rng, 128) for _ in range(2))
         tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
-        bandwidth = np.exp(mesa.tune(lambda p: mesa.kernel_regression(x_tune, ad.exp(p)), x_tune[:, 1:], [-1.0]))
         lsq = mesa.predict(spec, mesa.ridge(spec.s, probes.tuned(mesa.ridge, tune, [0.01])))
         zero = by_position(0 * y, y)[-1]                # at t = T, when 5 d states have been seen
-        rows.append([by_position(p, y)[-1] / zero for p in (lsq, mesa.kernel_regression(x, bandwidth))])
+        rows.append([by_position(p, y)[-1] / zero for p in (lsq, mesa.kernel_regression(x, probes.tuned_bandwidth(x_tune)))])
     return {"dims": size["dims"], "rows": rows}
 
 

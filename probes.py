@@ -157,9 +157,7 @@ def product_model(P, config):
 def predictions_of_products(P, s, x):
     """Predictions of the model with products P and the clamp of settings s for states x [B, T+1, d]: [B, T, d]."""
     params, config = product_model(P, s.config)
-    tokens = data.TOKENS[s.tokens](x[:, :-1]).astype("float32")
-    params = {k: w.astype("float32") for k, w in params.items()}
-    return np.concatenate([mesa.transformer(params, tokens[i:i + train.PIECE], config) for i in range(0, len(x), train.PIECE)])
+    return train.predictions({k: to_backend(w, s.dtype) for k, w in params.items()}, replace(s, key_size=config.key_size), x)
 
 
 def one_layer_coefficients(params, d):
@@ -179,6 +177,11 @@ def tuned(inverse, spec, start, target=None):
     theta = mesa.tune(lambda p: mesa.predict(spec, inverse(spec.s, ad.exp(p))), spec.y if target is None else target,
                       np.log(start))
     return np.exp(theta)
+
+
+def tuned_bandwidth(x):
+    """The bandwidth with which kernel regression predicts the states x [B, T+1, d] best."""
+    return np.exp(mesa.tune(lambda p: mesa.kernel_regression(x, ad.exp(p)), x[:, 1:], [-1.0]))
 
 
 def best_steps(spec, k, scale=lambda s: (s, 1.0)):
@@ -280,17 +283,21 @@ def tune_tokens(params, s, n, start, frozen, steps, lr, batch=64, seed=0, noise=
     return state.params
 
 
+def ridge_regression(q, k, v, ridge):
+    """At every t, ridge regression of the values v on the keys k up to t, applied to q_t: [B, T, d] each -> [B, T, d]."""
+    q, k, v = (a[:, None] for a in (q, k, v))
+    return mesa.linear_attention(mesa.precondition_direct(q, k, np.array([1 / ridge])), k, v)[:, 0]
+
+
 def least_squares_on_neighbours(tokens, ridge):
     """Ridge regression at every t on all pairs of neighbouring tokens so far, applied to the present one: what a perfect
     learner of next tokens does with a sequence [B, T, d] that it takes for a dynamical system.  [B, T, d]"""
-    past, now = data.previous(tokens)[:, None], tokens[:, None]
-    return mesa.linear_attention(mesa.precondition_direct(now, past, np.array([1 / ridge])), past, now)[:, 0]
+    return ridge_regression(tokens, data.previous(tokens), tokens, ridge)
 
 
 def least_squares_on_pairs(x, y, ridge=1e-3):
     """Ridge regression on the pairs before i, applied to x_i: the least squares over true pairs. [B, n, d] -> [B, n, d]"""
-    shifted = [data.previous(a)[:, None] for a in (x, y)]
-    return mesa.linear_attention(mesa.precondition_direct(x[:, None], shifted[0], np.array([1 / ridge])), *shifted)[:, 0]
+    return ridge_regression(x, data.previous(x), data.previous(y), ridge)
 
 
 def main():
