@@ -211,7 +211,7 @@ def our_step(s):
     train.keep_memory()
     state = train.start(s)
     first = state.params
-    crew = train.Workers(*train.objective(s), state.params, s.batch)
+    crew = train.Workers(*s.objective(), state.params, s.batch)
     update = train.adamw(train.warmup_cosine(s), s.weight_decay, s.clip)
 
     def step():
@@ -380,7 +380,7 @@ def length(lengths=(1_000, 5_000, 20_000, 50_000), repeats=3, B=4):
         q, k, v, G = arrays[T]
         k = k * 20 ** -0.5                              # keys of length about 1
         inputs = [Tensor(a) for a in (q, k, v)] + ([Tensor(np.ones(4, "float32"))] if kind == "mesa" else [])
-        ad.backward(mesa.ATTENTION[kind](*inputs), inputs, G)
+        ad.backward(mesa.KINDS[kind].attention(*inputs), inputs, G)
     for kind in ("linear", "mesa"):
         times = take_turns({T: lambda T=T: forward_and_backward(kind, T) for T in lengths}, repeats, warmup=0)
         us = {T: 1e6 * times[T][0] / (B * T) for T in lengths}

@@ -55,7 +55,7 @@ LAWS = {                                                # of the first state; sc
     "Gaussian": Law(lambda rng, B, d: rng.standard_normal((B, d)), iid(1, 3, 15)),
     "sparse": Law(sparse, lambda d: (1 / d, 1 / d, 0.0)),
     "signs": Law(lambda rng, B, d: rng.choice([-1.0, 1.0], (B, d)), iid(1, 1, 1)),
-    "skewed": Law(lambda rng, B, d: rng.choice([-0.5, 2.0], (B, d), p=[0.8, 0.2]), iid(1, 3.25, 12.8125)),      # of mean zero
+    "skewed": Law(lambda rng, B, d: rng.choice([-0.5, 2.0], (B, d), p=[0.8, 0.2]), iid(1, 3.25, 12.8125)),  # of mean zero
     "ones": Law(lambda rng, B, d: np.ones((B, d)), None),
 }
 
@@ -70,6 +70,11 @@ def estimated_kappas(x1):
     """(k1, k2, k3) of any law, from first states [B, d]: means over coordinates."""
     m2, m4, d = x1 ** 2, x1 ** 4, x1.shape[1]
     return m4.mean(), (x1 ** 6).mean(), (m2.sum(axis=1) * m4.sum(axis=1) - (m2 * m4).sum(axis=1)).mean() / d
+
+
+def kappas_of(law, d):
+    """The three moments of a law in LAWS: exact where they are known, else those of 100,000 draws."""
+    return LAWS[law].kappas(d) if LAWS[law].kappas else estimated_kappas(LAWS[law].draw(np.random.default_rng(200), 100_000, d))
 
 
 def odd_moments(x1):
@@ -110,25 +115,35 @@ def attention_loss(params, x):
 
 
 def second_moments(x, piece=64):
-    """(M [n, n], C [n, d], E): all that the loss depends on, n = 8 d^3.
+    """(M [n, n], C [n, d], E), n = 8 d^3: all that the loss depends on.
 
     y_t is linear in phi_t = G_t (x) eps_t / (t - 1), G_t = sum_{s<=t} eps_s eps_s^*, with coefficients PV (x) KQ.  So the loss is
     quadratic in these, with M = sum_t E phi phi^*, C = sum_t E phi x_{t+1}^*, E = sum_t E |x_{t+1}|^2.
+
+    The second half of a token is the first, turned back by angles that its sequence keeps: x_{t-1} = e^{-i theta} x_t.  Hence
+    phi_t = u psi_t with psi_t = (sum_{s<=t} x_s x_s^*) (x) x_t / (t - 1), and u a phase for each of the 8 choices of halves:
+    the sum over t is taken over d^6 products, not 64 d^6.
     """
     B, T, d = x.shape
-    n = 8 * d ** 3
-    M, C, E = np.zeros((n, n), x.dtype), np.zeros((n, d), x.dtype), 0.0
-    herk = scipy.linalg.blas.zherk if x.dtype == np.complex128 else scipy.linalg.blas.cherk
+    n, d3 = 8 * d ** 3, d ** 3
+    M, C, E = np.zeros((8, d3, 8, d3), x.dtype), np.zeros((8, d3, d), x.dtype), 0.0
+    back = np.divide(x[:, 0], x[:, 1], out=np.ones_like(x[:, 0]), where=x[:, 1] != 0)                       # e^{-i theta}
     for i in range(0, B, piece):
-        part = x[i:i + piece]
-        eps, y = tokens(part)[:, :-1], part[:, 2:].reshape(-1, d)           # t = 2 ... T-1
-        G = (eps[..., :, None] * eps[..., None, :].conj()).cumsum(axis=1)  # [b, T-2, 2d, 2d]
-        phi = G[..., None] * (eps / np.arange(1, T - 1)[:, None].astype(eps.real.dtype))[:, :, None, None, :]
-        phi = phi.reshape(-1, n)
-        M += herk(1.0, phi.T)                           # the upper triangle of sum phi phi^*
-        C += phi.T @ y.conj()
+        now, y = x[i:i + piece, 1:-1], x[i:i + piece, 2:]                   # t = 2 ... T-1
+        G = (now[..., :, None] * now[..., None, :].conj()).cumsum(axis=1)  # [b, T-2, d, d]
+        psi = G[..., None] * (now / np.arange(1, T - 1)[:, None].astype(now.real.dtype))[:, :, None, None, :]
+        psi = np.swapaxes(psi.reshape(*now.shape[:2], d3), 1, 2)            # [b, d^3, T-2]
+        turn = np.stack([np.ones_like(back[i:i + piece]), back[i:i + piece]], axis=1)                       # [b, 2, d]
+        u = np.einsum("bpj,bqk,brl->bpqrjkl", turn, turn.conj(), turn).reshape(-1, 8, d3)
+        S, u_star = psi @ np.swapaxes(psi, 1, 2).conj(), u.conj()           # [b, d^3, d^3]
+        for j in range(d3):                             # rows j of all eight kinds; M^* = M, so columns from j on are enough
+            M[:, j, :, j:] += (u[:, :, j].T @ (S[:, None, j, j:] * u_star[:, :, j:]).reshape(len(u), -1)).reshape(8, 8, -1)
+        C += np.einsum("bpj,bjk->pjk", u, psi @ y.conj())
         E += float((np.abs(y) ** 2).sum())
-    M = np.triu(M) + np.triu(M, 1).conj().T
+    M[:, range(d3), :, range(d3)] /= 2                  # the diagonal is counted twice in the next line
+    M = M.reshape(n, n) + M.reshape(n, n).conj().T
+    M = M.reshape(2 * (2, 2, 2, d, d, d)).transpose(0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11).reshape(n, n)     # (half, coordinate) -> 2d
+    C = C.reshape(2, 2, 2, d, d, d, d).transpose(0, 3, 1, 4, 2, 5, 6).reshape(n, d)
     return M / B, C / B, E / B
 
 
@@ -146,20 +161,20 @@ def product(params):
     return float((np.diagonal(params["KQ"][d:, :d]).mean() * np.diagonal(params["PV"][:, :d]).mean()).real)
 
 
-def off_block(params):
-    """The largest entry outside the two trained diagonals, each relative to the mean diagonal of its own matrix."""
+def off_block(params, p=np.inf):
+    """The p-norm (default: the largest) of the entries off the two trained diagonals, over the mean diagonal of their own matrix;
+    that of the matrix where it is larger."""
     d = params["PV"].shape[0]
-    diagonal = initial(1, 1, d)
-    rest = [np.abs(params[k] * (1 - diagonal[k].real)).max() / np.abs(params[k][diagonal[k] != 0]).mean() for k in params]
-    return float(max(rest))
+    on = {k: w != 0 for k, w in initial(1, 1, d).items()}
+    return float(max(np.linalg.norm(w[~on[k]], p) / np.abs(w[on[k]]).mean() for k, w in params.items()))
 
 
 def descend(moments, a0, b0, lr, epochs, report):
     """Full-batch gradient descent in the one training loop: (params, [(epoch, a b)])."""
     d = moments[1].shape[1]
     start = {k: w.astype(moments[0].dtype) for k, w in initial(a0, b0, d).items()}
-    state = train.fit(moment_loss, train.State(start, np.random.default_rng(0)), lambda rng, n: moments, train.sgd(lr), epochs,
-                      batch=1, workers=1, report=report, evaluate=product)
+    state = train.fit(moment_loss, train.State(start, np.random.default_rng(0)), lambda rng, n: moments, train.sgd(lr), epochs, batch=1,
+                      workers=1, report=report, evaluate=product)
     return state.params, np.array(state.heldout)
 
 
@@ -172,7 +187,14 @@ def mean_inverse(T):
 
 
 def theorem1(k1, k2, k3, T):
-    """The product a b that gradient flow from the diagonal initialisation converges to, under Assumption 2."""
+    """The product a b that gradient flow from the diagonal initialisation converges to, under Assumption 2: every moment of x_1 in
+    which some coordinate appears to the first power vanishes.
+
+    The derivation needs more: E x_j^3 x_k^3 = 0 for j != k, which Assumption 2 does not say and skewed laws violate.  With s' = 2,
+    where x_{s'-1} is the real x_1, all phases cancel in x_{s,j}^* x_{s-1,j} x_{t,k}^* x_{s',j} x_{s'-1,k}^* x_{t,k}, so that at the
+    diagonal point the entry of KQ from x_{t,k} to x_{s-1,j} has the gradient a b^2 (T - 2) m E x_j^3 x_k^3, and PV's a^2 b of that.
+    Beside the diagonal's, of order T, this is small where T is large.
+    """
     return k1 / (k2 + k3 * mean_inverse(T))
 
 
@@ -214,20 +236,23 @@ def least_squares(x, ridge=1e-6):
 # ------------------------------------------------------------------------------------------------------- figures
 
 STARTS = ((0.1, 0.1), (0.5, 1.5), (2.0, 2.0))
-SIZE = {"full": dict(d=5, T=100, B=40_000, lr=4e-5, epochs=1_500, judge=4_000, lengths=(100, 400, 1_600), dtype="complex64"),
-        "quick": dict(d=3, T=40, B=40_000, lr=2e-4, epochs=1_000, judge=2_000, lengths=(50, 200, 800), dtype="complex64"),
+SIZE = {"full": dict(d=5, T=100, B=240_000, lr=4e-5, epochs=1_500, judge=4_000, lengths=(100, 400, 1_600), dtype="complex64"),
+        "quick": dict(d=3, T=40, B=240_000, lr=2e-4, epochs=1_000, judge=2_000, lengths=(50, 200, 800), dtype="complex64"),
         "smoke": dict(d=2, T=8, B=200, lr=1e-3, epochs=20, judge=50, lengths=(8, 16), dtype="complex128")}
 
 
-def trained(size, seed, law, B, starts=STARTS):
-    """Full-batch training on B sampled sequences of a law: (learning rate, [(final weights, course of a b) for every start])."""
-    rng = np.random.default_rng([201, seed])
-    x = unitary_sequences(rng, B, size["T"], size["d"], LAWS[law].draw).astype(size["dtype"])
-    moments = second_moments(x)
-    spread = estimated_kappas(x[:, 0].real)             # the curvature grows with the sixth moments: so must 1 / lr
-    lr = size["lr"] * 15 / max(spread[1] + spread[2] * mean_inverse(size["T"]), spread[0])
-    runs = [descend(moments, a0, b0, lr, size["epochs"], max(1, size["epochs"] // 200)) for a0, b0 in starts]
-    return lr, runs
+def trained(size, seed, law, starts):
+    """Full-batch training on B sampled sequences of a law: (learning rate, [(final weights, course of a b) for every start],
+    final weights of the first start after training on a quarter of the sequences)."""
+    d, T, rng = size["d"], size["T"], np.random.default_rng([201, seed])
+    quarters = [second_moments(unitary_sequences(rng, size["B"] // 4, T, d, LAWS[law].draw).astype(size["dtype"])) for _ in range(4)]
+    k1, k2, k3 = kappas_of(law, d)                      # the curvature grows with the sixth moments: so must 1 / lr
+    lr = size["lr"] * 15 / max(k2 + k3 * mean_inverse(T), k1)
+
+    def run(moments, start):
+        return descend(moments, *start, lr, size["epochs"], max(1, size["epochs"] // 200))
+    everything = [sum(parts) / 4 for parts in zip(*quarters)]
+    return lr, [run(everything, start) for start in starts], run(quarters[0], starts[0])[0]
 
 
 def relative(a, b):
@@ -237,19 +262,19 @@ def relative(a, b):
 
 def facts(size, seed, law, starts):
     """What training on a law ends with, and how far its predictions are from Corollary 1's and from the truth, held out."""
-    d, T = size["d"], size["T"]
-    lr, runs = trained(size, seed, law, size["B"], starts)
-    quarter = trained(size, seed, law, size["B"] // 4, starts[:1])[1][0][0]
+    d, T, far, kappas = size["d"], size["T"], size["lengths"][-1], kappas_of(law, size["d"])
+    lr, runs, quarter = trained(size, seed, law, starts)
     x = unitary_sequences(np.random.default_rng(202), size["judge"], T, d, LAWS[law].draw)
     params = runs[0][0]
     model = predictions(params, x)[:, -2]               # of x_T, from T - 1 states
     step = one_step(x[:, :-1], product(params))
-    kappas, far = LAWS[law].kappas(d) if LAWS[law].kappas else estimated_kappas(x[:, 0].real), size["lengths"][-1]
+    x1 = LAWS[law].draw(np.random.default_rng(203), 100_000, d)
     z = unitary_sequences(np.random.default_rng(205), 200, far + 1, d, LAWS[law].draw)
-    return {"courses": [course for _, course in runs], "ends": [product(p) for p, _ in runs], "off": [off_block(p) for p, _ in runs], "off_quarter": off_block(quarter),
+    return {"courses": [course for _, course in runs], "ends": [product(p) for p, _ in runs],
             "flows": [flow_from(*start, kappas, T, runs[0][1][:, 0] * lr).prod(axis=0) for start in starts],
             "theory": theorem1(*kappas, T), "limit": kappas[0] / kappas[1], "corollary": relative(model, step),
-            "far": relative(one_step(z[:, :-1], theorem1(*kappas, far)), z[:, -1]), "odd": odd_moments(LAWS[law].draw(np.random.default_rng(203), 100_000, d)),
+            "off": [off_block(p) for p, _ in runs], "due to sampling": off_block(quarter, 2) / off_block(params, 2), "odd": odd_moments(x1),
+            "far": relative(one_step(z[:, :-1], theorem1(*kappas, far)), z[:, -1]),
             "KQ": np.abs(params["KQ"]), "PV": np.abs(params["PV"])}
 
 
@@ -291,6 +316,7 @@ def capability(size, seed):
     return out | {"rows": rows, "scatter": np.stack([x[:, 0].real.ravel(), (p / x[:, -1]).real.ravel()])}
 
 
+SKEWED = ("these entries are learned: E x_j^3 x_k^3 is not zero, which pulls at them (emergence.theorem1) though Assumption 2 holds")
 SAMPLE = ("sampled moments of sixth order scatter: gradient descent on a finite sample ends with entries off the diagonals, larger on a "
           "quarter of the sequences (below)")
 
@@ -314,8 +340,9 @@ def emergence(lab, found, others):
         ax.set_ylim(0, 2.2 * float(found[0][f"{law} limit"]))
         ax.set_xlim(0, epochs[-1] / 4)
         ax.set(title=f"{law} first states", xlabel="epoch", ylabel="$a\\,b$")
-        label(ax, 0.97, 0.64, f"wide: population flow\nthin: {len(found)} sampled run{'s' * (len(found) > 1)}\ndashes: Theorem 1, {theory:.4f}\n"
-              f"dots: its limit {float(found[0][f'{law} limit']):.3g}", "k", transform=ax.transAxes, fontsize=7.5)
+        label(ax, 0.97, 0.64, f"wide: population flow\nthin: {len(found)} sampled run{'s' * (len(found) > 1)}\n"
+              f"dashes: Theorem 1, {theory:.4f}\ndots: its limit {float(found[0][f'{law} limit']):.3g}", "k",
+              transform=ax.transAxes, fontsize=7.5)
         ratio = [f[f"{law} ends"].mean() / theory for f in found]
         full = lab.profile == "full"
         rows += [claim(lab, "Theorem 1", f"{law}: a b at the end of sampled training over Theorem 1's, mean of three starts",
@@ -323,37 +350,37 @@ def emergence(lab, found, others):
                  claim(lab, "Theorem 1", f"{law}: largest entry off the two diagonals, relative to them", "paper, Theorem 1", "< 0.05",
                        [f[f"{law} off"].max() for f in found], SAMPLE),
                  claim(lab, "Corollary 1", f"{law}: relative distance of the trained model's predictions to one gradient step of size "
-                       f"ab/(t-1), held out", "paper, Corollary 1", "< 0.02", [f[f"{law} corollary"] for f in found],
-                       SAMPLE)]
+                       "ab/(t-1), held out", "paper, Corollary 1", "< 0.02", [f[f"{law} corollary"] for f in found], SAMPLE)]
     for law in ("Gaussian", "sparse", "signs", "skewed", "ones"):
         source = [f[f"{law} odd"] if f"{law} odd" in f else o[f"{law} odd"] for f, o in zip(found, others)]
-        rows.append(claim(lab, "conditions", f"{law}: largest odd moment, in standard errors (Assumption 2 wants 0)", "paper, Assumption 2",
-                          "< 4" if law != "ones" else "> 4", source))
+        rows.append(claim(lab, "conditions", f"{law}: largest odd moment, in standard errors (Assumption 2 wants 0)",
+                          "paper, Assumption 2", "< 4" if law != "ones" else "> 4", source))
     for law in ("signs", "skewed"):
         rows += [claim(lab, "conditions", f"{law}: a b at the end over Theorem 1's", "paper, Theorem 1", "0.95 .. 1.05",
                        [o[f"{law} ends"].mean() / o[f"{law} theory"] for o in others]),
                  claim(lab, "conditions", f"{law}: largest entry off the two diagonals, relative to them", "paper, Theorem 1",
-                       "< 0.05", [o[f"{law} off"].max() for o in others], SAMPLE)]
+                       "< 0.05", [o[f"{law} off"].max() for o in others], SKEWED)]
     rows.append(claim(lab, "conditions", "ones: the same, where Assumption 2 does not hold", "paper, Assumption 2", "> 0.05",
                       [o["ones off"].max() for o in others]))
-    for law, expected in (("Gaussian", "> 1.3"), ("skewed", "> 1.3"), ("ones", "0.8 .. 1.25")):
+    for law, expected in (("Gaussian", "1.6 .. 2.5"), ("skewed", "0.8 .. 1.25"), ("ones", "0.8 .. 1.25")):
         source = found if law == "Gaussian" else others
-        rows.append(claim(lab, "conditions", f"{law}: that entry after training on a quarter of the sequences over that on all "
-                          f"({'due to sampling: about 2' if law != 'ones' else 'learned: about 1'})", "derived", expected,
-                          [f[f"{law} off_quarter"] / f[f"{law} off"][0] for f in source], "one sample's largest entry scatters"))
+        rows.append(claim(lab, "conditions", f"{law}: root mean square of these entries after training on a quarter of the sequences over "
+                          f"that on all ({'due to sampling: about 2' if law == 'Gaussian' else 'learned: about 1'})", "derived", expected,
+                          [f[f"{law} due to sampling"] for f in source]))
     for law, recovers in (("Gaussian", False), ("sparse", True), ("signs", True), ("skewed", False)):
         source = found if law in ("Gaussian", "sparse") else others
-        rows.append(claim(lab, "conditions", f"{law}: relative error at T = {lab.sizes[lab.profile]['lengths'][-1]:,} of the step that Theorem 1 "
-                          f"predicts ({'recovers' if recovers else 'does not recover'} the process)", "derived, Theorem 2",
+        rows.append(claim(lab, "conditions", f"{law}: relative error at T = {lab.sizes[lab.profile]['lengths'][-1]:,} of the step that "
+                          f"Theorem 1 predicts ({'recovers' if recovers else 'does not recover'} the process)", "derived, Theorem 2",
                           "< 0.2" if recovers else "> 0.2", [f[f"{law} far"] for f in source], "T is too short for the limit"))
-    right.suptitle("Learned for all-ones starts", fontsize=10, x=0.05, ha="left")
-    for ax, name in zip(right.subplots(2, 1, height_ratios=(2, 1)), ("KQ", "PV")):
-        M = np.mean([o[f"ones {name}"] for o in others], axis=0)
-        image = ax.imshow(M, cmap="Blues", vmin=0)
-        ax.set_xticks([(d - 1) / 2, d + (d - 1) / 2], ["$x_t$", "$x_{t-1}$"])
-        ax.set_yticks([(d - 1) / 2, d + (d - 1) / 2] if name == "KQ" else [(d - 1) / 2], ["$x_s$", "$x_{s-1}$"] if name == "KQ" else ["out"])
-        ax.set_title(f"$|W^{{{name}}}|$", fontsize=9)
-        right.colorbar(image, ax=ax, fraction=0.05)
+    right.suptitle("Learned for signs (left), all ones (right)", fontsize=10, x=0.02, ha="left")
+    for row, name in zip(right.subplots(2, 2, height_ratios=(2, 1)), ("KQ", "PV")):
+        M = {law: np.mean([o[f"{law} {name}"] for o in others], axis=0) for law in ("signs", "ones")}
+        for ax, law in zip(row, M):
+            image = ax.imshow(M[law], cmap="Blues", vmin=0, vmax=max(m.max() for m in M.values()))
+            ax.set_xticks([(d - 1) / 2, d + (d - 1) / 2], ["$x_t$", "$x_{t-1}$"])
+            ax.set_yticks([(d - 1) / 2, d + (d - 1) / 2][:len(M[law]) // d], ["$x_s$", "$x_{s-1}$"] if name == "KQ" else ["out"])
+            ax.set_title(f"$|W^{{{name}}}|$", fontsize=9)
+        right.colorbar(image, ax=row, fraction=0.05)
     return fig, rows
 
 
@@ -392,8 +419,9 @@ def limits(lab, found):
             ends.append((mean[-1], f"{'one step' if kind == 'step' else 'mesa layer'}, {law}", colour))
     error.set(title="Error over context (floor 1e-14)", xlabel="context length $t$", ylabel="squared error / truth", xlim=(at[0], at[-1]))
     end_labels(error, ends, 7.5)
-    tell = [(f"Gaussian, T = {int(T[-1]):,}: {name} of prediction / truth", "paper, Theorem 2" if i == 1 else "derived", expected, rows[:, -1, i])
-            for i, (name, expected) in enumerate((("mean", "0.18 .. 0.22"), ("median", "0.08 .. 0.11"), ("slope", "0.55 .. 0.65")), 1)]
+    expectations = (("mean", "0.18 .. 0.22"), ("median", "0.08 .. 0.11"), ("slope", "0.55 .. 0.65"))
+    tell = [(f"Gaussian, T = {int(T[-1]):,}: {name} of prediction / truth", "paper, Theorem 2" if i == 1 else "derived", expected,
+             rows[:, -1, i]) for i, (name, expected) in enumerate(expectations, 1)]
     tell += [("Gaussian: squared error of one gradient step at the last position, relative to the truth's (limit 0.4)", "derived",
               "0.35 .. 0.6", [f["Gaussian step"][-1] for f in found]),
              ("sparse: the same", "paper, Theorem 2", "< 0.05", [f["sparse step"][-1] for f in found]),
@@ -402,4 +430,4 @@ def limits(lab, found):
 
 
 if __name__ == "__main__":
-    train.command(lambda: figures.command_line("emergence.py", *2 * (["emergence", "limits"],), SIZE))
+    train.command(lambda: figures.command_line("emergence.py", *2 * (["emergence", "limits"],), sizes=SIZE))

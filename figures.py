@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -111,6 +112,16 @@ def measure_run(path, f, size, seed, runs):
         train.save_arrays(path, {k: np.asarray(v) for k, v in f(size, seed, *runs).items()})
 
 
+def settings_of(name, profile):
+    """The settings of the run of that name in RUNS."""
+    preset, changes, quick = RUNS[name]
+    changes = changes | ({} if profile == "full" else quick) | (SMOKE if profile == "smoke" else {})
+    s = replace(train.PRESETS[preset], **changes)
+    if not s.embed:
+        s = replace(s, width=0)
+    return replace(s, snapshots=tuple(sorted({min(n, s.steps) for n in s.snapshots})))
+
+
 @dataclass
 class Lab:
     """Where figures get their results from: the profile, the seeds, the cache, and an executor that shares the work.
@@ -119,22 +130,19 @@ class Lab:
     anything, to see in seconds that a figure can be made.
     executor: any concurrent.futures executor whose workers see the folder `cache`; None does one job after another, each
     on all cores.
+    settings: (name, profile) -> the train.Settings of a run.
     """
     profile: str = "quick"
     seeds: tuple = (0,)
     cache: Path = Path("runs")
     executor: object = None
     sizes: dict = field(default_factory=lambda: SIZE)       # of measurements, for each profile
+    settings: object = settings_of
 
     def run(self, name, seed):
-        """The Run of that name in RUNS, trained or not."""
-        preset, changes, quick = RUNS[name]
-        changes = changes | ({} if self.profile == "full" else quick) | (SMOKE if self.profile == "smoke" else {})
-        s = replace(train.PRESETS[preset], **changes, seed=seed)
-        if not s.embed:
-            s = replace(s, width=0)
-        s = replace(s, snapshots=tuple(sorted({min(n, s.steps) for n in s.snapshots}))).check()
-        return Run(s, self.cache / f"{preset}-{digest(asdict(s))}")
+        """The Run of that name, trained or not."""
+        s = replace(self.settings(name, self.profile), seed=seed).check()
+        return Run(s, self.cache / f"{re.sub(r'[^a-z0-9]+', '-', name)}-{digest(asdict(s))}")
 
     def place(self, f, names, seed):
         """The file in which the results of a measurement are kept."""
@@ -185,7 +193,7 @@ class Lab:
 def seconds_left(run):
     """An estimate of the time a run still needs on one core, from two steps of it."""
     s, times = run.settings, []
-    sample, state = train.objective(s), train.start(s)
+    sample, state = s.objective(), train.start(s)
     train.fit(sample[0], state, sample[1], train.adamw(lambda step: 0.0), 3, s.batch, workers=1,
               progress=lambda state: times.append(time.perf_counter()))
     return (times[3] - times[1]) / 2 * (s.steps - run.steps_done())
@@ -919,8 +927,8 @@ def fig8(lab, *models):
 # -------------------------------------------------------------------------------------------------- command line
 
 
-def command_line(prog, known, default, sizes=SIZE):
-    """The command of this module, and of studies with figures of their own: `known` are the names it knows."""
+def parser_for(prog, known, default):
+    """The command line of this module, and of studies with figures of their own: `known` are the names it knows."""
     parser = train.Parser(prog=f"python {prog}", description=f"Reproduce figures; without arguments: {' '.join(default)}.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(known)}, or all (default: {' '.join(default)})")
     parser.add_argument("--list", action="store_true", help="list the figures")
@@ -930,7 +938,11 @@ def command_line(prog, known, default, sizes=SIZE):
     parser.add_argument("--out", default="out", type=Path, metavar="FOLDER", help="where pictures and claims go (default out)")
     parser.add_argument("--executor", default="processes", metavar="E", help="who does the work: processes (one per core), serial, "
                         "dask, dask:ADDRESS or mpi")
-    args = parser.parse_args()
+    return parser
+
+
+def reproduce(args, known, default, **lab):
+    """Make the figures that a command line asks for; `lab`: what a study has of its own, sizes and settings (see Lab)."""
     if args.list:
         for name in known:
             f, measurements = FIGURES[name]
@@ -943,11 +955,16 @@ def command_line(prog, known, default, sizes=SIZE):
     names = known if "all" in names else names
     if args.full and args.smoke:
         raise train.UserError("--full and --smoke exclude each other")
-    lab = Lab("full" if args.full else "smoke" if args.smoke else "quick", tuple(range(int(args.seeds))), sizes=sizes)
+    lab = Lab("full" if args.full else "smoke" if args.smoke else "quick", tuple(range(int(args.seeds))), **lab)
     with executor_named(args.executor) as lab.executor:
         lab.prepare([m for name in names for m in FIGURES[name][1]])
     for name in names:
         make(name, lab, args.out)
+
+
+def command_line(prog, known, default, **lab):
+    """The two together."""
+    reproduce(parser_for(prog, known, default).parse_args(), known, default, **lab)
 
 
 if __name__ == "__main__":

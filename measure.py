@@ -29,7 +29,7 @@ class Run:
 
     @property
     def state(self):
-        return train.load_checkpoint(self.folder)[0]
+        return train.load_checkpoint(self.folder, self.settings)[0]
 
     @property
     def params(self):

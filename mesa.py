@@ -301,7 +301,7 @@ def precondition_cholesky(Q, K, lam):
 @dataclass(frozen=True)
 class Config:
     """The shape of a Transformer. Its weights are a plain dict: see `init_params` for their names and shapes."""
-    kinds: tuple                # one of "linear", "softmax", "mesa" per block
+    kinds: tuple                # of KINDS, one per block
     heads: int = 4
     key_size: int = 20
     width: int = 40             # D
@@ -311,13 +311,11 @@ class Config:
     positional: str = "none"    # sinusoidal code: "none", "add" to the tokens, or "concat" to the input of q and k
     layer_norm: bool = False    # before attention and before the MLP
     mlp_width: int = 0          # 0: no MLP
-    qk_norm: bool = False       # queries and keys scaled to unit length
+    qk_norm: bool = False       # queries and keys of unit length, but in softmax layers, whose scores need longer ones
     clamp: float = 0.0          # the stream is clipped to [-clamp, clamp] after each block; 0: it is not
 
 
-ATTENTION = {"linear": linear_attention, "softmax": softmax_attention, "mesa": mesa_attention}
-
-# The same, one token at a time: (memory of the past or None, q, k, v [B, heads, 1, .]) -> (o [B, heads, 1, Dv], new memory).
+# The attentions one token at a time: (memory of the past or None, q, k, v [B, heads, 1, .]) -> (o [B, heads, 1, Dv], new memory).
 
 
 def linear_step(S, q, k, v):
@@ -344,7 +342,13 @@ def softmax_step(memory, q, k, v):
     return ad.softmax(q @ adjoint(K) * K.shape[-1] ** -0.5) @ V, (K, V)
 
 
-STEP = {"linear": linear_step, "softmax": softmax_step, "mesa": mesa_step}
+# What makes a kind of attention: the function, the same one token at a time, the shapes of the weights it has beyond wq, wk, wv
+# and wo, and how its further arguments follow from these and from the layer's input z [B, T, D].
+Kind = namedtuple("Kind", "attention step shapes arguments", defaults=(lambda config: {}, lambda weight, z: ()))
+KINDS = {"linear": Kind(linear_attention, linear_step),
+         "softmax": Kind(softmax_attention, softmax_step),
+         "mesa": Kind(mesa_attention, mesa_step,        # lambda > 0 is stored as its logarithm
+                      lambda config: {"log_lam": (config.heads,)}, lambda weight, z: (ad.exp(weight("log_lam")),))}
 
 
 def init_params(rng, config, std=0.02):
@@ -356,8 +360,7 @@ def init_params(rng, config, std=0.02):
         b = f"blocks.{l}."
         shapes |= {b + "wq": (D_qk, c.heads, c.key_size), b + "wk": (D_qk, c.heads, c.key_size),
                    b + "wv": (D, c.heads, c.key_size), b + "wo": (c.heads, c.key_size, D)}
-        if kind == "mesa":
-            shapes[b + "log_lam"] = (c.heads,)          # lambda > 0 is stored as its logarithm
+        shapes |= {b + name: shape for name, shape in KINDS[kind].shapes(c).items()}
         if c.layer_norm:
             shapes |= {b + "ln1.scale": (D,), b + "ln1.bias": (D,)}
         if c.mlp_width:
@@ -413,22 +416,24 @@ def attention_block(params, b, kind, z, config, code, trace=None, memory=None):
     if config.positional == "concat":
         z_qk = ad.concatenate([z, xp.broadcast_to(code, (B, *code.shape))])  # [B, T, 2D]
     q, k, v = to_heads(z_qk, params[b + "wq"]), to_heads(z_qk, params[b + "wk"]), to_heads(z, params[b + "wv"])
-    if config.qk_norm:          # the small number keeps the gradient finite where a vector is zero
+    if config.qk_norm and kind != "softmax":    # the small number keeps the gradient finite where a vector is zero
         q, k = (x * ((x * x).sum(axis=-1, keepdims=True) + 1e-14) ** -0.5 for x in (q, k))
-    lam = (ad.exp(params[b + "log_lam"]),) if kind == "mesa" else ()
+    attention, step, _, arguments = KINDS[kind]
+    more = arguments(lambda name: params[b + name], z)
     if memory is None:
-        o = ATTENTION[kind](q, k, v, *lam)                                  # [B, heads, T, Dk]
+        o = attention(q, k, v, *more)                                       # [B, heads, T, Dk]
     else:
-        o, memory[b] = STEP[kind](memory.get(b), q, k, v, *lam)
+        o, memory[b] = step(memory.get(b), q, k, v, *more)
     if trace is not None:
         trace[b + "in"] = z
-        trace[b + "map"] = ATTENTION[kind](q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:2], T, T)), *lam)
+        trace[b + "map"] = attention(q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:2], T, T)), *more)
         trace[b + "heads"] = o @ params[b + "wo"]                                  # [B, heads, T, D], what each head writes
     return from_heads(o, params[b + "wo"])
 
 
 def transformer(params, x, config, trace=None, memory=None):
-    """Predictions [B, T, d_out] for tokens x [B, T, d_in]; causal: the prediction at t sees tokens 1 ... t only.
+    """Predictions [B, T, d_out] for tokens x [B, T, d_in], or integers [B, T] that each stand for a row of the embedding; causal: the
+    prediction at t sees tokens 1 ... t only.
 
     e (+ position code) -> blocks [e += Attention(LN(e));  e += MLP(LN(e));  clamp] -> read-out.
 
@@ -449,7 +454,7 @@ def transformer(params, x, config, trace=None, memory=None):
     def norm(e, name):
         return ad.layer_norm(e, params[name + ".scale"], params[name + ".bias"]) if c.layer_norm else e
 
-    e = x @ params["embed"] if c.embed else x
+    e = x if not c.embed else params["embed"][x] if x.dtype.kind == "i" else x @ params["embed"]
     if c.positional == "add":
         e = e + code
     for l, kind in enumerate(c.kinds):

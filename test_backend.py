@@ -77,10 +77,10 @@ def test_a_training_step_moves_the_batch_and_the_loss_and_nothing_else(preset, s
 
     def run():
         state = train.start(s)
-        loss_fn, sample = train.objective(s)
+        loss_fn, sample = s.objective()
         train.fit(loss_fn, state, sample, train.adamw(train.warmup_cosine(s)), s.steps, s.batch)
         return state
-    assert transfers_of(lambda: train.fit(*train.objective(s)[:1], train.start(s), train.objective(s)[1], train.adamw(lambda n: 1e-3), 0, 20)) == \
+    assert transfers_of(lambda: train.fit(*s.objective()[:1], train.start(s), s.objective()[1], train.adamw(lambda n: 1e-3), 0, 20)) == \
         transfers_of(lambda: train.start(s))            # entering and leaving the loop moves nothing
     moved, still = transfers_of(run), transfers_of(lambda: train.start(s))
     assert moved["to device"] - still["to device"] == 2 * s.steps and moved["to host"] == s.steps

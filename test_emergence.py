@@ -90,6 +90,17 @@ def test_population_flow_equals_the_gradient_of_a_million_sequences():
     assert da < -1 and db < -1                          # and these are not near zero themselves
 
 
+def test_skewed_laws_pull_at_entries_off_the_diagonal():
+    """They obey Assumption 2, and yet the gradient there is a b^2 (E x^3)^2 sum 1/(t-1), within three standard errors."""
+    d, T, a, b, rng = 2, 6, 0.4, 0.7, np.random.default_rng(1)
+    samples = (em.unitary_sequences(rng, 10_000, T, d, em.LAWS["skewed"].draw) for _ in range(60))
+    g = [value_and_grad(em.moment_loss, em.initial(a, b, d), *em.second_moments(x))[1] for x in samples]
+    pull = a * b * 1.5 ** 2 * (T - 2) * em.mean_inverse(T)                  # E x^3 = 0.8 (-0.5)^3 + 0.2 2^3
+    for entry, expected in ((np.array([batch["KQ"][d, 1] for batch in g]), b * pull), (np.array([batch["PV"][0, 1] for batch in g]), a * pull)):
+        error = entry.real.std(ddof=1) / len(g) ** 0.5
+        assert abs(entry.real.mean() - expected) < 3 * error < expected / 10
+
+
 def test_squared_norms_differ_by_a_constant_along_the_flow(x, params):
     """|KQ|^2 - |PV|^2 does not change along the gradient flow of any data, since Re<KQ, dKQ> = Re<PV, dPV>; hence a^2 - b^2."""
     _, grads = value_and_grad(em.attention_loss, params, x)

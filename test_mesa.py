@@ -380,15 +380,15 @@ def test_keys_that_overflow_are_refused(bad, rng):
         mesa.precondition(q, k, np.ones(1))
 
 
-@pytest.mark.parametrize("kind", mesa.ATTENTION)
+@pytest.mark.parametrize("kind", mesa.KINDS)
 def test_attention_is_causal(kind, rng):
     """o_t does not change when tokens after t do."""
     q, k, v = rng.standard_normal((3, 2, 3, 8, 4))
     lam = (np.array([1.0, 10.0, 100.0]),) if kind == "mesa" else ()
-    before = mesa.ATTENTION[kind](q, k, v, *lam)
+    before = mesa.KINDS[kind].attention(q, k, v, *lam)
     for t in range(8):
         changed = [np.concatenate([a[:, :, :t + 1], rng.standard_normal(a[:, :, t + 1:].shape)], axis=2) for a in (q, k, v)]
-        after = mesa.ATTENTION[kind](*changed, *lam)
+        after = mesa.KINDS[kind].attention(*changed, *lam)
         assert np.allclose(before[:, :, :t + 1], after[:, :, :t + 1], rtol=0, atol=1e-12)
         assert t == 7 or not np.allclose(before, after)
 

@@ -24,7 +24,7 @@ from test_mesa import HERE, command_line, tiny
 
 MAIN = {"train": train.main, "bench": bench.main, "probes": probes.main,
         "figures": lambda: figures.command_line("figures.py", ["overview", "fig4"], ["overview"]),
-        "emergence": lambda: figures.command_line("emergence.py", *2 * (["emergence", "limits"],), emergence.SIZE)}
+        "emergence": lambda: figures.command_line("emergence.py", *2 * (["emergence", "limits"],), sizes=emergence.SIZE)}
 
 
 def run(line, monkeypatch, capsys):
@@ -221,7 +221,7 @@ def model(request):
     rng = np.random.default_rng([5, request.param])
     embed, positional = bool(rng.integers(2)), str(rng.choice(["none", "add", "concat"]))
     D = int(rng.integers(3, 9))                         # (a layer norm over two entries, or a unit key of one, has no gradient)
-    config = mesa.Config(tuple(str(k) for k in rng.choice(list(mesa.ATTENTION), rng.integers(1, 4))), heads=int(rng.integers(1, 4)),
+    config = mesa.Config(tuple(str(k) for k in rng.choice(list(mesa.KINDS), rng.integers(1, 4))), heads=int(rng.integers(1, 4)),
                          key_size=int(rng.integers(2, 6)), width=D, d_in=int(rng.integers(1, 6)) if embed else D,
                          d_out=int(rng.integers(1, D + 1)), embed=embed, positional=positional, layer_norm=bool(rng.integers(2)),
                          mlp_width=int(rng.choice([0, 7])), qk_norm=bool(rng.integers(2)), clamp=float(rng.choice([0, 5])))
@@ -262,7 +262,7 @@ def test_property_permuting_the_batch_permutes_the_output(model):
 def test_property_workers_do_not_change_a_bit(seed):
     rng = np.random.default_rng([6, seed])
     s = tiny(str(rng.choice(list(train.PRESETS))), batch=int(rng.integers(1, 130)), T=int(rng.integers(1, 9)))
-    loss_fn, sample = train.objective(s)
+    loss_fn, sample = s.objective()
     results = []
     for workers in (1, 3):
         state = train.start(s)

@@ -96,6 +96,17 @@ class Settings:
         """The arguments of the task's function in data.TASKS beyond the generator, B and T."""
         return data.family_of(self.task, self)
 
+    def objective(self):
+        """(loss_fn, sample) as `fit` takes them: next-state prediction on new sequences."""
+        return (lambda params, e, y: mesa.squared_error(mesa.transformer(params, e, self.config), y),
+                lambda rng, n: [to_backend(a, self.dtype) for a in
+                                data.next_token_batch(rng, n, self.T, self.task, self.tokens, **self.family)])
+
+    def judge(self):
+        """A function params -> held-out loss."""
+        x = heldout_sequences(self)
+        return lambda params: heldout_loss(params, self, x)
+
     def check(self):
         """Raise UserError for settings that cannot work. Called once, where settings enter; formulas trust them."""
         def need(holds, message):
@@ -115,7 +126,7 @@ class Settings:
             choose(name, getattr(self, name), allowed)
         need(self.kinds, "kinds must name at least one block, for example --kinds linear,linear")
         for kind in self.kinds:
-            choose("kinds", kind, mesa.ATTENTION)
+            choose("kinds", kind, mesa.KINDS)
         need(self.steps == 0 or self.warmup < self.steps, f"warmup ({self.warmup}) must be smaller than steps "
              f"({self.steps}): add for example --warmup {self.steps // 10}")
         need(all(0 <= n <= self.steps for n in self.snapshots), f"snapshots must lie between 0 and steps ({self.steps})")
@@ -502,15 +513,16 @@ def need_arrays(arrays, shapes, dtype, what):
         raise ValueError(f"its {what} are not those that its settings ask for")
 
 
-def load_checkpoint(folder):
-    """(state, settings) from folder/checkpoint.npz; UserError if it is missing, damaged or does not fit together."""
+def load_checkpoint(folder, base=Settings()):
+    """(state, settings) from folder/checkpoint.npz, settings of the class of `base`; UserError if it is missing, damaged or does
+    not fit together."""
     path = Path(folder) / "checkpoint.npz"
     arrays = load_arrays(path)
     try:
         meta = json.loads(str(arrays["meta"]))
         if meta["version"] != 1:
             raise UserError(f"{path} was written by another version of this program (format {meta['version']}, not 1)")
-        settings = settings_from(meta["settings"])
+        settings = settings_from(meta["settings"], base)
         part = {prefix: {k.removeprefix(prefix): to_backend(a) for k, a in arrays.items() if k.startswith(prefix)}
                 for prefix in ("params.", "slots.")}
         wanted = shapes_of(settings)
@@ -539,7 +551,7 @@ def settings_from(values, base=Settings()):
         if f.type is int and not isinstance(v, str) and v != int(v):
             raise ValueError
         return f.type(v)
-    known, new = {f.name: f for f in fields(Settings)}, {}
+    known, new = {f.name: f for f in fields(base)}, {}
     for name, v in values.items():
         f = known[choose("setting", name, known)]
         try:
@@ -607,12 +619,6 @@ def start(s):
     return State({k: to_backend(w, s.dtype) for k, w in mesa.init_params(rng, s.config, s.init_std).items()}, rng)
 
 
-def objective(s):
-    """(loss_fn, sample) as `fit` takes them: next-state prediction on new sequences."""
-    return (lambda params, e, y: mesa.squared_error(mesa.transformer(params, e, s.config), y),
-            lambda rng, n: [to_backend(a, s.dtype) for a in data.next_token_batch(rng, n, s.T, s.task, s.tokens, **s.family)])
-
-
 def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lines_every=None):
     """Train the model of settings s in `folder`, or go on with, or just return, what is there already: a State.
 
@@ -621,7 +627,7 @@ def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lin
     folder = Path(folder)
     with alone_in(folder):
         if (folder / "checkpoint.npz").exists():
-            state, there = load_checkpoint(folder)
+            state, there = load_checkpoint(folder, s)
             if there != s:
                 differ = [f.name for f in fields(s) if getattr(s, f.name) != getattr(there, f.name)]
                 raise UserError(f"{folder} holds a run with other settings ({', '.join(differ)} differ): choose another --out")
@@ -629,13 +635,12 @@ def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lin
             state = start(s)
         if state.step == s.steps and state.heldout:
             return state
-        x = heldout_sequences(s)
-        loss_fn, sample = objective(s)
+        loss_fn, sample = s.objective()
         return fit(
             loss_fn, state, sample,
             update=adamw(warmup_cosine(s), s.weight_decay, s.clip),
             steps=s.steps, batch=s.batch, report=s.report, snapshots=s.snapshots, save_seconds=save_seconds, workers=workers,
-            evaluate=lambda params: heldout_loss(params, s, x),
+            evaluate=s.judge(),
             save=lambda state: save_checkpoint(folder, state, s),
             snapshot=lambda params, step: save_arrays(folder / f"weights-{step:06d}.npz", params),
             progress=None if quiet else progress_line(name, s.steps, s.report, lines_every=lines_every))
