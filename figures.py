@@ -18,10 +18,12 @@ import inspect
 import json
 import os
 import re
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from autodiff import xp                                 # before NumPy: it sets the number of BLAS threads
@@ -150,16 +152,18 @@ class Lab:
         key = digest([SOURCE[f], self.sizes[self.profile], seed, runs])
         return self.cache / f"measured-{f.__name__}-{key}.npz"
 
-    def map(self, job, arguments):
-        """job(*a) for all a in arguments, in parallel where there is an executor."""
+    def map(self, job, arguments, done=lambda n: None):
+        """job(*a) for all a in arguments, in parallel where there is an executor; done(n) when n of them are."""
         if self.executor is None:
-            for a in arguments:
+            for n, a in enumerate(arguments, 1):
                 job(*a)
+                done(n)
         else:
             futures = [self.executor.submit(job, *a) for a in arguments]
             try:
-                for future in futures:
+                for n, future in enumerate(as_completed(futures), 1):
                     future.result()
+                    done(n)
             except BaseException:
                 for future in futures:
                     future.cancel()
@@ -175,7 +179,8 @@ class Lab:
         runs = {run.folder: run for *_, runs in wanted.values() for run in runs}
         runs = {folder: run for folder, run in runs.items() if run.steps_done() < run.settings.steps}
         if runs:
-            seconds = {folder: seconds_left(run) for folder, run in runs.items()}
+            seconds = {folder: seconds_per_step(replace(run.settings, seed=0)) * (run.settings.steps - run.steps_done())
+                       for folder, run in runs.items()}
             print(f"{len(runs)} runs to train, about {sum(seconds.values()) / 60:.0f} minutes of one core in all (Ctrl-C keeps "
                   f"what is done), then {len(wanted)} measurements", flush=True)
             order = sorted(runs, key=seconds.get, reverse=True)     # the longest first, so that all cores end together
@@ -183,20 +188,21 @@ class Lab:
             if self.executor is not None:               # runs share the cores, and the terminal
                 workers, lines = max(1, os.cpu_count() // len(order)), {f: max(1, runs[f].settings.steps // 4) for f in order}
             self.map(train_run, [(runs[f], names[f], workers, lines.get(f)) for f in order])
-        self.map(measure_run, [(path, *rest) for path, rest in wanted.items()])
+        self.map(measure_run, [(path, *rest) for path, rest in wanted.items()],
+                 lambda n: print(f"measured {n} of {len(wanted)}", file=sys.stderr, flush=True))
 
     def results(self, f, *names):
         """What a measurement has found, for each seed."""
         return [train.load_arrays(self.place(f, names, seed)) for seed in self.seeds]
 
 
-def seconds_left(run):
-    """An estimate of the time a run still needs on one core, from two steps of it."""
-    s, times = run.settings, []
-    sample, state = s.objective(), train.start(s)
-    train.fit(sample[0], state, sample[1], train.adamw(lambda step: 0.0), 3, s.batch, workers=1,
+@lru_cache
+def seconds_per_step(s):
+    """An estimate of the time that a step of training takes on one core, from two of them."""
+    times, (loss_fn, sample) = [], s.objective()
+    train.fit(loss_fn, train.start(s), sample, train.adamw(lambda step: 0.0), 3, s.batch, workers=1,
               progress=lambda state: times.append(time.perf_counter()))
-    return (times[3] - times[1]) / 2 * (s.steps - run.steps_done())
+    return (times[3] - times[1]) / 2
 
 
 def executor_named(text):

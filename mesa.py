@@ -409,31 +409,36 @@ def from_heads(o, w):
                    lambda g: (adjoint(rows) @ flat(g)).reshape(W.shape)))
 
 
-def attention_block(params, b, kind, z, config, code, trace=None, memory=None):
-    """What one attention layer adds to the stream, given its input z [B, T, D]; `b` is its prefix in params."""
-    B, T, D = z.shape
+def projections(params, b, kind, z, config, code=None):
+    """What the attention of block prefix `b` is called with, for its input z [B, T, D]: q, k, v [B, heads, T, Dk], and more where
+    the kind has more."""
     z_qk = z                                            # what queries and keys are computed from
     if config.positional == "concat":
-        z_qk = ad.concatenate([z, xp.broadcast_to(code, (B, *code.shape))])  # [B, T, 2D]
+        z_qk = ad.concatenate([z, xp.broadcast_to(code, (len(z), *code.shape))])    # [B, T, 2D]
     q, k, v = to_heads(z_qk, params[b + "wq"]), to_heads(z_qk, params[b + "wk"]), to_heads(z, params[b + "wv"])
-    if config.qk_norm and kind != "softmax":    # the small number keeps the gradient finite where a vector is zero
+    if config.qk_norm and kind != "softmax":            # the small number keeps the gradient finite where a vector is zero
         q, k = (x * ((x * x).sum(axis=-1, keepdims=True) + 1e-14) ** -0.5 for x in (q, k))
-    attention, step, _, arguments = KINDS[kind]
-    more = arguments(lambda name: params[b + name], z)
+    return q, k, v, *KINDS[kind].arguments(lambda name: params[b + name], z)
+
+
+def attention_block(params, b, kind, z, config, code, trace=None, memory=None):
+    """What one attention layer adds to the stream, given its input z [B, T, D]; `b` is its prefix in params."""
+    q, k, v, *more = projections(params, b, kind, z, config, code)
     if memory is None:
-        o = attention(q, k, v, *more)                                       # [B, heads, T, Dk]
+        o = KINDS[kind].attention(q, k, v, *more)                           # [B, heads, T, Dk]
     else:
-        o, memory[b] = step(memory.get(b), q, k, v, *more)
+        o, memory[b] = KINDS[kind].step(memory.get(b), q, k, v, *more)
     if trace is not None:
+        identity = xp.broadcast_to(xp.eye(z.shape[1], dtype=z.dtype), (*q.shape[:3], z.shape[1]))
         trace[b + "in"] = z
-        trace[b + "map"] = attention(q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:2], T, T)), *more)
+        trace[b + "map"] = KINDS[kind].attention(q, k, identity, *more)
         trace[b + "heads"] = o @ params[b + "wo"]                                  # [B, heads, T, D], what each head writes
     return from_heads(o, params[b + "wo"])
 
 
 def transformer(params, x, config, trace=None, memory=None):
-    """Predictions [B, T, d_out] for tokens x [B, T, d_in], or integers [B, T] that each stand for a row of the embedding; causal: the
-    prediction at t sees tokens 1 ... t only.
+    """Predictions [B, T, d_out] for tokens x [B, T, d_in], or for integers [B, T, m] that name the rows of the embedding whose sum a
+    token is; causal: the prediction at t sees tokens 1 ... t only.
 
     e (+ position code) -> blocks [e += Attention(LN(e));  e += MLP(LN(e));  clamp] -> read-out.
 
@@ -454,7 +459,7 @@ def transformer(params, x, config, trace=None, memory=None):
     def norm(e, name):
         return ad.layer_norm(e, params[name + ".scale"], params[name + ".bias"]) if c.layer_norm else e
 
-    e = x if not c.embed else params["embed"][x] if x.dtype.kind == "i" else x @ params["embed"]
+    e = x if not c.embed else params["embed"][x].sum(axis=2) if x.dtype.kind == "i" else x @ params["embed"]
     if c.positional == "add":
         e = e + code
     for l, kind in enumerate(c.kinds):

@@ -1,0 +1,697 @@
+"""Language: the same Transformer on bytes of real text.  Does a mesa layer help, and what does it cost?
+
+    python language.py                          quick: small models, two corpora, and the price of each layer (under 20 minutes)
+    python language.py sizes --full             three sizes; Ctrl-C keeps what is done, the same command goes on
+    python language.py --corpus PATH            another text: a file, a folder, .jsonl with a field "text", any of these gzipped
+    python language.py --prompt "The "          let the models trained so far continue a text
+
+A text is a sequence of bytes b_1, b_2, ...; the model sees windows of T of them and predicts each from those before it.  The loss
+is cross-entropy; it is reported as bits per byte, nats / ln 2, of held-out text.
+
+    kind        blocks                                                      in the paper
+    softmax     softmax attention in every block                            the usual Transformer
+    linear      linear attention
+    mesa        mesa layers, solved by Sherman-Morrison                     von Oswald et al.
+    hybrid      softmax attention in the first block, mesa layers after it  von Oswald et al.
+    gated       mesa layers that forget, solved by conjugate gradients      MesaNet, arXiv 2506.05233
+
+The last is the mesa layer since.  Its glossary, beside that of mesa.py:
+
+    symbol      code        meaning                                                                     shape
+    gamma_t     log_gamma   logarithm of the share of the past that is kept at t, gamma in (0, 1]       [B, heads, T]
+    beta_t      beta        strength with which token t enters, in [0, 1]                               [B, heads, T]
+    Lambda      ridge       diagonal ridge > 0 (lambda of the mesa layer is an inverse ridge)           [heads, Dk]
+    H_t         -           sum_{i<=t} gamma_{i+1} ... gamma_t beta_i k_i k_i^T                         [Dk, Dk]
+    G_t         -           sum_{i<=t} gamma_{i+1} ... gamma_t beta_i v_i k_i^T                         [Dv, Dk]
+    p_t         p           (H_t + Lambda)^-1 q_t, by `steps` conjugate-gradient steps;  o_t = G_t p_t  [Dk]
+    c_t         c           log gamma_1 + ... + log gamma_t, within a chunk                             [C]
+"""
+import gzip
+import hashlib
+import json
+import lzma
+import math
+import os
+import re
+import sysconfig
+import time
+import tracemalloc
+from collections import namedtuple
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
+from autodiff import Tensor, adjoint, record, to_backend, to_numpy, value, xp
+
+import numpy as np
+import scipy.optimize
+
+import figures
+import mesa
+import train
+from figures import claim, end_labels, mean_line
+from mesa import cut, join, tril
+from train import UserError
+
+# ------------------------------------------------------------------------------------------------------ the text
+
+
+def documentation():
+    """The Python documentation that pydoc shows, as [(name, text)]: English prose, in every Python."""
+    import pydoc_data.topics
+    return [(name, text.encode()) for name, text in pydoc_data.topics.topics.items()]
+
+
+def source():
+    """The source of the standard library, without tests, installed packages and the text above."""
+    library, documents = Path(sysconfig.get_paths()["stdlib"]), []
+    for folder, inside, files in os.walk(library):
+        inside[:] = sorted(set(inside) - {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data", "__pycache__"})
+        documents += [(path.relative_to(library).as_posix(), path.read_bytes()) for path in
+                      (Path(folder) / name for name in sorted(files) if name.endswith(".py"))]
+    return documents
+
+
+def documents_in(path):
+    """The documents of a file, or of all files in a folder: [(name, text)].  A row of .jsonl is one, in its field "text"; so is an
+    article of WikiText, whose titles stand between single = signs; other files are cut at line ends into pieces of 16 KiB or more."""
+    path = Path(path)
+    if path.is_dir():
+        return [document for p in sorted(path.rglob("*")) if p.is_file() and not p.name.startswith(".") for document in documents_in(p)]
+    try:
+        text = path.read_bytes()
+        text = gzip.decompress(text) if path.suffix == ".gz" else text
+        text.decode()
+    except FileNotFoundError:
+        raise UserError(f"there is no file or folder {path}: give --corpus a text file, a folder of them, or .jsonl") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not text in UTF-8 (byte {e.start}): convert it, for example iconv -f latin1 -t utf-8 {path}") from None
+    except (OSError, EOFError) as e:
+        raise UserError(f"cannot read {path}: {e}") from None
+    if path.name.removesuffix(".gz").endswith(".jsonl"):
+        try:
+            parts = [json.loads(row)["text"].encode() for row in text.splitlines() if row.strip()]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f'{path} has a row that is not an object with a field "text": each row must be like {{"text": "..."}}') from None
+    else:
+        parts = re.split(rb"(?m)^(?= = [^=].* = ?$)", text)
+        if len(parts) == 1:
+            parts = re.findall(rb"(?s).{16384}.*?(?:\n|$)|.+$", text)
+    return [(f"{path.name} {i}", part) for i, part in enumerate(parts)]
+
+
+Corpus = namedtuple("Corpus", "train heldout sha256")   # bytes as uint8 arrays; a digest of both
+
+
+def divide(documents, most=1 << 18):
+    """A Corpus: every eighth document or so, chosen by a hash of its name, is held out (of these, at most `most` bytes).
+
+    Texts repeat themselves: topics of the documentation contain others whole.  So documents more than half of whose lines stand in
+    longer ones are left out, and so is every held-out line that stands in the training text (a line of white space is no line).
+    """
+    def lines(text):
+        return [line for line in text.split(b"\n") if line.strip()]
+    seen, kept = set(), []
+    for name, text in sorted(documents, key=lambda document: (-len(document[1]), document[0])):
+        own = lines(text)
+        if sum(line in seen for line in own) * 2 <= len(own) and own:
+            kept.append((name, text))
+        seen.update(own)
+    ordered = sorted((hashlib.sha256(name.encode()).digest(), text) for name, text in kept)
+    sides = [[text for digest, text in ordered if (digest[-1] % 8 == 0) == out] for out in (False, True)]
+    known = {line for text in sides[0] for line in lines(text)}
+    training = b"\n".join(sides[0])
+    heldout = b"\n".join(line for text in sides[1] for line in text.split(b"\n") if line not in known)[:most]
+    if min(len(training), 8 * len(heldout)) < 1 << 15:
+        raise UserError(f"the corpus is too short: {len(training):,} bytes to train on and {len(heldout):,} held out, of "
+                        f"{len(documents)} documents; at least 32,768 and 4,096 are needed, in documents that differ")
+    return Corpus(np.frombuffer(training, np.uint8), np.frombuffer(heldout, np.uint8),
+                  hashlib.sha256(training + b"\0" + heldout).hexdigest())
+
+
+CORPORA = {"documentation": documentation, "source": source}
+
+
+@lru_cache
+def corpus(name):
+    """The Corpus of that name in CORPORA, or in a file or folder."""
+    return divide(CORPORA[name]() if name in CORPORA else documents_in(name))
+
+
+def word_perplexity(bits, text):
+    """What bits per byte are in the measure that is usual for WikiText: 2^(bits per word), where a line's end is a word as well."""
+    words = len(bytes(text).split()) + bytes(text).count(b"\n")
+    return 2.0 ** (bits * len(text) / words)
+
+
+# ------------------------------------------------------------------------------------------------------- anchors
+
+
+def witten_bell(training, heldout, order=5):
+    """Bits per byte of a model that counts: the byte after a context h of `order` bytes has the probability
+
+        p(b | h) = (count(h b) + distinct(h) p(b | h without its first byte)) / (count(h) + distinct(h)),
+
+    distinct(h) being the number of different bytes seen after h (Witten & Bell 1991); 1/256 where nothing is known.
+    """
+    def contexts(text, n):                              # the n bytes before each byte, as a number, from byte `order` on
+        number = np.zeros(len(text) - order, np.uint64)
+        for i in range(n, 0, -1):
+            number = number * np.uint64(256) + text[order - i:len(text) - i].astype(np.uint64)
+        return number
+
+    def lookup(keys, numbers, wanted):
+        i = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        return np.where(keys[i] == wanted, numbers[i], 0)
+    p = np.full(len(heldout) - order, 1 / 256)
+    for n in range(order + 1):
+        seen, wanted = contexts(training, n), contexts(heldout, n)
+        pairs, counts = np.unique(seen * np.uint64(256) + training[order:], return_counts=True)
+        histories, first, distinct = np.unique(pairs // np.uint64(256), return_index=True, return_counts=True)
+        total, kinds = (lookup(histories, a, wanted) for a in (np.add.reduceat(counts, first), distinct))
+        count = lookup(pairs, counts, wanted * np.uint64(256) + heldout[order:])
+        p = np.where(total > 0, (count + kinds * p) / np.maximum(total + kinds, 1), p)
+    return float(-np.log2(p).mean())
+
+
+def anchors(text):
+    """Bits per byte of the held-out text for compressors, which see nothing else, and for an order-5 model of the training text."""
+    data = bytes(text.heldout)
+    return {"gzip": 8 * len(gzip.compress(data, 9)) / len(data), "xz": 8 * len(lzma.compress(data, preset=9)) / len(data),
+            "order 5": witten_bell(text.train, text.heldout)}
+
+
+# ------------------------------------------------------------------------------------- the mesa layer since: forgetting
+
+STEPS = 8               # of conjugate gradients
+
+
+def decays(log_gamma):
+    """What sums over a past that fades need, by chunks: D [..., n, C, C] with D_ti = exp(c_t - c_i) for i <= t, else 0; and
+    exp(c_t) [..., n, C, 1], exp(c_C - c_t) [..., n, C, 1], exp(c_C) [..., n, 1, 1]."""
+    c = cut(log_gamma[..., None]).cumsum(axis=-2)       # [..., n, C, 1]
+    D = tril(xp.exp(xp.minimum(c - c.swapaxes(-1, -2), 0)))
+    return D, xp.exp(c), xp.exp(c[..., -1:, :] - c), xp.exp(c[..., -1:, :])
+
+
+def fading_sum(Q, K, V, decay):
+    """Rows o_t = sum_{i<=t} gamma_{i+1} ... gamma_t v_i (k_i . q_t): within a chunk ((Q K^T) o D) V, and all earlier chunks through
+
+        S_{c+1} = exp(c_C) S_c + sum_i exp(c_C - c_i) k_i v_i^T:     o_t gets exp(c_t) S_c^T q_t.
+    """
+    D, since, until, whole = decay
+    T, Q, K, V = Q.shape[-2], cut(Q), cut(K), cut(V)    # [..., n, C, Dk]
+    A = Q @ adjoint(K)
+    A *= D
+    O = A @ V
+    if Q.shape[-3] > 1:
+        new, S = adjoint(K * until) @ V, 0.0            # [..., n, Dk, Dv]
+        for c in range(1, Q.shape[-3]):
+            S = whole[..., c - 1, :, :] * S + new[..., c - 1, :, :]
+            O[..., c, :, :] += since[..., c, :, :] * (Q[..., c, :, :] @ S)
+    return join(O, T)
+
+
+def fading_attention(q, k, v, log_gamma):
+    """o_t = sum_{i<=t} gamma_{i+1} ... gamma_t v_i (k_i . q_t), linear attention that forgets.
+    q, k [..., T, Dk], v [..., T, Dv], log_gamma [..., T] <= 0 -> [..., T, Dv]; real.
+
+    With c_t = log gamma_1 + ... + log gamma_t and D_ti = exp(c_t - c_i), O = ((Q K^T) o D) V. Its VJP consists of three more such sums:
+        of Q: ((G V^T) o D) K      of K: ((G V^T) o D)^T Q      of V: ((Q K^T) o D)^T G,
+    the latter two over later times, that is, over the past of a sequence that runs backwards.  And c_t is met only as
+    exp(c_t) q_t and exp(-c_t) k_t: its cotangent is q_t . Gq_t - k_t . Gk_t, and gamma_j is in every c_t with t >= j.
+    """
+    Q, K, V, lg = value(q), value(k), value(v), value(log_gamma)
+    decay = decays(lg)
+
+    def vjp(G):
+        flipped = xp.concatenate([xp.zeros_like(lg[..., :1]), lg[..., :0:-1]], axis=-1)     # from t to t-1 it is gamma_t that fades
+        back = decays(flipped)
+        q_, k_, v_, g_ = (X[..., ::-1, :] for X in (Q, K, V, G))
+        Gq = fading_sum(G, V, K, decay)
+        Gk = fading_sum(v_, g_, q_, back)[..., ::-1, :]
+        Gv = fading_sum(k_, q_, g_, back)[..., ::-1, :]
+        Gc = ad.row_sum(Q * Gq - K * Gk)[..., 0]
+        return Gq, Gk, Gv, Gc[..., ::-1].cumsum(axis=-1)[..., ::-1]
+    return record(fading_sum(Q, K, V, decay), (q, k, v, log_gamma), vjp)
+
+
+def conjugate_gradients(times, q, steps):
+    """Rows p_t with times(p)_t = q_t for symmetric positive definite maps, one per row, after `steps` steps from p = 0.
+
+    times: rows -> rows [..., T, Dk].  Hestenes & Stiefel 1952; exact, but for rounding, after Dk steps.  Raises FloatingPointError
+    where a map is not positive definite (on a device the result is NaN there instead).
+    """
+    p, r = xp.zeros_like(q), q
+    d, rr = r, ad.row_sum(r * r)                        # [..., T, 1]
+    enough = rr * xp.finfo(q.dtype).eps ** 2            # rows that are solved to rounding stay as they are
+    for _ in range(steps):
+        Ad = times(d)
+        curvature = ad.row_sum(d * Ad)
+        step = xp.where(rr > enough, rr / xp.where(curvature > 0, curvature, xp.nan), 0)
+        p, r = p + step * d, r - step * Ad
+        new = ad.row_sum(r * r)
+        d, rr = r + new / xp.where(rr > enough, rr, 1) * d, new
+    if xp.module is np and not np.isfinite(p).all():
+        raise FloatingPointError("conjugate gradients: H_t + Lambda is not positive definite, or an entry is not finite")
+    return p
+
+
+def solve(q, k, beta, log_gamma, ridge, steps=STEPS):
+    """p_t = (H_t + Lambda)^-1 q_t.   q, k [B, heads, T, Dk], beta, log_gamma [B, heads, T], ridge [heads, Dk] > 0 -> [B, heads, T, Dk]
+
+    H_t x is fading_attention(x, beta k, k).  The VJP is that of `mesa.precondition`, whose derivation holds for any H_t:
+    h_t = (H_t + Lambda)^-1 g_t by a second solve is the cotangent of q_t, minus sum_t h_t p_t that of Lambda, and those of k, beta
+    and gamma are minus the VJP of H_t p_t, p fixed, for the cotangent h.  Exact where the two solves are.
+    """
+    Q, K, b, lg, L = value(q), value(k), value(beta)[..., None], value(log_gamma), value(ridge)[:, None]
+    bK, decay = b * K, decays(lg)
+
+    def times(X):
+        return fading_sum(X, bK, K, decay) + L * X
+    P = conjugate_gradients(times, Q, steps)
+
+    def vjp(G):
+        H = conjugate_gradients(times, G, steps)
+        _, as_key, as_value, fading = fading_attention(Tensor(P), bK, K, lg).vjp(H)
+        return H, -(as_value + b * as_key), -ad.row_sum(as_key * K)[..., 0], -fading, -(H * P).sum(axis=(0, 2))
+    return record(P, (q, k, beta, log_gamma, ridge), vjp)
+
+
+def gated_attention(q, k, v, log_gamma, beta, ridge):
+    """o_t = G_t (H_t + Lambda)^-1 q_t.   q, k, v [B, heads, T, Dk] -> [B, heads, T, Dk]"""
+    return fading_attention(solve(q, k, beta, log_gamma, ridge), ad.reshape(beta, *beta.shape, 1) * k, v, log_gamma)
+
+
+def gated_step(memory, q, k, v, log_gamma, beta, ridge):
+    """H_t = gamma_t H_{t-1} + beta_t k_t k_t^T and so on, for the next token.   Memory: H, and G^T [B, heads, Dk, Dv]"""
+    gamma, weighted = xp.exp(log_gamma)[..., None], beta[..., None] * k
+    H, S = (adjoint(weighted) @ x for x in (k, v))
+    if memory:
+        H, S = (gamma * old + new for old, new in zip(memory, (H, S)))
+    p = conjugate_gradients(lambda x: x @ H + ridge[:, None] * x, q, STEPS)
+    return p @ S, (H, S)
+
+
+def gates(weight, z):
+    """log gamma_t, beta_t and Lambda from the layer's input z [B, T, D]: sigmoids and an exponential, which start near gamma = 0.98,
+    beta = 1/2 and at Lambda = 1.  Lambda never falls below 1/4: the condition number stays bounded."""
+    def forget(name, start):                            # log sigmoid -> [B, heads, T]
+        return -ad.log(1 + ad.exp(-(z @ weight(name) + weight(name + ".bias") + start))).swapaxes(1, 2)
+    return forget("gamma", 4.0), ad.exp(forget("beta", 0.0)), 0.25 + 0.75 * ad.exp(weight("ridge.bias"))
+
+
+mesa.KINDS["gated"] = mesa.Kind(gated_attention, gated_step, lambda c: {
+    "gamma": (c.width, c.heads), "gamma.bias": (c.heads,), "beta": (c.width, c.heads), "beta.bias": (c.heads,),
+    "ridge.bias": (c.heads, c.key_size)}, gates)
+
+# ------------------------------------------------------------------------------------------------------ the runs
+
+
+def tokens(b, lags):
+    """Tokens of bytes b [B, T]: the last `lags` bytes, each a row of the embedding, in a block of 256 for its lag: [B, T, lags].  Like
+    the constructed tokens [x_t, x_{t-1}] of data.py they spare a model from binding neighbours, which takes softmax layers of this
+    size more steps than there are here, and which linear layers do badly.  Before the beginning stands byte 0."""
+    shifted = [np.concatenate([np.zeros_like(b[:, :j]), b[:, :b.shape[1] - j]], axis=1) + 256 * j for j in range(lags)]
+    return np.stack(shifted, axis=-1)
+
+
+@dataclass(frozen=True)
+class Settings(train.Settings):
+    """A run on text: 256 bytes are predicted."""
+    corpus: str = "documentation"
+    sha256: str = ""                    # of the split: the text differs from one version of Python to the next
+    lags: int = 4                       # bytes in a token
+
+    @property
+    def config(self):
+        return replace(super().config, d_in=256 * self.lags)
+
+    def objective(self):
+        text, T = corpus(self.corpus).train, self.T
+
+        def sample(rng, n):
+            starts = rng.integers(len(text) - T, size=n)
+            b = text[starts[:, None] + np.arange(T + 1)].astype(np.int64)
+            return to_backend(tokens(b[:, :-1], self.lags)), to_backend(b[:, 1:])
+        return lambda params, x, y: ad.cross_entropy(mesa.transformer(params, x, self.config), y), sample
+
+    def judge(self):
+        """params -> cross-entropy in nats per byte, over `heldout` windows spread evenly over the held-out text."""
+        text = corpus(self.corpus).heldout
+        starts = np.linspace(0, len(text) - self.T - 1, self.heldout).astype(int)
+        return lambda params: float(losses(params, self, text[starts[:, None] + np.arange(self.T + 1)]).mean())
+
+
+def losses(params, s, windows, piece=16):
+    """-log p of every byte of windows [N, T+1] but the first, in nats: [N, T]."""
+    out = []
+    for i in range(0, len(windows), piece):
+        b = windows[i:i + piece].astype(np.int64)
+        logits = mesa.transformer(params, to_backend(tokens(b[:, :-1], s.lags)), s.config)
+        logits = logits - logits.max(axis=-1, keepdims=True)
+        log_z = xp.log(xp.exp(logits).sum(axis=-1))
+        out.append(to_numpy(log_z - xp.take_along_axis(logits, to_backend(b[:, 1:, None]), axis=-1)[..., 0]))
+    return np.concatenate(out)
+
+
+def score(params, s, most=None):
+    """(bits per byte of the whole held-out text, bits by position in the window [T]).  Windows overlap by half, and the second halves
+    count, so that every byte has been predicted from at least T/2 bytes.  most: how many windows, if not all."""
+    text = corpus(s.corpus).heldout
+    starts = np.arange(0, len(text) - s.T - 1, s.T // 2)[:most]
+    bits = losses(params, s, text[starts[:, None] + np.arange(s.T + 1)]) / math.log(2)
+    return bits[:, s.T // 2:].mean(), bits.mean(axis=0)
+
+
+KINDS = {"softmax": lambda layers: ("softmax",) * layers, "linear": lambda layers: ("linear",) * layers,
+         "mesa": lambda layers: ("mesa",) * layers, "hybrid": lambda layers: ("softmax",) + ("mesa",) * (layers - 1),
+         "gated": lambda layers: ("gated",) * layers}
+SIZES = {"small": dict(layers=2, width=48, heads=4), "medium": dict(layers=3, width=112, heads=7), "large": dict(layers=5, width=184, heads=8)}
+TRAINING = {"full": dict(steps=6_000, warmup=300, report=200), "quick": dict(steps=1_000, warmup=100, report=50, T=128),
+            "smoke": dict(steps=6, warmup=2, report=3, batch=4, T=16, heldout=4)}
+
+
+def settings_of(name, profile):
+    """The settings of the run named "KIND SIZE CORPUS"."""
+    kind, size, text = name.split(" ", 2)
+    layers, width, heads = SIZES[size].values()
+    if profile == "smoke":
+        layers, width = 2, 4 * heads
+    s = Settings(tokens="raw", d=256, T=256, kinds=KINDS[kind](layers), heads=heads, key_size=width // heads, width=width, embed=True,
+                 positional="add", layer_norm=True, mlp_width=2 * width, qk_norm=True, init_std=0.02, batch=32, lr=3e-3, lr_end=1e-4,
+                 weight_decay=0.05, heldout=64, corpus=text, sha256=corpus(text).sha256)
+    return replace(s, **TRAINING[profile])
+
+
+def continuation(params, s, prompt, n, rng, temperature=0.7):
+    """n bytes that a model writes after a prompt (bytes), one at a time from the streaming form, each with a probability
+    proportional to p^(1 / temperature)."""
+    memory, text = {}, list(prompt)
+    for i in range(len(prompt) + n - 1):
+        x = tokens(np.array([text[:i + 1]]), s.lags)[:, -1:]                # [1, 1, lags]
+        logits = to_numpy(mesa.transformer(params, to_backend(x), s.config, memory=memory))[0, 0].astype(float)
+        if i >= len(prompt) - 1:
+            p = np.exp((logits - logits.max()) / temperature)
+            text.append(int(rng.choice(256, p=p / p.sum())))
+    return bytes(text[len(prompt):])
+
+
+# --------------------------------------------------------------------------------------------------- measurements
+
+SIZE = {"full": dict(lengths=(64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192), heads=2, key_size=16, stream=10_000,
+                     windows=None),
+        "smoke": dict(lengths=(64, 128, 256, 512), heads=1, key_size=4, stream=40, windows=50)}
+SIZE["quick"] = SIZE["full"]
+
+
+def learned(size, seed, run):
+    """What a trained model knows of the held-out text, and the residual of its conjugate gradients after so many steps."""
+    state, s = run.state, run.settings
+    bits, by_position = score(state.params, s, size["windows"])
+    out = {"bits": bits, "by_position": by_position, "course": np.array(state.heldout) / (1, math.log(2)), "seconds": state.seconds,
+           "weights": sum(w.size for w in state.params.values())}
+    return out | ({"residuals": residuals(state.params, s)} if "gated" in s.kinds else {})
+
+
+def residuals(params, s, count=8, steps=(1, 2, 4, 8, 16)):
+    """Median and largest |q_t - (H_t + Lambda) p_t| / |q_t| over held-out text, all heads and layers, after steps: [steps, 2]."""
+    text, trace, found = corpus(s.corpus).heldout, {}, []
+    starts = np.linspace(0, len(text) - s.T - 1, count).astype(int)
+    mesa.transformer(params, tokens(text[starts[:, None] + np.arange(s.T)].astype(np.int64), s.lags), s.config, trace)
+    for l in range(len(s.kinds)):
+        q, k, _, log_gamma, beta, ridge = mesa.projections(params, f"blocks.{l}.", "gated", trace[f"blocks.{l}.in"], s.config)
+        for n in steps:
+            p = solve(q, k, beta, log_gamma, ridge, n)
+            r = q - fading_sum(p, beta[..., None] * k, k, decays(log_gamma)) - ridge[:, None] * p
+            found.append(np.linalg.norm(r, axis=-1).ravel() / np.linalg.norm(q, axis=-1).ravel())
+    found = np.array(found).reshape(len(s.kinds), len(steps), -1)
+    return np.stack([np.median(found, axis=(0, 2)), found.max(axis=(0, 2))], axis=1)
+
+
+def compressors(size, seed, run):
+    """The anchors of a run's corpus, and how to turn bits per byte into the perplexity of a word."""
+    text = corpus(run.settings.corpus)
+    return anchors(text) | {"sizes": [len(text.train), len(text.heldout)], "log_perplexity": math.log2(word_perplexity(1, text.heldout))}
+
+
+PRICED = ("softmax", "linear", "mesa", "gated")
+
+
+def operations(kind, T, Dk):
+    """(multiply-adds per token and head, calls of NumPy per sequence that wait for one another), forward and backward, of a layer.
+
+    A sum over the past, o_t = sum_i v_i (k_i . q_t), takes 2 C Dk per token in chunks of C, and 2 Dk^2 for the past before the chunk.
+    """
+    C = -(-T // -(-T // mesa.CHUNK))                    # the length of a chunk
+    past = 2 * C * Dk + 2 * Dk * Dk * (T > C)
+    return {"softmax": (6 * T * Dk, 1),                 # six products with a map of [T, T]
+            "linear": (3 * past, 1),                    # one sum forward, two backward
+            "mesa": (6 * past + 3 * Dk * Dk + 2 * (4 * C * Dk + 2 * Dk * Dk), T),              # the sweep, apply_R twice; it waits at every t
+            "gated": ((2 * STEPS + 8) * past, (2 * STEPS + 8) * (T // C))}[kind]              # it waits at every chunk, in every step
+
+
+def price(size, seed):
+    """Seconds per token, bytes of memory per token and counted operations of one attention, forward and backward, for sequences of
+    growing length, as many as make up the longest; seconds per token and bytes of state of a model that writes."""
+    heads, Dk, lengths, rng = size["heads"], size["key_size"], size["lengths"], np.random.default_rng([301, seed])
+    out = {"lengths": lengths}
+    train.keep_memory()
+    for kind in PRICED:
+        times, memory = [], []
+        for T in lengths:
+            B = lengths[-1] // T
+            q, k, v, G = (rng.standard_normal((B, T, heads, Dk)).astype("float32").swapaxes(1, 2) for _ in range(4))
+            q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
+            more = {"mesa": [np.ones(heads)], "gated": [-0.1 * rng.random((B, heads, T)), rng.random((B, heads, T)), np.ones((heads, Dk))]}
+            inputs = [Tensor(x.astype("float32")) for x in (q, k, v, *more.get(kind, []))]
+
+            def both():
+                ad.backward(mesa.KINDS[kind].attention(*inputs), inputs, G)
+            turns = []
+            for _ in range(4):                          # the first warms up
+                began = time.perf_counter()
+                both()
+                turns.append(time.perf_counter() - began)
+            tracemalloc.start()
+            both()
+            memory.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            times.append(np.median(turns[1:]))
+        tokens = lengths[-1] * heads
+        counts = np.array([operations(kind, T, Dk) for T in lengths], float)
+        terms = np.stack([counts[:, 0], counts[:, 1] / tokens], axis=1)     # seconds per operation, per call
+        seconds = np.array(times) / tokens
+        fitted = scipy.optimize.nnls(terms / seconds[:, None], np.ones(len(lengths)))[0]    # the relative error is what is squared
+        s = settings_of(f"{kind} small documentation", "quick")
+        out |= {f"{kind} seconds": seconds, f"{kind} bytes": np.array(memory) / tokens, f"{kind} operations": counts[:, 0],
+                f"{kind} cost": fitted, f"{kind} model": terms @ fitted, f"{kind} stream": stream(s, size["stream"])}
+    return out
+
+
+def stream(s, n, windows=20):
+    """Time per token (median of each of the windows of n tokens) and bytes of state at its end, of a model that writes: [windows, 3],
+    the first column being the number of tokens so far."""
+    params, memory, rows, times = train.start(s).params, {}, [], []
+    for i in range(n):
+        began = time.perf_counter()
+        mesa.transformer(params, np.array([[[i % 256] * s.lags]]), s.config, memory=memory)
+        times.append(time.perf_counter() - began)
+        if (i + 1) % (n // windows) == 0:
+            state = [a for entry in memory.values() for a in (entry if isinstance(entry, tuple) else [entry]) if hasattr(a, "nbytes")]
+            rows.append((i + 1, np.median(times), sum(a.nbytes for a in state)))
+            times = []
+    return np.array(rows)
+
+
+# ------------------------------------------------------------------------------------------------------- figures
+
+COLOUR = {"gated": "#117733", **{kind: kind for kind in ("softmax", "linear", "mesa", "hybrid")}}      # of figures.COLOUR, or their own
+SHOWN = {"softmax": "softmax", "linear": "linear", "mesa": "mesa", "hybrid": "hybrid", "gated": "gated mesa"}
+ANCHORS = ("gzip", "xz", "order 5")
+
+
+def by_corpus(texts, found, per):
+    """The results of measurements, in the order they were declared in: {text: `per` of them}."""
+    return {text: found[i * per:(i + 1) * per] for i, text in enumerate(texts)}
+
+
+def at_time(run, seconds):
+    """Bits per byte of a run after so many seconds of training."""
+    steps, bits = np.transpose(run["course"])
+    return float(np.interp(seconds, steps / steps[-1] * run["seconds"], bits))
+
+
+def draw_language(texts, kinds, lab, *found):
+    """Bits per byte over training and over context, at equal parameters."""
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(len(texts), 3, figsize=(10, 3.1 * len(texts)), squeeze=False)
+    rows = []
+    for (text, (known, *runs)), (over_steps, over_time, over_context) in zip(by_corpus(texts, found, 1 + len(kinds)).items(), axes):
+        runs, ends = dict(zip(kinds, runs)), []
+        for kind, seeds in runs.items():
+            steps, minutes = seeds[0]["course"][:, 0], np.mean([r["seconds"] for r in seeds]) / 60
+            curves, style = [r["course"][:, 1] for r in seeds], dict(color=figures.COLOUR.get(kind, COLOUR[kind]), lw=1.5)
+            mean_line(over_steps, steps, curves, **style)
+            mean_line(over_time, steps / steps[-1] * minutes, curves, **style)
+            T = len(seeds[0]["by_position"])
+            at = np.unique(np.geomspace(1, T + 1, 25).astype(int))          # bins of positions, wider towards the end
+            mean = mean_line(over_context, np.sqrt(at[:-1] * (at[1:] - 1)),
+                             [[r["by_position"][a - 1:b - 1].mean() for a, b in zip(at, at[1:])] for r in seeds], **style)
+            ends.append((mean[-1], SHOWN[kind], style["color"]))
+        low = min(r["course"][:, 1].min() for seeds in runs.values() for r in seeds)
+        for ax in (over_steps, over_time):
+            ax.set_ylim(min([low] + [float(known[0][a]) for a in ANCHORS]) - 0.1, float(known[0]["gzip"]) + 1.5)
+            for i, name in enumerate(ANCHORS):
+                ax.axhline(float(known[0][name]), color="0.6", lw=1, ls=("-", "--", ":")[i])
+        anchor_ends = [(float(known[0][name]), ("gzip -9", "xz", "order 5")[i], "0.4") for i, name in enumerate(ANCHORS)]
+        over_steps.set(title=f"{Path(text).name}: over training", xlabel="step", ylabel="held-out bits per byte")
+        end_labels(over_steps, anchor_ends, 7.5)
+        over_time.set(title="over time on one core", xlabel="minutes of training")
+        over_context.set(title="over context", xlabel="position in the window", xscale="log")
+        end_labels(over_context, ends)
+        rows += language_claims(lab, Path(text).name, known[0], runs)
+    return fig, rows
+
+
+def language_claims(lab, text, known, runs):
+    """What the models of one corpus say about the paper's question."""
+    bits = {kind: np.array([float(r["bits"]) for r in seeds]) for kind, seeds in runs.items()}
+    fastest = min(np.mean([r["seconds"] for r in seeds]) for seeds in runs.values())
+    timed = {kind: np.array([at_time(r, fastest) for r in seeds]) for kind, seeds in runs.items()}
+    gain = np.mean([s["by_position"] - h["by_position"] for s, h in zip(runs["softmax"], runs["hybrid"])], axis=0)
+    quarter = max(1, len(gain) // 4)
+    tell = [(f"bits per byte of {name}, which sees nothing else", "anchor", f"< {float(known['gzip']):.3f}", [float(known[name])])
+            for name in ("xz", "order 5")]
+    tell[1] = ("bits per byte of an order-5 model (Witten-Bell) of the same training text", *tell[1][1:])
+    tell += [(f"bits per byte of {SHOWN[kind]}, {int(runs[kind][0]['weights']):,} weights (less than gzip -9's)", "anchor",
+              f"< {float(known['gzip']):.3f}", bits[kind]) for kind in runs]
+    best = min(bits, key=lambda kind: bits[kind].mean())
+    tell += [(f"the best of them, {SHOWN[best]}, over {name}", "anchor", "< 1", bits[best] / float(known[name]))
+             for name in ("xz", "order 5")]
+    pairs = [("hybrid", "softmax", "paper"), ("mesa", "linear", "paper"), ("mesa", "softmax", "measured")]
+    pairs += [("gated", "mesa", "MesaNet"), ("gated", "softmax", "MesaNet")] if "gated" in runs else []
+    for kind, rival, who in pairs:
+        tell += [(f"bits per byte of {SHOWN[kind]} over those of {SHOWN[rival]}, equal steps", who, "< 1", bits[kind] / bits[rival]),
+                 ("the same after equal time (that of the fastest)", who, "< 1", timed[kind] / timed[rival])]
+    tell += [("gain of hybrid over softmax in the last quarter of the context, in bits per byte", "paper", "> 0", [gain[-quarter:].mean()]),
+             ("the same in the first quarter", "measured", "> 0", [gain[:quarter].mean()])]
+    if "gated" in runs:
+        last = np.array([r["residuals"] for r in runs["gated"]])[:, 3]
+        tell += [(f"gated mesa: median residual of {STEPS} conjugate-gradient steps, relative", "measured", "< 0.01", last[:, 0]),
+                 ("the same, largest", "measured", "< 0.1", last[:, 1])]
+    digest = corpus(text).sha256 if text in CORPORA else ""
+    return [claim(lab, f"language, {text}", *row) | {"sha256": digest} for row in tell]
+
+
+def draw_sizes(texts, kinds, lab, *found):
+    """Bits per byte of three sizes."""
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, len(texts), figsize=(4.5 * len(texts), 3.3), squeeze=False)
+    rows = []
+    for ax, (text, (known, *runs)) in zip(axes[0], by_corpus(texts, found, 1 + len(kinds) * len(SIZES)).items()):
+        ends = []
+        for i, kind in enumerate(kinds):
+            sizes = runs[i * len(SIZES):(i + 1) * len(SIZES)]
+            bits = np.array([[float(r["bits"]) for r in seeds] for seeds in sizes])         # [sizes, seeds]
+            mean = mean_line(ax, [int(seeds[0]["weights"]) for seeds in sizes], bits.T, color=figures.COLOUR.get(kind, COLOUR[kind]), marker="o", ms=4)
+            ends.append((mean[-1], SHOWN[kind], figures.COLOUR.get(kind, COLOUR[kind])))
+            rows.append(claim(lab, f"sizes, {Path(text).name}", f"{SHOWN[kind]}: bits per byte, large over small", "measured", "< 1", bits[-1] / bits[0]))
+            if kind == "hybrid":
+                softmax = np.array([[float(r["bits"]) for r in seeds] for seeds in runs[:len(SIZES)]])
+                rows += [claim(lab, f"sizes, {Path(text).name}", f"hybrid over softmax, {size}", "paper", "< 1", b / a)
+                         for size, a, b in zip(SIZES, softmax, bits)]
+        for i, name in enumerate(ANCHORS):
+            ax.axhline(float(known[0][name]), color="0.6", lw=1, ls=("-", "--", ":")[i])
+            ends.append((float(known[0][name]), ("gzip -9", "xz", "order 5")[i], "0.4"))
+        ax.set(title=Path(text).name, xlabel="weights", ylabel="held-out bits per byte", xscale="log")
+        end_labels(ax, ends)
+    return fig, rows
+
+
+def draw_price(lab, found):
+    """Time, memory and operations of each layer over the length of the sequence, and of writing."""
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, 4, figsize=(11, 3.1))
+    T, rows = found[0]["lengths"], []
+    for ax, what, unit, scale in zip(axes, ("seconds", "bytes", "operations"), ("µs", "kB", "1,000 multiply-adds"), (1e6, 1e-3, 1e-3)):
+        ends = []
+        for kind in PRICED:
+            colour = figures.COLOUR.get(kind, COLOUR[kind])
+            mean = mean_line(ax, T, [scale * f[f"{kind} {what}"] for f in found], color=colour, marker="o", ms=3, lw=0 if what == "seconds" else 1.3)
+            if what == "seconds":
+                ax.plot(T, scale * np.mean([f[f"{kind} model"] for f in found], axis=0), color=colour, lw=1.3)
+            ends.append((mean[-1], SHOWN[kind], colour))
+        ax.set(title={"seconds": "Time (lines: cost model)", "bytes": "Peak memory", "operations": "Operations"}[what], xscale="log", yscale="log",
+               xlabel="length T", ylabel=f"{unit} per token and head")
+        end_labels(ax, ends, 7.5)
+    ends = []
+    for kind in PRICED:
+        n, seconds, state = np.transpose(found[0][f"{kind} stream"])
+        axes[3].plot(n, 1e3 * seconds, color=figures.COLOUR.get(kind, COLOUR[kind]), lw=1.5)
+        ends.append((1e3 * seconds[-1], f"{SHOWN[kind]}, {state[-1] / 1e3:,.0f} kB", figures.COLOUR.get(kind, COLOUR[kind])))
+    axes[3].set(title="Writing (state at the end)", xlabel="bytes written", ylabel="ms per byte", yscale="log")
+    end_labels(axes[3], ends, 7.5)
+    half = len(T) // 2
+    for kind in PRICED:
+        slope = [np.polyfit(np.log(T[half:]), np.log(f[f"{kind} bytes"][half:]), 1)[0] for f in found]
+        grows = kind == "softmax"
+        worst = [np.max(np.abs(np.log2(f[f"{kind} seconds"] / f[f"{kind} model"]))) for f in found]
+        per_call, rate = 1e6 * np.mean([f[f"{kind} cost"][1] for f in found]), np.mean([f[f"{kind} cost"][0] for f in found])
+        rows += [claim(lab, "price", f"{SHOWN[kind]}: exponent of peak memory per token over T, from T = {T[half]:,} on", "derived",
+                       "> 0.8" if grows else "< 0.2", slope),
+                 claim(lab, "price", f"{SHOWN[kind]}: largest factor between measured time and operations x {1e9 * rate:.3g} ns + waiting calls x "
+                       f"{per_call:.3g} µs", "cost model", "< 2", 2 ** np.array(worst))]
+        streams = [f[f"{kind} stream"] for f in found]
+        if not grows:
+            rows += [claim(lab, "price", f"{SHOWN[kind]}: time per byte written at {int(streams[0][-1, 0]):,} over that at "
+                           f"{int(streams[0][1, 0]):,}", "derived", "< 1.2", [s[-1, 1] / s[1, 1] for s in streams]),
+                     claim(lab, "price", f"{SHOWN[kind]}: state after the last over that after the first window", "derived", "<= 1",
+                           [s[-1, 2] / s[0, 2] for s in streams])]
+    for kind in ("mesa", "gated"):
+        rows.append(claim(lab, "price", f"{SHOWN[kind]} over softmax: time per token at T = {T[2]:,}", "measured", "> 1",
+                          [f[f"{kind} seconds"][2] / f["softmax seconds"][2] for f in found]))
+    rows.append(claim(lab, "price", f"gated mesa over softmax: time per token at T = {T[-1]:,}", "derived", "< 1",
+                      [f["gated seconds"][-1] / f["softmax seconds"][-1] for f in found]))
+    return fig, rows
+
+
+# -------------------------------------------------------------------------------------------------- command line
+
+
+def declare(texts=tuple(CORPORA)):
+    """Make the figures of these corpora known by name."""
+    def register(name, draw, *measurements):
+        def named(lab, *found):
+            return draw(lab, *found)
+        named.__name__, named.__doc__ = name, draw.__doc__
+        figures.figure(*measurements)(named)
+    kinds = list(KINDS)
+    register("language", partial(draw_language, texts, kinds), *(m for text in texts for m in (
+        (compressors, f"softmax small {text}"), *((learned, f"{kind} small {text}") for kind in kinds))))
+    register("sizes", partial(draw_sizes, texts, kinds), *(m for text in texts for m in (
+        (compressors, f"softmax small {text}"), *((learned, f"{kind} {size} {text}") for kind in kinds for size in SIZES))))
+    register("price", draw_price, (price,))
+
+
+def main():
+    names = ["language", "sizes", "price"]
+    parser = figures.parser_for("language.py", names, ["language", "price"])
+    parser.add_argument("--corpus", metavar="PATH", help="a text of your own instead of the two built in: a file, a folder or .jsonl")
+    parser.add_argument("--prompt", metavar="TEXT", help="let the trained models continue a text, instead of making figures")
+    args = parser.parse_args()
+    texts = (args.corpus,) if args.corpus else tuple(CORPORA)
+    declare(texts)
+    if args.prompt is None:
+        return figures.reproduce(args, names, ["language", "price"], sizes=SIZE, settings=settings_of)
+    lab = figures.Lab("full" if args.full else "quick", settings=settings_of)
+    for name in (f"{kind} {size} {text}" for text in texts for size in SIZES for kind in KINDS):
+        run = lab.run(name, 0)
+        if run.steps_done():
+            said = continuation(run.params, run.settings, args.prompt.encode() or b"\n", 300, np.random.default_rng(0))
+            print(f"\n--- {name}, {run.steps_done()} steps\n{args.prompt}{said.decode(errors='replace')}")
+
+
+if __name__ == "__main__":
+    train.command(main)

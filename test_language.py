@@ -1,0 +1,312 @@
+"""Tests of language.py, named after the statements they check."""
+import gzip
+import json
+from dataclasses import replace
+
+from autodiff import Tensor, backward, check_gradients
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+import figures
+import language as la
+import mesa
+import train
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def layer(rng):
+    """(q, k, v, log_gamma, beta, ridge) for B = 2, heads = 2, T = 11, Dk = 4, queries and keys of unit length."""
+    q, k, v = rng.standard_normal((3, 2, 2, 11, 4))
+    q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
+    return q, k, v, -0.1 - rng.random((2, 2, 11)), rng.random((2, 2, 11)), 0.3 + rng.random((2, 4))
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(mesa, "CHUNK", 4)
+
+
+def recurrence(q, k, v, log_gamma, beta, ridge):
+    """H_t = gamma_t H_{t-1} + beta_t k_t k_t^T, G_t likewise, o_t = G_t (H_t + Lambda)^-1 q_t: the definition, token by token."""
+    p, o = np.zeros_like(q), np.zeros_like(v)
+    for b, h in np.ndindex(q.shape[:2]):
+        H = G = np.zeros((q.shape[-1],) * 2)
+        for t in range(q.shape[2]):
+            gamma, K = np.exp(log_gamma[b, h, t]), beta[b, h, t] * k[b, h, t]
+            H, G = gamma * H + np.outer(k[b, h, t], K), gamma * G + np.outer(v[b, h, t], K)
+            p[b, h, t] = np.linalg.solve(H + np.diag(ridge[h]), q[b, h, t])
+            o[b, h, t] = G @ p[b, h, t]
+    return p, o
+
+
+# ----------------------------------------------------------------------------------------- the mesa layer since
+
+
+def test_gated_layer_equals_its_recurrence(layer, short_chunks):
+    q, k, v, log_gamma, beta, ridge = layer
+    p, o = recurrence(*layer)
+    assert np.allclose(la.solve(q, k, beta, log_gamma, ridge, 4), p, rtol=1e-9)
+    assert np.allclose(la.gated_attention(q, k, v, log_gamma, beta, ridge), o, rtol=1e-9)
+
+
+def test_fading_attention_is_linear_attention_where_nothing_fades(layer, short_chunks):
+    q, k, v = layer[:3]
+    assert np.allclose(la.fading_attention(q, k, v, np.zeros((2, 2, 11))), mesa.linear_attention(q, k, v), rtol=1e-12)
+
+
+def test_vjps_equal_finite_differences(layer, short_chunks, rng):
+    q, k, v, log_gamma, beta, ridge = layer
+    check_gradients(la.fading_attention, q, k, v, log_gamma, rng=rng)
+    check_gradients(lambda *a: la.solve(*a, steps=8), q, k, beta, log_gamma, ridge, rng=rng)
+    check_gradients(la.gated_attention, q, k, v, log_gamma, beta, ridge, rng=rng)
+
+
+@pytest.mark.parametrize("broken", range(5))
+def test_a_wrong_vjp_of_the_solve_is_noticed(layer, rng, broken):
+    q, k, _, log_gamma, beta, ridge = layer
+
+    def f(*inputs):
+        out = la.solve(*inputs, steps=8)
+        vjp = out.vjp if isinstance(out, Tensor) else None
+        return Tensor(out.data, out.inputs, lambda g: [c * (1.01 if i == broken else 1) for i, c in enumerate(vjp(g))]) if vjp else out
+    with pytest.raises(AssertionError):
+        check_gradients(f, q, k, beta, log_gamma, ridge, rng=rng)
+
+
+def test_conjugate_gradients_equal_sherman_morrison_after_key_size_steps(rng):
+    """gamma = beta = 1, Lambda = I / lambda: the layer of mesa.py, value and gradient, to 1e-8."""
+    q, k, G = rng.standard_normal((3, 2, 3, 150, 8))
+    q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
+    lam, one = np.array([0.5, 1.0, 4.0]), np.ones((2, 3, 150))
+    ridge = np.repeat(1 / lam[:, None], 8, axis=1)
+    ours, theirs = la.solve(q, k, one, 0 * one, ridge, 8), mesa.sherman_morrison(k, q, lam)
+    assert np.abs(ours - theirs).max() < 1e-8 * np.abs(theirs).max()
+    leaves = [Tensor(x) for x in (q, k)]
+    a = backward(la.solve(*leaves, one, 0 * one, ridge, 10), leaves, G)
+    b = backward(mesa.precondition(*leaves, lam), leaves, G)
+    assert all(np.abs(x - y).max() < 1e-8 * np.abs(y).max() for x, y in zip(a, b))
+
+
+def test_residuals_of_conjugate_gradients_fall(layer):
+    q, k, _, log_gamma, beta, ridge = layer
+    decay, B = la.decays(log_gamma), beta[..., None] * k
+    sizes = [np.linalg.norm(q - la.fading_sum(p, B, k, decay) - ridge[:, None] * p)
+             for p in (la.solve(q, k, beta, log_gamma, ridge, n) for n in (1, 2, 4))]
+    assert sizes[0] > 3 * sizes[1] > 9 * sizes[2] and sizes[2] < 1e-9
+
+
+def test_systems_that_are_not_positive_definite_are_refused(layer):
+    q, k, _, log_gamma, beta, ridge = layer
+    for bad in (-ridge, np.full_like(ridge, np.nan)):
+        with pytest.raises(FloatingPointError, match="not positive definite"):
+            la.solve(q, k, beta, log_gamma, bad)
+    assert np.isfinite(la.solve(np.zeros_like(q), k, beta, log_gamma, ridge)).all()        # a query of zero is none of those
+
+
+def test_converged_rows_stay_in_single_precision(layer):
+    """Steps beyond convergence, of which every first token has many, divide nothing by nothing."""
+    args = [x.astype("float32") for x in (layer[0], layer[1], layer[4], layer[3], layer[5])]
+    assert np.allclose(la.solve(*args, 40), la.solve(*args, 4), rtol=1e-4, atol=1e-6)
+
+
+def tiny(kind, lags=2):
+    return replace(la.settings_of(f"{kind} small documentation", "smoke"), dtype="float64", init_std=0.3, lags=lags)
+
+
+@pytest.mark.parametrize("kind", la.KINDS)
+def test_streaming_equals_the_parallel_forward(kind, rng):
+    s, memory = tiny(kind), {}
+    params = {k: w + 0.1 * rng.standard_normal(w.shape) for k, w in train.start(s).params.items()}
+    b = rng.integers(256, size=(2, 9))
+    x = la.tokens(b, s.lags)
+    stream = [mesa.transformer(params, x[:, t:t + 1], s.config, memory=memory) for t in range(9)]
+    whole = mesa.transformer(params, x, s.config)
+    # in the stream as in parallel the gated layer takes STEPS steps; with key size 4 both are exact
+    assert np.allclose(np.concatenate(stream, axis=1), whole, rtol=1e-7, atol=1e-9)
+    x[:, 6:] = 0
+    assert np.array_equal(mesa.transformer(params, x, s.config)[:, :4], whole[:, :4]) or \
+        np.allclose(mesa.transformer(params, x, s.config)[:, :4], whole[:, :4], rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", la.KINDS)
+def test_model_gradients_equal_finite_differences(kind, rng):
+    s = tiny(kind)
+    params = {k: w + 0.1 * rng.standard_normal(w.shape) for k, w in train.start(s).params.items()}
+    loss, sample = s.objective()
+    batch = sample(rng, 2)
+    names = [k for k in params if k.split(".")[-1] in ("wq", "wk", "wv", "gamma", "beta", "log_lam", "bias")]
+    check_gradients(lambda *w: loss(params | dict(zip(names, w)), *batch), *(params[k] for k in names), rng=rng, directions=1, tolerance=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------- the text
+
+
+def prose(n, seed=0):
+    """n documents of random words, and their lines all different."""
+    rng = np.random.default_rng(seed)
+    return [(f"d{i}", "\n".join(" ".join(map(str, rng.integers(10_000, size=12))) for _ in range(200)).encode()) for i in range(n)]
+
+
+def test_no_line_stands_on_both_sides_of_the_split():
+    for name in la.CORPORA:
+        c = la.corpus(name)
+        sides = [{line for line in bytes(a).split(b"\n") if line.strip()} for a in (c.train, c.heldout)]
+        assert min(map(len, sides)) > 500 and not sides[0] & sides[1]
+        assert len(c.sha256) == 64 and len(c.heldout) > 2 ** 15
+
+
+def test_split_is_by_document_fixed_and_without_duplicates():
+    documents = prose(40)
+    c = la.divide(documents)
+    assert c.sha256 == la.divide(documents[::-1]).sha256 != la.divide(documents[:-1]).sha256
+    for _, text in documents:                           # each stands on one side, whole
+        assert (text in bytes(c.train)) != (text in bytes(c.heldout))
+    copies = [(f"copy of {name}", text) for name, text in documents]
+    assert la.divide(documents + copies).sha256 in (c.sha256, la.divide(copies).sha256) or \
+        len(la.divide(documents + copies).train) + len(la.divide(documents + copies).heldout) <= len(c.train) + len(c.heldout) + 40
+
+
+def test_corpora_of_ones_own(tmp_path):
+    documents = prose(30)
+    rows = "\n".join(json.dumps({"text": text.decode(), "meta": 1}) for _, text in documents)
+    (tmp_path / "a.jsonl").write_text(rows)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    assert [t for _, t in la.documents_in(tmp_path / "a.jsonl")] == [t for _, t in la.documents_in(tmp_path / "b.jsonl.gz")] == \
+        [t for _, t in documents]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, text in documents:
+        (folder / f"{name}.txt").write_bytes(text)
+    assert sorted(t for _, t in la.documents_in(folder)) == sorted(t for _, t in documents)
+    wiki = b" \n = Robert Boulter = \n \n Boulter is an actor . \n = = Career = = \n He acted . \n = Du Fu = \n \n Du Fu was a poet . \n"
+    (tmp_path / "wiki.train.tokens").write_bytes(wiki)
+    found = [t for _, t in la.documents_in(tmp_path / "wiki.train.tokens")]
+    assert b"".join(found) == wiki and [t.split(b"=")[1] for t in found[1:]] == [b" Robert Boulter ", b" Du Fu "]
+    plain = b"".join(t for _, t in documents)
+    (tmp_path / "plain.txt").write_bytes(plain)
+    pieces = [t for _, t in la.documents_in(tmp_path / "plain.txt")]
+    assert b"".join(pieces) == plain and all(len(t) > 16_000 for t in pieces[:-1])
+
+
+@pytest.mark.parametrize("name, content, says", [
+    ("latin.txt", "é".encode("latin1") * 99, "not text in UTF-8"), ("empty.txt", b"", "too short"), ("short.txt", b"to be\n" * 20, "too short"),
+    ("same.txt", b"to be or not to be, that is the question\n" * 9_999, "too short"), ("rows.jsonl", b'{"body": "x"}\n', 'field "text"'),
+    ("broken.txt.gz", b"not gzip", "cannot read")])
+def test_a_corpus_that_will_not_do_is_answered_by_one_sentence(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(train.UserError, match=says):
+        la.divide(la.documents_in(tmp_path / name))
+    with pytest.raises(train.UserError, match="there is no file"):
+        la.documents_in(tmp_path / "none")
+
+
+def test_word_perplexity_is_that_of_words_and_line_ends():
+    text = np.frombuffer(b"a bc d\nef\n", np.uint8)     # 10 bytes, 4 words and 2 line ends
+    assert la.word_perplexity(1.2, text) == pytest.approx(2 ** (1.2 * 10 / 6))
+
+
+def test_witten_bell_equals_its_definition(rng):
+    def text(n):
+        return rng.choice(np.frombuffer(b"abc", np.uint8), n)
+    training, heldout = text(300), text(60)
+    T, bits = bytes(training), []
+
+    def p(h, b, n):
+        if n < 0:
+            return 1 / 256
+        h = h[len(h) - n:]
+        after = [T[i] for i in range(2, len(T)) if T[i - n:i] == h]         # both texts are read from byte `order` on
+        return (after.count(b) + len(set(after)) * p(h, b, n - 1)) / (len(after) + len(set(after))) if after else p(h, b, n - 1)
+    for i in range(2, 60):
+        bits.append(-np.log2(p(bytes(heldout[:i]), heldout[i], 2)))
+    assert la.witten_bell(training, heldout, order=2) == pytest.approx(np.mean(bits), rel=1e-12)
+
+
+# ----------------------------------------------------------------------------------------------------- the runs
+
+
+def test_tokens_hold_the_last_bytes():
+    assert la.tokens(np.array([[7, 8, 9]]), 2).tolist() == [[[7, 256], [8, 256 + 7], [9, 256 + 8]]]
+
+
+def test_kinds_have_equal_parameters_and_the_sizes_they_claim():
+    for size, about in (("small", 1e5), ("medium", 4e5), ("large", 1.5e6)):
+        counts = [sum(np.prod(shape) for shape in train.shapes_of(la.settings_of(f"{kind} {size} documentation", "full")).values())
+                  for kind in la.KINDS]
+        assert max(counts) < 1.02 * min(counts) and 0.9 * about < min(counts) and max(counts) < 1.15 * about
+
+
+def test_a_text_run_is_resumed_to_the_same_bits(tmp_path):
+    s = tiny("gated")
+    whole = train.run(s, tmp_path / "whole", quiet=True)
+    loss, sample = s.objective()
+    state = train.start(s)
+    train.fit(loss, state, sample, train.adamw(train.warmup_cosine(s), s.weight_decay, s.clip), 3, s.batch, evaluate=s.judge(), report=s.report)
+    train.save_checkpoint(tmp_path / "half", state, s)
+    again = train.run(s, tmp_path / "half", quiet=True)
+    assert again.losses == whole.losses and all(np.array_equal(again.params[k], w) for k, w in whole.params.items())
+
+
+def test_bits_per_byte_are_those_of_uniform_guessing_before_training():
+    s = replace(tiny("softmax"), init_std=1e-9)
+    params = train.start(s).params
+    bits, by_position = la.score(params, s, most=20)
+    assert bits == pytest.approx(8, rel=1e-6) and by_position.shape == (s.T,)
+    assert s.judge()(params) == pytest.approx(8 * np.log(2), rel=1e-6)
+
+
+def test_a_model_writes_what_it_has_learned(rng):
+    """A model whose read-out always says `x` writes it."""
+    s = tiny("mesa")
+    params = train.start(s).params
+    params["embed"][:, 0], params["unembed"][:] = 1.0, 0.0
+    params["blocks.0.wo"][:] = params["blocks.1.wo"][:] = params["blocks.0.w2"][:] = params["blocks.1.w2"][:] = 0
+    params["unembed"][0, ord("x")] = 50.0
+    assert la.continuation(params, s, b"so ", 7, rng) == b"x" * 7
+
+
+def test_state_of_a_writing_model_stays_of_one_size():
+    for kind in ("linear", "mesa", "gated"):
+        rows = la.stream(tiny(kind), 40, windows=4)
+        assert len(set(rows[:, 2])) == 1 and (rows[:, 1] > 0).all()
+    rows = la.stream(tiny("softmax"), 40, windows=4)
+    assert rows[3, 2] == pytest.approx(4 * rows[0, 2])
+
+
+def test_counted_operations_are_those_of_the_matrix_products(monkeypatch, rng):
+    """Multiply-adds of every @ in softmax, linear and gated attention, forward and backward, counted as they happen."""
+    count = [0]
+
+    class Counting(np.ndarray):
+        def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kw):
+            plain = [np.asarray(x) for x in inputs]
+            result = getattr(ufunc, method)(*plain, **kw | ({"out": tuple(np.asarray(o) for o in out)} if out else {}))
+            if ufunc is np.matmul and plain[1].shape[-1] > 1:               # row sums, products with ones, are not counted
+                count[0] += result.size * plain[0].shape[-1]
+            return result.view(Counting) if isinstance(result, np.ndarray) else result
+    Dk = 8
+    for kind, T in (("softmax", 128), ("linear", 64), ("linear", 256), ("gated", 64), ("gated", 256)):
+        q, k, v, G = (rng.standard_normal((1, 1, T, Dk)).view(Counting) for _ in range(4))
+        more = [a.view(Counting) for a in (-0.1 * rng.random((1, 1, T)), rng.random((1, 1, T)), np.ones((1, Dk)))] if kind == "gated" else []
+        leaves, count[0] = [Tensor(x) for x in (q, k, v, *more)], 0
+        backward(mesa.KINDS[kind].attention(*leaves), leaves, G)
+        expected = T * la.operations(kind, T, Dk)[0]
+        assert count[0] == pytest.approx(expected, rel=0.15), (kind, T)
+
+
+@pytest.mark.parametrize("name", ["language", "sizes", "price"])
+def test_figure_smoke(name, tmp_path, monkeypatch):
+    la.declare(("documentation",))
+    lab = figures.Lab("smoke", seeds=(0, 1), cache=tmp_path / "runs", sizes=la.SIZE, settings=la.settings_of)
+    lab.prepare(figures.FIGURES[name][1])
+    claims = figures.make(name, lab, tmp_path)
+    assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
+    assert json.loads((tmp_path / f"{name}.json").read_text()) == claims
+    assert all(np.isfinite(c["measured"]) and c["holds"] == figures.holds(c["expected"], c["measured"]) for c in claims)
