@@ -368,20 +368,21 @@ def score(params, s, most=None):
 KINDS = {"softmax": lambda layers: ("softmax",) * layers, "linear": lambda layers: ("linear",) * layers,
          "mesa": lambda layers: ("mesa",) * layers, "hybrid": lambda layers: ("softmax",) + ("mesa",) * (layers - 1),
          "gated": lambda layers: ("gated",) * layers}
-SIZES = {"small": dict(layers=2, width=48, heads=4), "medium": dict(layers=3, width=112, heads=7), "large": dict(layers=5, width=184, heads=8)}
-TRAINING = {"full": dict(steps=6_000, warmup=300, report=200), "quick": dict(steps=1_000, warmup=100, report=50, T=128),
+SIZES = {"small": dict(layers=2, width=48, heads=4, lr=2e-2), "medium": dict(layers=3, width=112, heads=7, lr=1e-2),
+         "large": dict(layers=5, width=184, heads=8, lr=5e-3)}
+TRAINING = {"full": dict(steps=10_000, warmup=500, report=250, batch=16), "quick": dict(steps=1_000, warmup=100, report=50, batch=8),
             "smoke": dict(steps=6, warmup=2, report=3, batch=4, T=16, heldout=4)}
 
 
 def settings_of(name, profile):
     """The settings of the run named "KIND SIZE CORPUS"."""
     kind, size, text = name.split(" ", 2)
-    layers, width, heads = SIZES[size].values()
+    layers, width, heads, lr = SIZES[size].values()
     if profile == "smoke":
         layers, width = 2, 4 * heads
     s = Settings(tokens="raw", d=256, T=256, kinds=KINDS[kind](layers), heads=heads, key_size=width // heads, width=width, embed=True,
-                 positional="add", layer_norm=True, mlp_width=2 * width, qk_norm=True, init_std=0.02, batch=32, lr=3e-3, lr_end=1e-4,
-                 weight_decay=0.05, heldout=64, corpus=text, sha256=corpus(text).sha256)
+                 positional="add", layer_norm=True, mlp_width=2 * width, qk_norm=True, init_std=0.7 * width ** -0.5, lr=lr, lr_end=lr / 30,
+                 heldout=64, corpus=text, sha256=corpus(text).sha256)
     return replace(s, **TRAINING[profile])
 
 
@@ -390,7 +391,7 @@ def continuation(params, s, prompt, n, rng, temperature=0.7):
     proportional to p^(1 / temperature)."""
     memory, text = {}, list(prompt)
     for i in range(len(prompt) + n - 1):
-        x = tokens(np.array([text[:i + 1]]), s.lags)[:, -1:]                # [1, 1, lags]
+        x = tokens(np.array([text[max(0, i + 1 - s.lags):i + 1]]), s.lags)[:, -1:]          # [1, 1, lags]
         logits = to_numpy(mesa.transformer(params, to_backend(x), s.config, memory=memory))[0, 0].astype(float)
         if i >= len(prompt) - 1:
             p = np.exp((logits - logits.max()) / temperature)
