@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import figures
+import language
 import mesa
 import strict_backend
 import train
@@ -92,6 +93,22 @@ def test_a_training_step_moves_the_batch_and_the_loss_and_nothing_else(preset, s
         assert state.losses == host.losses and all(np.array_equal(to_numpy(state.params[k]), host.params[k]) for k in host.params)
 
 
+def test_a_step_on_text_moves_its_tokens_and_the_loss(strict):
+    s = replace(language.settings_of("gated small documentation", "smoke"), steps=3)
+
+    def run(steps):
+        loss_fn, sample = s.objective()
+        return train.fit(loss_fn, train.start(s), sample, train.adamw(train.warmup_cosine(s)), steps, s.batch)
+    moved, still = transfers_of(lambda: run(3)), transfers_of(lambda: run(0))
+    assert moved["to device"] - still["to device"] == 2 * 3 and moved["to host"] - still["to host"] == 3
+    state, bits = run(3), s.judge()
+    with xp.using("numpy"):
+        host = run(3)
+        expected = s.judge()(host.params)
+    assert np.allclose(state.losses, host.losses, rtol=1e-6) and bits(state.params) == pytest.approx(expected, rel=1e-5)
+    assert len(language.continuation(state.params, s, b"So ", 5, np.random.default_rng(0))) == 5
+
+
 def test_a_run_on_the_device_can_be_resumed(strict, tmp_path):
     s = tiny("hybrid-2")
     train.run(s, tmp_path / "whole", quiet=True)
@@ -143,7 +160,7 @@ def test_cupy_has_every_function_that_is_used():
 
 @pytest.mark.parametrize("arguments, environment", [(["--backend", "cupy"], {}), ([], {"MESA_BACKEND": "cupy"}),
                                                     ([], {"MESA_BACKEND": "nonesuch"}), (["--backend", "cuda"], {})])
-@pytest.mark.parametrize("script", ["train.py", "figures.py", "bench.py", "emergence.py"])
+@pytest.mark.parametrize("script", ["train.py", "figures.py", "bench.py", "emergence.py", "language.py"])
 def test_a_missing_backend_is_one_sentence(script, arguments, environment, tmp_path):
     try:
         import cupy

@@ -30,7 +30,7 @@ def layer(rng):
 
 @pytest.fixture
 def short_chunks(monkeypatch):
-    monkeypatch.setattr(mesa, "CHUNK", 4)
+    monkeypatch.setattr(la, "CHUNK", 4)
 
 
 def recurrence(q, k, v, log_gamma, beta, ridge):
@@ -142,7 +142,7 @@ def test_model_gradients_equal_finite_differences(kind, rng):
     loss, sample = s.objective()
     batch = sample(rng, 2)
     names = [k for k in params if k.split(".")[-1] in ("wq", "wk", "wv", "gamma", "beta", "log_lam", "bias")]
-    check_gradients(lambda *w: loss(params | dict(zip(names, w)), *batch), *(params[k] for k in names), rng=rng, directions=1, tolerance=1e-5)
+    check_gradients(lambda *w: loss(params | dict(zip(names, w)), *batch), *(params[k] for k in names), rng=rng, directions=1, step=1e-4)
 
 
 # -------------------------------------------------------------------------------------------------------- the text
@@ -234,13 +234,14 @@ def test_witten_bell_equals_its_definition(rng):
 
 def test_tokens_hold_the_last_bytes():
     assert la.tokens(np.array([[7, 8, 9]]), 2).tolist() == [[[7, 256], [8, 256 + 7], [9, 256 + 8]]]
+    assert la.tokens(np.array([[7]]), 3).tolist() == [[[7, 256, 512]]]
 
 
 def test_kinds_have_equal_parameters_and_the_sizes_they_claim():
     for size, about in (("small", 1e5), ("medium", 4e5), ("large", 1.5e6)):
         counts = [sum(np.prod(shape) for shape in train.shapes_of(la.settings_of(f"{kind} {size} documentation", "full")).values())
                   for kind in la.KINDS]
-        assert max(counts) < 1.02 * min(counts) and 0.9 * about < min(counts) and max(counts) < 1.15 * about
+        assert max(counts) < 1.02 * min(counts) and 0.9 * about < min(counts) and max(counts) < 1.2 * about
 
 
 def test_a_text_run_is_resumed_to_the_same_bits(tmp_path):

@@ -380,7 +380,7 @@ def test_keys_that_overflow_are_refused(bad, rng):
         mesa.precondition(q, k, np.ones(1))
 
 
-@pytest.mark.parametrize("kind", mesa.KINDS)
+@pytest.mark.parametrize("kind", ["linear", "softmax", "mesa"])
 def test_attention_is_causal(kind, rng):
     """o_t does not change when tokens after t do."""
     q, k, v = rng.standard_normal((3, 2, 3, 8, 4))

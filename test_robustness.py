@@ -7,6 +7,7 @@ import sys
 import time
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 from autodiff import check_gradients, xp                # before NumPy: it sets the number of BLAS threads
 
@@ -17,14 +18,16 @@ import bench
 import data
 import emergence
 import figures
+import language
 import mesa
 import probes
 import train
 from test_mesa import HERE, command_line, tiny
 
 MAIN = {"train": train.main, "bench": bench.main, "probes": probes.main,
-        "figures": lambda: figures.command_line("figures.py", ["overview", "fig4"], ["overview"]),
-        "emergence": lambda: figures.command_line("emergence.py", *2 * (["emergence", "limits"],), sizes=emergence.SIZE)}
+        "figures": lambda: figures.command_line("figures.py", ["overview", "fig3b", "fig4"], ["overview"]),
+        "emergence": lambda: figures.command_line("emergence.py", *2 * (["emergence", "limits"],), sizes=emergence.SIZE),
+        "language": language.main}
 
 
 def run(line, monkeypatch, capsys):
@@ -91,6 +94,11 @@ def run(line, monkeypatch, capsys):
     ("figures --executor dusk", "did you mean 'dask'"),
     ("figures --smoke --executor mpi", "pip install mpi4py"),
     ("emergence limit", "did you mean 'limits'"),
+    ("language langage", "did you mean 'language'"),
+    ("language --corpus nowhere.txt", "there is no file or folder nowhere.txt"),
+    ("language --kinds softmax,hybird", "did you mean 'hybrid'"),
+    ("language --seeds none", "--seeds must be"),
+    ("language --prompt", "expected one argument"),
     ("bench step", "did you mean 'steps'"),
     ("bench --peak linear-9", "unknown preset 'linear-9'"),
 ])
@@ -136,6 +144,21 @@ def test_an_interrupt_during_a_checkpoint_leaves_the_one_before(monkeypatch, tmp
     with pytest.raises(KeyboardInterrupt):
         train.save_arrays(tmp_path / "checkpoint.npz", {"a": np.ones(9)})
     assert not train.load_arrays(tmp_path / "checkpoint.npz")["a"].any() and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("what", ["measurement", "checkpoint"])
+def test_a_damaged_cache_is_named(what, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("figures fig3b --smoke --executor serial", monkeypatch, capsys)[0] == 0
+    [measured], [checkpoint] = Path("runs").glob("measured-*.npz"), Path("runs").glob("*/checkpoint.npz")
+    damaged = measured if what == "measurement" else checkpoint
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    if what == "checkpoint":
+        measured.unlink()
+    code, _, err = run("figures fig3b --smoke --executor serial", monkeypatch, capsys)
+    assert code == 2 and f"{damaged} is damaged" in err and "Traceback" not in err
+    damaged.unlink()
+    assert run("figures fig3b --smoke --executor serial", monkeypatch, capsys)[0] == 0
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
