@@ -120,8 +120,8 @@ def tiny(kind, lags=2):
     return replace(la.settings_of(f"{kind} small documentation", "smoke"), dtype="float64", init_std=0.3, lags=lags)
 
 
-@pytest.mark.parametrize("kind", la.KINDS)
-def test_streaming_equals_the_parallel_forward(kind, rng):
+@pytest.mark.parametrize("kind", la.BLOCKS)
+def test_streaming_equals_the_parallel_forward(kind, rng, short_chunks):
     s, memory = tiny(kind), {}
     params = {k: w + 0.1 * rng.standard_normal(w.shape) for k, w in train.start(s).params.items()}
     b = rng.integers(256, size=(2, 9))
@@ -130,12 +130,11 @@ def test_streaming_equals_the_parallel_forward(kind, rng):
     whole = mesa.transformer(params, x, s.config)
     # in the stream as in parallel the gated layer takes STEPS steps; with key size 4 both are exact
     assert np.allclose(np.concatenate(stream, axis=1), whole, rtol=1e-7, atol=1e-9)
-    x[:, 6:] = 0
-    assert np.array_equal(mesa.transformer(params, x, s.config)[:, :4], whole[:, :4]) or \
-        np.allclose(mesa.transformer(params, x, s.config)[:, :4], whole[:, :4], rtol=1e-10)
+    x[:, 6:] = 0                                        # later tokens change nothing
+    assert np.allclose(mesa.transformer(params, x, s.config)[:, :6], whole[:, :6], rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", la.KINDS)
+@pytest.mark.parametrize("kind", la.BLOCKS)
 def test_model_gradients_equal_finite_differences(kind, rng):
     s = tiny(kind)
     params = {k: w + 0.1 * rng.standard_normal(w.shape) for k, w in train.start(s).params.items()}
@@ -168,9 +167,10 @@ def test_split_is_by_document_fixed_and_without_duplicates():
     assert c.sha256 == la.divide(documents[::-1]).sha256 != la.divide(documents[:-1]).sha256
     for _, text in documents:                           # each stands on one side, whole
         assert (text in bytes(c.train)) != (text in bytes(c.heldout))
-    copies = [(f"copy of {name}", text) for name, text in documents]
-    assert la.divide(documents + copies).sha256 in (c.sha256, la.divide(copies).sha256) or \
-        len(la.divide(documents + copies).train) + len(la.divide(documents + copies).heldout) <= len(c.train) + len(c.heldout) + 40
+    copies = [(f"copy of {name}", text) for name, text in documents]        # of equals the first in the alphabet is kept
+    assert la.divide(documents + copies).sha256 == la.divide(copies).sha256
+    few = la.divide(documents[:4])
+    assert len(few.heldout) > 4_096 and len(few.train) > 32_768             # one of a few is held out
 
 
 def test_corpora_of_ones_own(tmp_path):
@@ -189,16 +189,24 @@ def test_corpora_of_ones_own(tmp_path):
     (tmp_path / "wiki.train.tokens").write_bytes(wiki)
     found = [t for _, t in la.documents_in(tmp_path / "wiki.train.tokens")]
     assert b"".join(found) == wiki and [t.split(b"=")[1] for t in found[1:]] == [b" Robert Boulter ", b" Du Fu "]
+    assert {name for name, _ in la.documents_in(folder)} == {f"d{i}.txt 0" for i in range(30)}
+    (folder / ".git").mkdir()
+    (folder / ".git" / "notes.txt").write_bytes(b"\xff")
+    (folder / "picture.png").write_bytes(b"\xff")
+    assert len(la.documents_in(folder)) == 30           # hidden and other files are not read
     plain = b"".join(t for _, t in documents)
     (tmp_path / "plain.txt").write_bytes(plain)
     pieces = [t for _, t in la.documents_in(tmp_path / "plain.txt")]
     assert b"".join(pieces) == plain and all(len(t) > 16_000 for t in pieces[:-1])
+    (tmp_path / "text8").write_bytes(plain.replace(b"\n", b" "))
+    assert len(la.documents_in(tmp_path / "text8")) > 20 and la.divide(la.documents_in(tmp_path / "text8"))
 
 
 @pytest.mark.parametrize("name, content, says", [
     ("latin.txt", "é".encode("latin1") * 99, "not text in UTF-8"), ("empty.txt", b"", "too short"), ("short.txt", b"to be\n" * 20, "too short"),
     ("same.txt", b"to be or not to be, that is the question\n" * 9_999, "too short"), ("rows.jsonl", b'{"body": "x"}\n', 'field "text"'),
-    ("broken.txt.gz", b"not gzip", "cannot read")])
+    ("broken.txt.gz", b"not gzip", "cannot read"),
+    ("damaged.txt.gz", gzip.compress(bytes(range(256)) * 99)[:40] + b"?" * 300, "cannot read")])
 def test_a_corpus_that_will_not_do_is_answered_by_one_sentence(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(train.UserError, match=says):
@@ -240,7 +248,7 @@ def test_tokens_hold_the_last_bytes():
 def test_kinds_have_equal_parameters_and_the_sizes_they_claim():
     for size, about in (("small", 1e5), ("medium", 4e5), ("large", 1.5e6)):
         counts = [sum(np.prod(shape) for shape in train.shapes_of(la.settings_of(f"{kind} {size} documentation", "full")).values())
-                  for kind in la.KINDS]
+                  for kind in la.BLOCKS]
         assert max(counts) < 1.02 * min(counts) and 0.9 * about < min(counts) and max(counts) < 1.2 * about
 
 
@@ -263,14 +271,57 @@ def test_bits_per_byte_are_those_of_uniform_guessing_before_training():
     assert s.judge()(params) == pytest.approx(8 * np.log(2), rel=1e-6)
 
 
-def test_a_model_writes_what_it_has_learned(rng):
-    """A model whose read-out always says `x` writes it."""
-    s = tiny("mesa")
+def test_scores_are_the_cross_entropy_of_the_training_objective(rng):
+    s = tiny("softmax", lags=3)
+    params, (loss, sample) = train.start(s).params, s.objective()
+    text = la.corpus(s.corpus).heldout
+    windows = text[rng.integers(len(text) - s.T, size=5)[:, None] + np.arange(s.T + 1)]
+    b = windows.astype(int)
+    assert la.losses(params, s, windows, piece=2).mean() == pytest.approx(float(loss(params, la.tokens(b[:, :-1], 3), b[:, 1:])), rel=1e-12)
+    assert la.losses(params, s, windows).std() > 0.1
+    x, y = sample(rng, 3)                               # a token's newest byte is the target of the position before
+    assert np.array_equal(x[:, 1:, 0], y[:, :-1]) and np.array_equal(x[:, 2:, 2] - 512, x[:, :-2, 0])
+
+
+def test_a_model_writes_what_it_finds_likely(rng):
+    """At a low temperature, the byte that the parallel form finds likeliest after everything so far."""
+    s = tiny("hybrid", lags=3)
     params = train.start(s).params
-    params["embed"][:, 0], params["unembed"][:] = 1.0, 0.0
-    params["blocks.0.wo"][:] = params["blocks.1.wo"][:] = params["blocks.0.w2"][:] = params["blocks.1.w2"][:] = 0
-    params["unembed"][0, ord("x")] = 50.0
-    assert la.continuation(params, s, b"so ", 7, rng) == b"x" * 7
+    prompt = b"so "
+    said = la.continuation(params, s, prompt, 7, rng, temperature=1e-6)
+    whole = np.frombuffer(prompt + said, np.uint8)[None].astype(int)
+    logits = mesa.transformer(params, la.tokens(whole, 3), s.config)[0]
+    assert list(said) == logits.argmax(axis=-1)[2:-1].tolist() and len(set(said)) > 1
+
+
+def test_residual_is_what_the_solve_leaves(rng):
+    s = tiny("gated")
+    params = train.start(s).params
+    assert (la.residuals(params, s) < 1e-10).all()      # key size 4, 5 steps
+    few = replace(s, key_size=20, heads=1, width=20)
+    assert la.residuals(train.start(few).params, few)[1] > 1e-9
+
+
+def test_time_is_interpolated_along_the_course():
+    run = {"course": np.array([[0, 8.0], [100, 4.0], [200, 3.0]]), "seconds": 50.0}
+    assert la.at_time(run, 50) == 3 and la.at_time(run, 37.5) == 3.5 and la.at_time(run, 99) == 3
+
+
+def test_a_corpus_and_a_prompt_from_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_bytes(b"".join(t for _, t in prose(30)))
+
+    def command(*args):
+        monkeypatch.setattr("sys.argv", ["language.py", "--corpus", "mine.txt", "--smoke", "--executor", "serial", *args])
+        la.main()
+        return capsys.readouterr().out
+    with pytest.raises(train.UserError, match="no trained models"):
+        command("--prompt", "12 ")
+    assert "language, mine.txt" in command("language", "--kinds", "linear,hybrid")
+    said = command("--prompt", "12 ")
+    assert said.count("---") == 2 and "linear small" in said and "6 steps\n12 " in said
+    claims = json.loads((tmp_path / "out" / "language.json").read_text())
+    assert {c["sha256"] for c in claims} == {la.corpus(str(tmp_path / "mine.txt")).sha256}
 
 
 def test_state_of_a_writing_model_stays_of_one_size():
@@ -281,8 +332,9 @@ def test_state_of_a_writing_model_stays_of_one_size():
     assert rows[3, 2] == pytest.approx(4 * rows[0, 2])
 
 
-def test_counted_operations_are_those_of_the_matrix_products(monkeypatch, rng):
-    """Multiply-adds of every @ in softmax, linear and gated attention, forward and backward, counted as they happen."""
+def test_counted_operations_are_those_of_the_matrix_products(rng):
+    """Multiply-adds of every @ in softmax, linear and gated attention, forward and backward, counted as they happen.  (The first of n
+    chunks has no past: that is 1/n of what the past takes.)"""
     count = [0]
 
     class Counting(np.ndarray):
@@ -299,11 +351,11 @@ def test_counted_operations_are_those_of_the_matrix_products(monkeypatch, rng):
         leaves, count[0] = [Tensor(x) for x in (q, k, v, *more)], 0
         backward(mesa.KINDS[kind].attention(*leaves), leaves, G)
         expected = T * la.operations(kind, T, Dk)[0]
-        assert count[0] == pytest.approx(expected, rel=0.15), (kind, T)
+        assert 0.97 * expected <= count[0] * (T / (T - la.CHUNK) if kind == "gated" else 1) and count[0] <= expected, (kind, T)
 
 
 @pytest.mark.parametrize("name", ["language", "sizes", "price"])
-def test_figure_smoke(name, tmp_path, monkeypatch):
+def test_figure_smoke(name, tmp_path):
     la.declare(("documentation",))
     lab = figures.Lab("smoke", seeds=(0, 1), cache=tmp_path / "runs", sizes=la.SIZE, settings=la.settings_of)
     lab.prepare(figures.FIGURES[name][1])
