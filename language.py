@@ -676,6 +676,10 @@ def draw_price(lab, found):
         axes[3].plot(n, 1e3 * seconds, color=COLOUR[kind], lw=1.5)
         ends.append((1e3 * seconds[-1], f"{SHOWN[kind]}, {state[-1] / 1e3:,.0f} kB", COLOUR[kind]))
     axes[3].set(title="Writing (state at the end)", xlabel="bytes written", ylabel="ms per byte", yscale="log")
+    axes[3].set_yticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
+    axes[3].minorticks_off()
+    times = np.concatenate([found[0][f"{kind} stream"][:, 1] for kind in PRICED])
+    axes[3].set_ylim(800 * times.min(), 1_200 * times.max())
     end_labels(axes[3], ends, 7.5)
     half = len(T) // 2
     for kind in PRICED:
