@@ -95,7 +95,7 @@ def run(line, monkeypatch, capsys):
     ("figures --smoke --executor mpi", "pip install mpi4py"),
     ("emergence limit", "did you mean 'limits'"),
     ("language langage", "did you mean 'language'"),
-    ("language --corpus nowhere.txt", "there is no file or folder nowhere.txt"),
+    ("language --corpus nowhere.txt", "there is no file or folder"),
     ("language --kinds softmax,hybird", "did you mean 'hybrid'"),
     ("language --seeds none", "--seeds must be"),
     ("language --prompt", "expected one argument"),
