@@ -76,7 +76,7 @@ def linear_attention(q, k, v):
 def cut(X, most=None):
     """[..., T, D] -> [..., n, C, D]: n chunks of equal length C <= most (CHUNK if left out), the last filled up with zeros."""
     T = X.shape[-2]
-    n = -(-T // (most or CHUNK))                                  # rounded up
+    n = -(-T // (most or CHUNK))                        # rounded up
     C = -(-T // n)
     if n * C > T:
         X = xp.concatenate([X, xp.zeros((*X.shape[:-2], n * C - T, X.shape[-1]), X.dtype)], axis=-2)

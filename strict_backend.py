@@ -8,10 +8,11 @@ and device is counted in TRANSFERS: asarray of NumPy data, .get(), and the numbe
 """
 import numpy as _np
 
-NAMES = {"abs", "add.at", "arange", "asarray", "ascontiguousarray", "broadcast_to", "clip", "concatenate", "cos", "einsum", "empty",
-         "empty_like", "exp", "expand_dims", "eye", "finfo", "iscomplexobj", "isfinite", "linalg.cholesky", "linalg.norm", "linalg.solve", "log", "logaddexp",
-         "matmul", "minimum", "ones", "ones_like", "result_type", "shape", "sin", "split", "sqrt", "stack", "take_along_axis", "tanh", "tensordot", "tri", "triu",
-         "where", "zeros", "zeros_like", "float32", "float64", "inf", "nan"}
+NAMES = {"abs", "add.at", "arange", "asarray", "ascontiguousarray", "broadcast_to", "clip", "concatenate", "cos", "einsum",
+         "empty", "empty_like", "exp", "expand_dims", "eye", "finfo", "float32", "float64", "inf", "iscomplexobj",
+         "isfinite", "linalg.cholesky", "linalg.norm", "linalg.solve", "log", "logaddexp", "matmul", "minimum", "nan",
+         "ones", "ones_like", "result_type", "shape", "sin", "split", "sqrt", "stack", "take_along_axis", "tanh",
+         "tensordot", "tri", "triu", "where", "zeros", "zeros_like"}
 TRANSFERS = {"to device": 0, "to host": 0}
 _SCALAR = (bool, int, float, complex)
 
