@@ -345,6 +345,11 @@ def tokens(b, lags):
     return np.stack([padded[:, lags - 1 - j:lags - 1 - j + T] + 256 * j for j in range(lags)], axis=-1)
 
 
+def windows(text, starts, n):
+    """The n bytes of a text from each of the starts on, as integers [len(starts), n]."""
+    return text[starts[:, None] + np.arange(n)].astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Settings(train.Settings):
     """A run on text; what is predicted is the next byte, one of 256."""
@@ -360,8 +365,7 @@ class Settings(train.Settings):
         text, T = corpus(self.corpus).train, self.T
 
         def sample(rng, n):
-            starts = rng.integers(len(text) - T, size=n)
-            b = text[starts[:, None] + np.arange(T + 1)].astype(np.int64)
+            b = windows(text, rng.integers(len(text) - T, size=n), T + 1)
             return to_backend(tokens(b[:, :-1], self.lags)), to_backend(b[:, 1:])
         return lambda params, x, y: ad.cross_entropy(mesa.transformer(params, x, self.config), y), sample
 
@@ -369,14 +373,14 @@ class Settings(train.Settings):
         """params -> cross-entropy in nats per byte, at all positions of `heldout` windows spread evenly over the held-out text."""
         text = corpus(self.corpus).heldout
         starts = np.linspace(0, len(text) - self.T - 1, self.heldout).astype(int)
-        return lambda params: float(losses(params, self, text[starts[:, None] + np.arange(self.T + 1)]).mean())
+        return lambda params: float(losses(params, self, windows(text, starts, self.T + 1)).mean())
 
 
-def losses(params, s, windows, piece=16):
+def losses(params, s, bytes_, piece=16):
     """-log p of every byte of windows [N, T+1] but the first, in nats: [N, T]."""
     out = []
-    for i in range(0, len(windows), piece):
-        b = windows[i:i + piece].astype(np.int64)
+    for i in range(0, len(bytes_), piece):
+        b = bytes_[i:i + piece]
         logits = mesa.transformer(params, to_backend(tokens(b[:, :-1], s.lags)), s.config)
         logits = logits - logits.max(axis=-1, keepdims=True)
         log_z = xp.log(xp.exp(logits).sum(axis=-1))
@@ -390,7 +394,7 @@ def score(params, s, most=None):
     not all."""
     text = corpus(s.corpus).heldout
     starts = np.arange(0, len(text) - s.T, s.T // 2)[:most]
-    bits = losses(params, s, text[starts[:, None] + np.arange(s.T + 1)]) / math.log(2)
+    bits = losses(params, s, windows(text, starts, s.T + 1)) / math.log(2)
     return bits[:, s.T // 2:].mean(), bits.mean(axis=0)
 
 
@@ -450,7 +454,7 @@ def residuals(params, s, count=8):
     """Median and largest |q_t - (H_t + Lambda) p_t| / |q_t| after STEPS steps, over windows of held-out text, all heads and layers."""
     text, trace, found = corpus(s.corpus).heldout, {}, []
     starts = np.linspace(0, len(text) - s.T - 1, count).astype(int)
-    mesa.transformer(params, tokens(text[starts[:, None] + np.arange(s.T)].astype(np.int64), s.lags), s.config, trace)
+    mesa.transformer(params, tokens(windows(text, starts, s.T), s.lags), s.config, trace)
     for l in range(len(s.kinds)):
         q, k, _, log_gamma, beta, ridge = mesa.projections(params, f"blocks.{l}.", "gated", trace[f"blocks.{l}.in"], s.config)
         p = solve(q, k, beta, log_gamma, ridge)

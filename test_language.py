@@ -275,10 +275,9 @@ def test_scores_are_the_cross_entropy_of_the_training_objective(rng):
     s = tiny("softmax", lags=3)
     params, (loss, sample) = train.start(s).params, s.objective()
     text = la.corpus(s.corpus).heldout
-    windows = text[rng.integers(len(text) - s.T, size=5)[:, None] + np.arange(s.T + 1)]
-    b = windows.astype(int)
-    assert la.losses(params, s, windows, piece=2).mean() == pytest.approx(float(loss(params, la.tokens(b[:, :-1], 3), b[:, 1:])), rel=1e-12)
-    assert la.losses(params, s, windows).std() > 0.1
+    b = la.windows(text, rng.integers(len(text) - s.T, size=5), s.T + 1)
+    assert la.losses(params, s, b, piece=2).mean() == pytest.approx(float(loss(params, la.tokens(b[:, :-1], 3), b[:, 1:])), rel=1e-12)
+    assert la.losses(params, s, b).std() > 0.1
     x, y = sample(rng, 3)                               # a token's newest byte is the target of the position before
     assert np.array_equal(x[:, 1:, 0], y[:, :-1]) and np.array_equal(x[:, 2:, 2] - 512, x[:, :-2, 0])
 
