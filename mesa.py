@@ -454,12 +454,12 @@ def transformer(params, x, config, trace=None, memory=None):
     c, start = config, 0
     if memory is not None:
         start = memory["t"] = memory.get("t", -1) + 1
-    code = position_code(start, x.shape[1], c.width, x.dtype) if c.positional != "none" else None
 
     def norm(e, name):
         return ad.layer_norm(e, params[name + ".scale"], params[name + ".bias"]) if c.layer_norm else e
 
     e = x if not c.embed else params["embed"][x].sum(axis=2) if x.dtype.kind == "i" else x @ params["embed"]
+    code = position_code(start, x.shape[1], c.width, e.dtype) if c.positional != "none" else None
     if c.positional == "add":
         e = e + code
     for l, kind in enumerate(c.kinds):

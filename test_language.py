@@ -3,6 +3,7 @@ import gzip
 import json
 from dataclasses import replace
 
+import autodiff as ad
 from autodiff import Tensor, backward, check_gradients
 
 import matplotlib.image
@@ -59,6 +60,13 @@ def test_gated_layer_equals_its_recurrence(layer, short_chunks):
 def test_fading_attention_is_linear_attention_where_nothing_fades(layer, short_chunks):
     q, k, v = layer[:3]
     assert np.allclose(la.fading_attention(q, k, v, np.zeros((2, 2, 11))), mesa.linear_attention(q, k, v), rtol=1e-12)
+
+
+def test_mean_attention_is_linear_attention_over_t(layer, rng):
+    q, k, v = layer[:3]
+    assert np.allclose(la.mean_attention(q, k, v), mesa.linear_attention(q, k, v) / np.arange(1, 12)[:, None], rtol=1e-12)
+    check_gradients(la.mean_attention, q, k, v, rng=rng)
+    assert la.mean_attention(*(x.astype("float32") for x in (q, k, v))).dtype == "float32"
 
 
 def test_vjps_equal_finite_differences(layer, short_chunks, rng):
@@ -142,6 +150,15 @@ def test_model_gradients_equal_finite_differences(kind, rng):
     batch = sample(rng, 2)
     names = [k for k in params if k.split(".")[-1] in ("wq", "wk", "wv", "gamma", "beta", "log_lam", "bias")]
     check_gradients(lambda *w: loss(params | dict(zip(names, w)), *batch), *(params[k] for k in names), rng=rng, directions=1, step=1e-4)
+
+
+@pytest.mark.parametrize("kind", la.BLOCKS)
+def test_training_is_in_single_precision(kind):
+    """Not one activation in double precision, which would take twice the time and change no result much."""
+    s, trace = la.settings_of(f"{kind} small documentation", "smoke"), {}
+    x, _ = s.objective()[1](np.random.default_rng(0), 2)
+    mesa.transformer({k: Tensor(w) for k, w in train.start(s).params.items()}, x, s.config, trace)
+    assert {ad.value(a).dtype.name for a in trace.values()} == {"float32"}
 
 
 # -------------------------------------------------------------------------------------------------------- the text

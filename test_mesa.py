@@ -211,13 +211,24 @@ def test_errors_say_what_to_do_instead(rng):
         backward(ad.record(a.data.sum(), (a,), (lambda g: np.ones(3),)), [a])
 
 
-def test_float32_stays_float32(rng):
+@pytest.mark.parametrize("positional", ["none", "add", "concat"])
+def test_float32_stays_float32_for_tokens_and_for_integers(rng, positional):
     config = mesa.Config(("softmax", "mesa"), heads=2, key_size=3, width=6, d_in=4, d_out=4, embed=True,
-                         positional="add", layer_norm=True, mlp_width=8, qk_norm=True, clamp=1.5)
+                         positional=positional, layer_norm=True, mlp_width=8, qk_norm=True, clamp=1.5)
     params = {k: w.astype("float32") for k, w in mesa.init_params(rng, config).items()}
-    x = rng.standard_normal((2, 5, 4)).astype("float32")
-    loss, grads = value_and_grad(lambda p: mesa.squared_error(mesa.transformer(p, x, config), x), params)
-    assert {g.dtype.name for g in grads.values()} == {"float32"}
+    y = rng.standard_normal((2, 5, 4)).astype("float32")
+    for x in (y, rng.integers(4, size=(2, 5, 3))):
+        trace = {}
+        loss, grads = value_and_grad(lambda p: mesa.squared_error(mesa.transformer(p, x, config, trace), y), params)
+        assert {ad.value(a).dtype.name for a in (loss, *trace.values(), *grads.values())} == {"float32"}
+
+
+def test_integers_name_the_rows_of_the_embedding(rng):
+    """Integers [B, T, m] give what the sums of m one-hot tokens give, position code included."""
+    config = mesa.Config(("softmax",), heads=2, key_size=3, width=6, d_in=4, d_out=4, embed=True, positional="add")
+    params = mesa.init_params(rng, config, std=0.4)
+    n = rng.integers(4, size=(2, 5, 3))
+    assert np.allclose(mesa.transformer(params, n, config), mesa.transformer(params, np.eye(4)[n].sum(axis=2), config), rtol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------- golden
