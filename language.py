@@ -285,7 +285,7 @@ def conjugate_gradients(times, q, steps):
     """
     p, r = xp.zeros_like(q), q
     d, rr = r, ad.row_sum(r * r)                        # [..., T, 1]
-    solved = rr * xp.finfo(q.dtype).eps ** 2            # rows that are solved to rounding stay as they are
+    solved = rr * float(xp.finfo(q.dtype).eps) ** 2     # rows that are solved to rounding stay as they are
     for _ in range(steps):
         Ad = times(d)
         curvature = ad.row_sum(d * Ad)
