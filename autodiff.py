@@ -73,6 +73,9 @@ class Backend:
     def __getattr__(self, name):
         return getattr(self.module, name)
 
+    def __reduce__(self):                               # there is one, in every process
+        return "xp"
+
 
 xp = Backend()
 try:
@@ -99,7 +102,7 @@ def to_numpy(a):
 class Tensor:
     """An array to differentiate by, or the result of an operation on one.
 
-    data    the array
+    data    the array; integers become float64, since they have no gradients
     inputs  the operation's inputs, Tensors and plain arrays, in order; () for a leaf
     vjp     maps the cotangent of `data` to one cotangent per input
     number  counts up with creation: inputs have smaller numbers than what is computed from them
@@ -111,6 +114,8 @@ class Tensor:
 
     def __init__(self, data, inputs=(), vjp=None):
         self.data = data if hasattr(data, "dtype") else xp.asarray(data)
+        if self.data.dtype.kind not in "fc":
+            self.data = self.data.astype("float64")
         self.inputs, self.vjp, self.number = inputs, vjp, next(Tensor._count)
 
     shape = property(lambda self: self.data.shape)

@@ -79,14 +79,16 @@ READ = (".txt", ".md", ".rst", ".py", ".html", ".tex", ".tokens", ".raw", ".json
 
 def documents_in(path, name=""):
     """The documents of a file, or of all files in a folder whose names end as in READ: [(name, text)].  A row of .jsonl is one, in its
-    field "text"; so is an article of WikiText, whose titles stand between single = signs; other files are cut, at line ends if they
-    have any, into pieces of 16 KiB or more.  Names are relative to the folder."""
+    field "text"; so is an article of WikiText (.tokens, .raw), whose titles stand between single = signs; other files are cut, at line
+    ends if they have any, into pieces of 16 KiB or more.  Names are relative to the folder."""
     path = Path(path)
-    if path.is_dir():
-        inside = [(p, p.relative_to(path).as_posix()) for p in sorted(path.rglob("*")) if p.is_file()]
-        return [document for p, inner in inside if inner.removesuffix(".gz").endswith(READ) and not re.search(r"(^|/)\.", inner)
-                for document in documents_in(p, inner)]
     try:
+        if path.is_dir():
+            inside = [(p, p.relative_to(path).as_posix()) for p in sorted(path.rglob("*")) if p.is_file()]
+            read = [(p, inner) for p, inner in inside if inner.removesuffix(".gz").endswith(READ) and not re.search(r"(^|/)\.", inner)]
+            if not read:
+                raise UserError(f"there is no file in the folder {path} whose name ends in {', '.join(READ)}, or in these and .gz")
+            return [document for p, inner in read for document in documents_in(p, inner)]
         text = path.read_bytes()
         text = gzip.decompress(text) if path.suffix == ".gz" else text
         text.decode()
@@ -100,13 +102,13 @@ def documents_in(path, name=""):
     if path.name.removesuffix(".gz").endswith(".jsonl"):
         try:
             parts = [json.loads(row)["text"].encode() for row in text.splitlines() if row.strip()]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f'{path} has a row that is not an object with a field "text": each row must be like {{"text": "..."}}'
                             ) from None
-    else:
+    elif path.name.removesuffix(".gz").endswith((".tokens", ".raw")):
         parts = re.split(rb"(?m)^(?= = [^=].* = ?$)", text)
-        if len(parts) == 1:
-            parts = re.findall(rb"(?s).{16384}.*?(?:\n|\Z)|.+" if b"\n" in text else rb"(?s).{16384}.*?(?:\s|\Z)|.+", text)
+    else:
+        parts = re.findall(rb"(?s).{16384}.*?(?:\n|\Z)|.+" if b"\n" in text else rb"(?s).{16384}.*?(?:\s|\Z)|.+", text)
     return [(f"{name or path.name} {i}", part) for i, part in enumerate(parts)]
 
 
@@ -138,7 +140,7 @@ def divide(documents, most=1 << 18):
     if min(len(training), 8 * len(heldout)) < 1 << 15:
         raise UserError(f"the corpus is too short: of its {len(documents)} documents {len(kept)} are not mere repetitions of others; "
                         f"{len(training):,} bytes remain to train on and {len(heldout):,} held out, and at least 32,768 and 4,096 "
-                        "are needed")
+                        "are needed, in two documents or more")
     return Corpus(np.frombuffer(training, np.uint8), np.frombuffer(heldout, np.uint8),
                   hashlib.sha256(training + b"\0" + heldout).hexdigest())
 
@@ -408,8 +410,8 @@ def losses(params, s, bytes_, piece=16):
 
 def score(params, s, most=None):
     """(bits per byte of the held-out text, bits by position in the window [T]).  Windows overlap by half, and the second halves count,
-    so that every byte but those of the first half window is predicted once, from at least T/2 bytes.  most: how many windows, if
-    not all."""
+    so that every byte but less than a window at both ends is predicted once, from at least T/2 bytes.  most: how many windows,
+    if not all."""
     text = corpus(s.corpus).heldout
     starts = np.arange(0, len(text) - s.T, s.T // 2)[:most]
     bits = losses(params, s, windows(text, starts, s.T + 1)) / math.log(2)
@@ -421,20 +423,24 @@ BLOCKS = {"softmax": lambda layers: ("softmax",) * layers, "linear": lambda laye
           "gated": lambda layers: ("gated",) * layers}
 MODELS = {"small": dict(layers=2, width=48, heads=4, lr=2e-2), "medium": dict(layers=3, width=88, heads=4, lr=1e-2),
           "large": dict(layers=4, width=160, heads=8, lr=5e-3)}
+SHARE = {"hybrid": 0.72, "gated": 0.44}                 # of softmax's steps, which take a small model of the kind as long
 TRAINING = {"full": dict(T=256, batch=16, steps=10_000, warmup=500, report=250),
             "quick": dict(T=128, batch=8, steps=5_000, warmup=100, report=100),
             "smoke": dict(T=16, batch=4, steps=6, warmup=2, report=3, heldout=4)}
 
 
 def settings_of(name, profile):
-    """The settings of the run named "KIND SIZE CORPUS"."""
+    """The settings of the run named "KIND SIZE CORPUS"; the size "brief" is a small model trained for as long as softmax is, with a
+    learning rate that falls in that time (a run cut off in the middle would be judged by a rate that is still high)."""
     kind, size, text = name.split(" ", 2)
-    m = MODELS[size] | (dict(layers=2, width=4 * MODELS[size]["heads"]) if profile == "smoke" else {})
+    m = MODELS["small" if size == "brief" else size]
+    m = m | (dict(layers=2, width=4 * m["heads"]) if profile == "smoke" else {})
     width, heads, lr = m["width"], m["heads"], m["lr"]
     s = Settings(tokens="raw", d=256, kinds=BLOCKS[kind](m["layers"]), heads=heads, key_size=width // heads, width=width, embed=True,
                  layer_norm=True, mlp_width=4 * width, qk_norm=True, init_std=0.7 * width ** -0.5, lr=lr, lr_end=lr / 30,
                  heldout=64, corpus=text, sha256=corpus(text).sha256)
-    return replace(s, **TRAINING[profile])
+    s = replace(s, **TRAINING[profile])
+    return replace(s, steps=round(SHARE[kind] * s.steps)) if size == "brief" else s
 
 
 def continuation(params, s, prompt, n, rng, temperature=0.7):
@@ -576,10 +582,9 @@ def by_corpus(texts, found, per):
     return {text: found[i * per:(i + 1) * per] for i, text in enumerate(texts)}
 
 
-def at_time(run, seconds):
-    """Bits per byte of a run after so many seconds of training."""
-    steps, bits = np.transpose(run["course"])
-    return float(np.interp(seconds, steps / steps[-1] * run["seconds"], bits))
+def briefs(kinds):
+    """The kinds that are also compared with softmax after equal time."""
+    return tuple(kind for kind in SHARE if {kind, "softmax"} <= set(kinds))
 
 
 def draw_language(texts, kinds, lab, *found):
@@ -587,10 +592,12 @@ def draw_language(texts, kinds, lab, *found):
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(len(texts), 3, figsize=(10, 3.1 * len(texts)), squeeze=False)
     rows = []
-    for (text, (known, *runs)), (over_steps, over_time, over_context) in zip(by_corpus(texts, found, 1 + len(kinds)).items(), axes):
+    per = 1 + len(kinds) + len(briefs(kinds))
+    for (text, (known, *runs)), (over_steps, over_time, over_context) in zip(by_corpus(texts, found, per).items(), axes):
+        brief = dict(zip(briefs(kinds), runs[len(kinds):]))
         runs, ends = dict(zip(kinds, runs)), []
         for kind, seeds in runs.items():
-            steps, minutes = seeds[0]["course"][:, 0], np.mean([r["seconds"] for r in seeds]) / 60
+            steps, minutes = seeds[0]["course"][:, 0], np.median([r["seconds"] for r in seeds]) / 60
             curves, style = [r["course"][:, 1] for r in seeds], dict(color=COLOUR[kind], lw=1.5)
             mean_line(over_steps, steps, curves, **style)
             mean_line(over_time, steps / steps[-1] * minutes, curves, **style)
@@ -599,31 +606,34 @@ def draw_language(texts, kinds, lab, *found):
             mean = mean_line(over_context, np.sqrt(at[:-1] * (at[1:] - 1)),
                              [[r["by_position"][a - 1:b - 1].mean() for a, b in zip(at, at[1:])] for r in seeds], **style)
             ends.append((mean[-1], SHOWN[kind], style["color"]))
+        for kind, seeds in brief.items():               # a run of its own: where it ends
+            over_time.plot(np.median([r["seconds"] for r in seeds]) / 60, np.mean([r["course"][-1, 1] for r in seeds]), "o", ms=6,
+                           mfc="white", mec=COLOUR[kind], mew=1.5, zorder=5)
         low = min(r["course"][:, 1].min() for seeds in runs.values() for r in seeds)
         for ax in (over_steps, over_time):
             ax.set_ylim(min([low] + [float(known[0][a]) for a in ANCHORS]) - 0.1, float(known[0]["gzip"]) + 1.5)
             named = draw_anchors(ax, known[0])
         over_steps.set(title=f"{Path(text).name}: over training", xlabel="step", ylabel="held-out bits per byte")
         end_labels(over_steps, named, 7.5)
-        over_time.set(title="over time on one core", xlabel="minutes of training")
+        over_time.set(title="over time (circles: softmax's time)" if brief else "over time on one core",
+                      xlabel="minutes of training on one core")
         over_context.set(title="over context", xlabel="position in the window", xscale="log")
         over_context.set_xticks([n for n in (1, 4, 16, 64, 256) if n <= T], [n for n in (1, 4, 16, 64, 256) if n <= T])
         over_context.minorticks_off()
         shown = [r["by_position"][min(3, T - 1):] for seeds in runs.values() for r in seeds]    # what less than a token predicts is off
         over_context.set_ylim(min(map(np.min, shown)) - 0.05, max(map(np.max, shown)) + 0.2)
         end_labels(over_context, ends)
-        rows += language_claims(lab, text, known[0], runs)
+        rows += language_claims(lab, text, known[0], runs, brief)
     return fig, rows
 
 
-def language_claims(lab, text, known, runs):
-    """What the models of one corpus say about the paper's question."""
+def language_claims(lab, text, known, runs, brief):
+    """What the models of one corpus say about the paper's question.  runs, brief: {kind: results of its seeds}, after equal steps and
+    after equal time."""
     bits = {kind: np.array([float(r["bits"]) for r in seeds]) for kind, seeds in runs.items()}
-    fastest = min(np.mean([r["seconds"] for r in seeds]) for seeds in runs.values())
-    timed = {kind: np.array([at_time(r, fastest) for r in seeds]) for kind, seeds in runs.items()}
     gzip_bits = f"< {float(known['gzip']):.3f}"
     tell = [("bits per byte of xz, which sees nothing else (less than gzip -9's)", "anchor", gzip_bits, [float(known["xz"])]),
-            ("bits per byte of an order-5 model (Witten-Bell) of all the training text", "anchor", gzip_bits, [float(known["order 5"])])]
+            ("bits per byte of an order-5 model (Witten-Bell) of the training text", "anchor", gzip_bits, [float(known["order 5"])])]
     tell += [(f"bits per byte of {SHOWN[kind]}, {int(runs[kind][0]['weights']):,} weights", "anchor", gzip_bits, bits[kind])
              for kind in runs]
     best = min(bits, key=lambda kind: bits[kind].mean())
@@ -633,9 +643,11 @@ def language_claims(lab, text, known, runs):
     pairs = [("hybrid", "softmax", "paper"), ("mesa", "linear", "paper"), ("mesa", "softmax", "measured"), ("gated", "mesa", "MesaNet"),
              ("gated", "softmax", "MesaNet")]
     for kind, rival, who in [pair for pair in pairs if set(pair[:2]) <= runs.keys()]:
-        tell += [(f"bits per byte of {SHOWN[kind]} over those of {SHOWN[rival]}, equal steps", who, "< 1", bits[kind] / bits[rival]),
-                 ("the same after equal time (that of the fastest; at all positions of 64 windows)", who, "< 1",
-                  timed[kind] / timed[rival])]
+        tell.append((f"bits per byte of {SHOWN[kind]} over those of {SHOWN[rival]}, equal steps", who, "< 1", bits[kind] / bits[rival]))
+    for kind, seeds in brief.items():
+        spent = np.median([r["seconds"] for r in seeds]) / np.median([r["seconds"] for r in runs["softmax"]])
+        tell.append((f"bits per byte of {SHOWN[kind]} over those of softmax, equal time (it took {spent:.2f} of softmax's)", "measured", "< 1",
+                     [float(r["bits"]) for r in seeds] / bits["softmax"]))
     if {"hybrid", "softmax"} <= runs.keys():
         gains = np.array([s["by_position"] - h["by_position"] for s, h in zip(runs["softmax"], runs["hybrid"])])
         quarter = max(1, gains.shape[1] // 4)
@@ -711,7 +723,7 @@ def draw_price(lab, found):
         rows += [claim(lab, "price", f"{SHOWN[kind]}: exponent of peak memory per token over T, from T = {T[half]:,} on", "derived",
                        "> 0.8" if grows else "< 0.2", slope),
                  claim(lab, "price", f"{SHOWN[kind]}: time against the cost model, {1e9 * operation:.2g} ns per multiply-add and "
-                       f"{1e6 * turn:.2g} µs per turn of a loop, at lengths it was not fitted to: largest factor", "derived", "< 2",
+                       f"{1e6 * turn:.2g} µs per turn of a loop, at lengths it was not fitted to: largest factor", "derived", "< 1.5",
                        worst)]
         streams = [f[f"{kind} stream"] for f in found]
         if not grows:
@@ -738,7 +750,8 @@ def declare(texts=tuple(CORPORA), kinds=tuple(BLOCKS)):
         named.__name__, named.__doc__ = name, draw.__doc__
         figures.figure(*measurements)(named)
     register("language", partial(draw_language, texts, kinds), *(m for text in texts for m in (
-        (compressors, f"{kinds[0]} small {text}"), *((learned, f"{kind} small {text}") for kind in kinds))))
+        (compressors, f"{kinds[0]} small {text}"), *((learned, f"{kind} small {text}") for kind in kinds),
+        *((learned, f"{kind} brief {text}") for kind in briefs(kinds)))))
     register("sizes", partial(draw_sizes, texts, kinds), *(m for text in texts for m in (
         (compressors, f"{kinds[0]} small {text}"), *((learned, f"{kind} {size} {text}") for kind in kinds for size in MODELS))))
     register("price", draw_price, (price,))
@@ -757,16 +770,16 @@ def main():
     declare(texts, kinds)
     if args.prompt is None:
         return figures.reproduce(args, names, ["language", "price"], sizes=SIZE, settings=settings_of)
-    lab = figures.Lab("full" if args.full else "smoke" if args.smoke else "quick", settings=settings_of)
+    lab = figures.Lab(figures.profile_of(args), settings=settings_of)
     prompt, runs = args.prompt.encode(errors="surrogateescape") or b"\n", [
         (name, lab.run(name, 0)) for name in (f"{kind} {size} {text}" for text in texts for size in MODELS for kind in kinds)]
     trained = [(name, run) for name, run in runs if run.steps_done()]
     if not trained:
-        raise UserError("there are no trained models of these yet: python language.py trains the quick ones")
+        raise UserError("there are no trained models of these yet: the same command without --prompt trains them")
     for name, run in trained:
         state, n = run.state, max(1, run.settings.T - len(prompt))          # positions beyond T were never trained
         said = continuation(state.params, run.settings, prompt, n, np.random.default_rng(0)).decode(errors="replace")
-        print(f"\n--- {name}, {state.step} steps\n{args.prompt}{said}")
+        print(f"\n--- {name}, {state.step} steps\n{prompt.decode(errors='replace')}{said}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
     seed   of the training, and of what is drawn for one training alone
     runs   trained models, as Run
 
-Rivals are tuned on sequences of their own and judged, like the models, on others that nobody has seen; both are the same for all
-seeds of the training.  The frame of figures.py calls these functions in parallel and keeps what they return.
+Rivals are tuned on sequences of their own and judged, like the models, on others that nobody has seen (but for two: the closed-form
+optimum is fitted to the sequences it bounds the loss of, and few_shot takes the best of five ridges for the neighbours it is shown).
+All
+seeds of a training are judged on the same sequences.  The frame of figures.py calls these functions in parallel and keeps what they return.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +116,8 @@ def context(size, seed, *runs):
 
 
 def compression(size, seed, run):
-    """CompressedAlg of a deep linear model as it trains: alone, and averaged half and half with the trained weights."""
+    """CompressedAlg of a deep linear model as it trains, and the average of the weights at that step and of the compressed
+    ones at the end, half and half."""
     s, d, x = run.settings, run.settings.d, train.heldout_sequences(run.settings)
     final, rows = probes.compressed(probes.products(run.params, s.config), d), []
     for n in s.snapshots:
@@ -179,7 +182,7 @@ def linearised(size, seed, run):
 
 
 def over_dimensions(size, seed):
-    """Mean loss of least squares and of kernel regression, relative to predicting zero, for several d with T = 5 d."""
+    """Loss at t = T of least squares and of kernel regression, relative to predicting zero, for several d with T = 5 d."""
     rows = []
     for d in size["dims"]:
         s = train.Settings(d=d, T=5 * d)

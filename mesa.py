@@ -280,7 +280,7 @@ def apply_R(F, W, S, X):
 def precondition_direct(Q, K, lam):
     """Rows p_t = R_t q_t by solving with R_t^-1 = sum_{i<=t} k_i k_i^T + I/lambda at every t: O(T Dk^3), the oracle."""
     gram = (K[..., :, None] * K[..., None, :].conj()).cumsum(axis=2)        # [B, heads, T, Dk, Dk]
-    return xp.linalg.solve(gram + xp.eye(K.shape[-1]) / lam[:, None, None, None], Q[..., None])[..., 0]
+    return xp.linalg.solve(gram + xp.eye(K.shape[-1], dtype=K.dtype) / lam[:, None, None, None], Q[..., None])[..., 0]
 
 
 def precondition_cholesky(Q, K, lam):
@@ -290,7 +290,7 @@ def precondition_cholesky(Q, K, lam):
     P = lambda (Q - (L^-T triu(L^-1 K Q^T))^T K).
     """
     lam = lam[:, None, None]
-    L = xp.linalg.cholesky(K @ adjoint(K) + xp.eye(K.shape[2]) / lam)       # [B, heads, T, T]
+    L = xp.linalg.cholesky(K @ adjoint(K) + xp.eye(K.shape[2], dtype=K.dtype) / lam)    # [B, heads, T, T]
     Y = xp.triu(xp.linalg.solve(L, K @ adjoint(Q)))
     return lam * (Q - adjoint(xp.linalg.solve(adjoint(L), Y)) @ K)
 
@@ -458,7 +458,7 @@ def transformer(params, x, config, trace=None, memory=None):
     def norm(e, name):
         return ad.layer_norm(e, params[name + ".scale"], params[name + ".bias"]) if c.layer_norm else e
 
-    e = x if not c.embed else params["embed"][x].sum(axis=2) if x.dtype.kind == "i" else x @ params["embed"]
+    e = x if not c.embed else params["embed"][x].sum(axis=2) if x.dtype.kind in "iu" else x @ params["embed"]
     code = position_code(start, x.shape[1], c.width, e.dtype) if c.positional != "none" else None
     if c.positional == "add":
         e = e + code

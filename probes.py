@@ -224,7 +224,7 @@ def distil(params, s, l, steps, batch=64, lr=5e-3, seed=0, **fit):
     b, names = f"blocks.{l}.", ("wq", "wk", "wv", "wo")
     student = replace(s.config, kinds=("linear",))
     rng = np.random.default_rng([seed, l])
-    code = mesa.position_code(0, s.T, s.width, s.dtype) if s.positional != "none" else None
+    code = mesa.position_code(0, s.T, s.config.width, s.dtype) if s.positional != "none" else None
 
     def sample(rng, n):
         tokens, _ = data.next_token_batch(rng, n, s.T, s.task, s.tokens, **s.family)

@@ -1,18 +1,20 @@
 """A stand-in for CuPy in the tests, on any machine: NumPy underneath, but stricter than CuPy.
 
 Its arrays never become NumPy arrays by themselves, refuse NumPy arrays as operands, refuse to be indexed by Python lists, and
-know only the functions in NAMES, all of which CuPy 14 has (a test compares, where CuPy is installed).  Every passage between host
-and device is counted in TRANSFERS: asarray of NumPy data, .get(), and the numbers that float(), int() and bool() wait for.
+know only the functions in NAMES and the methods in METHODS, all of which CuPy 14 has (a test compares, where CuPy is installed).
+Every passage between host and device is counted in TRANSFERS: asarray of NumPy data, .get(), and the numbers that float(), int() and
+bool() wait for.
 
     xp.use("strict_backend")
 """
 import numpy as _np
 
 NAMES = {"abs", "add.at", "arange", "asarray", "ascontiguousarray", "broadcast_to", "clip", "concatenate", "cos", "einsum",
-         "empty", "empty_like", "exp", "expand_dims", "eye", "finfo", "float32", "float64", "inf", "iscomplexobj",
-         "isfinite", "linalg.cholesky", "linalg.norm", "linalg.solve", "log", "logaddexp", "matmul", "minimum", "nan",
+         "empty", "empty_like", "exp", "expand_dims", "eye", "finfo", "inf", "iscomplexobj", "linalg.cholesky", "linalg.norm", "linalg.solve", "log", "logaddexp", "matmul", "minimum", "nan",
          "ones", "ones_like", "result_type", "shape", "sin", "split", "sqrt", "stack", "take_along_axis", "tanh",
          "tensordot", "tri", "triu", "where", "zeros", "zeros_like"}
+METHODS = {"astype", "conj", "conjugate", "cumsum", "dtype", "imag", "max", "mean", "nbytes", "ndim", "real", "reshape", "shape",
+           "size", "sum", "swapaxes", "transpose"}
 TRANSFERS = {"to device": 0, "to host": 0}
 _SCALAR = (bool, int, float, complex)
 
@@ -71,10 +73,12 @@ class ndarray:
     __float__, __int__, __bool__, __complex__ = map(_number, (float, int, bool, complex))
 
     def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
+        if name not in METHODS:
+            raise AttributeError(f"{name} is not among the methods this project may use on a device (strict_backend.METHODS)")
         value = getattr(self._a, name)
-        return (lambda *args, **kw: _wrap(value(*_unwrap(args), **kw))) if callable(value) else _wrap(value)
+        if not callable(value):
+            return _wrap(value)
+        return lambda *args, **kw: _wrap(value(*_unwrap(args), **{k: _unwrap(v) for k, v in kw.items()}))
 
     def __len__(self):
         return len(self._a)

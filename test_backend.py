@@ -147,12 +147,14 @@ def test_the_stand_in_is_strict(strict):
             mistake()
     with pytest.raises(AttributeError, match="not among the functions"):
         xp.savez
+    with pytest.raises(AttributeError, match="not among the methods"):
+        a.tolist()
     assert transfers_of(lambda: (float(a[0]), bool(a[1] > 0), a.get(), to_backend([1.0]))) == {"to device": 1, "to host": 3}
 
 
 def test_cupy_has_every_function_that_is_used():
     cupy = pytest.importorskip("cupy")
-    for name in strict_backend.NAMES:
+    for name in [*strict_backend.NAMES, *(f"ndarray.{method}" for method in strict_backend.METHODS)]:
         f = cupy
         for part in name.split("."):
             f = getattr(f, part)

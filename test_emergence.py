@@ -126,7 +126,16 @@ def test_sampled_descent_ends_at_theorem_1(rng):
     for start in em.STARTS:
         params, course = em.descend(moments, *start, lr=2e-3, epochs=600, report=100)
         assert em.product(params) == pytest.approx(theory, rel=0.02) and course[-1, 1] == em.product(params)
-        assert em.off_block(params) < 0.05
+        assert 0 < em.off_block(params) < 0.05
+
+
+def test_off_block_is_the_largest_entry_off_the_diagonals():
+    params = em.initial(2, 4, 3)
+    assert em.off_block(params) == 0
+    params["KQ"][0, 1], params["KQ"][0, 2] = 0.3, 0.4j
+    assert em.off_block(params) == pytest.approx(0.2) and em.off_block(params, 2) == pytest.approx(0.25)
+    params["PV"][2, 5] = -2                             # below x_{s-1}, over the diagonal of its own matrix
+    assert em.off_block(params) == pytest.approx(0.5)
 
 
 def test_scale_of_the_first_state_is_a_scale_of_time():

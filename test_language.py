@@ -62,6 +62,19 @@ def test_fading_attention_is_linear_attention_where_nothing_fades(layer, short_c
     assert np.allclose(la.fading_attention(q, k, v, np.zeros((2, 2, 11))), mesa.linear_attention(q, k, v), rtol=1e-12)
 
 
+def test_gates_start_where_they_should_and_stay_in_their_range(rng):
+    """Near gamma = 0.98, beta = 1/2 and at Lambda = 1; gamma and beta in (0, 1), Lambda above 1/4, whatever the weights."""
+    c = tiny("gated").config
+    shapes, z = mesa.KINDS["gated"].shapes(c), rng.standard_normal((2, 5, c.width))
+    log_gamma, beta, ridge = la.gates(lambda name: np.zeros(shapes[name]), z)
+    assert np.allclose(np.exp(log_gamma), 0.982, atol=1e-3) and np.allclose(beta, 0.5) and np.allclose(ridge, 1)
+    assert log_gamma.shape == beta.shape == (2, c.heads, 5) and ridge.shape == (c.heads, c.key_size)
+    log_gamma, beta, ridge = la.gates(lambda name: np.full(shapes[name], -30.0) if name == "ridge.bias" else
+                                      3 * rng.standard_normal(shapes[name]), z)
+    assert (log_gamma < 0).all() and (0 < beta).all() and (beta < 1).all() and np.allclose(ridge, 0.25)
+    assert np.allclose(np.exp(la.log_sigmoid(np.array([-800.0, 0, 2]))), [0, 0.5, 1 / (1 + np.exp(-2))])
+
+
 def test_mean_attention_is_linear_attention_over_t(layer, rng):
     q, k, v = layer[:3]
     assert np.allclose(la.mean_attention(q, k, v), mesa.linear_attention(q, k, v) / np.arange(1, 12)[:, None], rtol=1e-12)
@@ -152,13 +165,27 @@ def test_model_gradients_equal_finite_differences(kind, rng):
     check_gradients(lambda *w: loss(params | dict(zip(names, w)), *batch), *(params[k] for k in names), rng=rng, directions=1, step=1e-4)
 
 
+class Watched(np.ndarray):
+    """An array that shows every ufunc it takes part in: seen(ufunc, inputs, result)."""
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kw):
+        plain = [np.asarray(x) if isinstance(x, np.ndarray) else x for x in inputs]
+        result = getattr(ufunc, method)(*plain, **kw | ({"out": tuple(np.asarray(o) for o in out)} if out else {}))
+        self.seen(ufunc, plain, result)
+        return result.view(type(self)) if isinstance(result, np.ndarray) else result
+
+
 @pytest.mark.parametrize("kind", la.BLOCKS)
 def test_training_is_in_single_precision(kind):
-    """Not one activation in double precision, which would take twice the time and change no result much."""
-    s, trace = la.settings_of(f"{kind} small documentation", "smoke"), {}
-    x, _ = s.objective()[1](np.random.default_rng(0), 2)
-    mesa.transformer({k: Tensor(w) for k, w in train.start(s).params.items()}, x, s.config, trace)
-    assert {ad.value(a).dtype.name for a in trace.values()} == {"float32"}
+    """Not one array in double precision, forward or backward, which would take twice the time."""
+    found = set()
+
+    class Typed(Watched):
+        def seen(self, ufunc, plain, result):
+            found.update(a.dtype.name for a in (*plain, result) if np.ndim(a) and a.dtype.kind == "f")
+    s = la.settings_of(f"{kind} small documentation", "smoke")
+    loss, sample = s.objective()
+    ad.value_and_grad(loss, {k: w.view(Typed) for k, w in train.start(s).params.items()}, *sample(np.random.default_rng(0), 2))
+    assert found == {"float32"}
 
 
 # -------------------------------------------------------------------------------------------------------- the text
@@ -186,6 +213,12 @@ def test_split_is_by_document_fixed_and_without_duplicates():
         assert (text in bytes(c.train)) != (text in bytes(c.heldout))
     copies = [(f"copy of {name}", text) for name, text in documents]        # of equals the first in the alphabet is kept
     assert la.divide(documents + copies).sha256 == la.divide(copies).sha256
+    lines = documents[0][1].split(b"\n")                # a document is left out if more than half of its lines stand in longer ones
+    for share, kept in ((0.4, True), (0.6, False)):
+        n = int(share * 100)
+        mixed = b"\n".join(lines[:n] + [b"new line %d" % i for i in range(100 - n)])
+        c = la.divide(documents + [("mixed", mixed)])
+        assert (b"new line 0" in bytes(c.train) + bytes(c.heldout)) == kept
     few = la.divide(documents[:4])
     assert len(few.heldout) > 4_096 and len(few.train) > 32_768             # one of a few is held out
 
@@ -222,14 +255,19 @@ def test_corpora_of_ones_own(tmp_path):
 @pytest.mark.parametrize("name, content, says", [
     ("latin.txt", "é".encode("latin1") * 99, "not text in UTF-8"), ("empty.txt", b"", "too short"), ("short.txt", b"to be\n" * 20, "too short"),
     ("same.txt", b"to be or not to be, that is the question\n" * 9_999, "too short"), ("rows.jsonl", b'{"body": "x"}\n', 'field "text"'),
+    ("deep.jsonl", b"[" * 200_000, 'field "text"'), ("one.jsonl", json.dumps({"text": "\n".join(map(str, range(99_999)))}).encode(), "two documents"),
     ("broken.txt.gz", b"not gzip", "cannot read"),
     ("damaged.txt.gz", gzip.compress(bytes(range(256)) * 99)[:40] + b"?" * 300, "cannot read")])
 def test_a_corpus_that_will_not_do_is_answered_by_one_sentence(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(train.UserError, match=says):
         la.divide(la.documents_in(tmp_path / name))
-    with pytest.raises(train.UserError, match="there is no file"):
-        la.documents_in(tmp_path / "none")
+    for missing, message in (("none", "there is no file"), ("n" * 300, "cannot read")):
+        with pytest.raises(train.UserError, match=message):
+            la.documents_in(tmp_path / missing)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(train.UserError, match="no file in the folder .* ends in .txt"):
+        la.documents_in(tmp_path / "empty")
 
 
 def test_word_perplexity_is_that_of_words_and_line_ends():
@@ -288,6 +326,25 @@ def test_bits_per_byte_are_those_of_uniform_guessing_before_training():
     assert s.judge()(params) == pytest.approx(8 * np.log(2), rel=1e-6)
 
 
+def test_every_byte_is_scored_once_from_half_a_window(rng):
+    """Of a model that knows something: the second halves of windows that overlap by half, and the mean of each position."""
+    s = tiny("linear")
+    params = {k: w + 0.3 * rng.standard_normal(w.shape) for k, w in train.start(s).params.items()}
+    text, T = la.corpus(s.corpus).heldout, s.T
+    bits, by_position = la.score(params, s, most=5)
+    each = [la.losses(params, s, text[None, i * T // 2:i * T // 2 + T + 1].astype(int))[0] / np.log(2) for i in range(5)]
+    assert np.allclose(by_position, np.mean(each, axis=0)) and by_position.std() > 0.01
+    assert bits == pytest.approx(np.mean([row[T // 2:] for row in each])) and abs(bits - by_position.mean()) > 1e-3
+    starts = np.linspace(0, len(text) - T - 1, s.heldout).astype(int)       # the course of training: all positions of some windows
+    assert s.judge()(params) == pytest.approx(np.mean([la.losses(params, s, text[None, i:i + T + 1].astype(int)) for i in starts]))
+
+
+def test_a_brief_run_has_a_schedule_of_its_own():
+    whole, brief = (la.settings_of(f"gated {size} documentation", "quick") for size in ("small", "brief"))
+    assert brief == replace(whole, steps=round(la.SHARE["gated"] * whole.steps)) and brief.steps < whole.steps
+    assert train.warmup_cosine(brief)(brief.steps) == pytest.approx(brief.lr_end)
+
+
 def test_scores_are_the_cross_entropy_of_the_training_objective(rng):
     s = tiny("softmax", lags=3)
     params, (loss, sample) = train.start(s).params, s.objective()
@@ -308,6 +365,10 @@ def test_a_model_writes_what_it_finds_likely(rng):
     whole = np.frombuffer(prompt + said, np.uint8)[None].astype(int)
     logits = mesa.transformer(params, la.tokens(whole, 3), s.config)[0]
     assert list(said) == logits.argmax(axis=-1)[2:-1].tolist() and len(set(said)) > 1
+    p = np.exp(logits[2] / 3)                           # at temperature 3: proportional to p^(1/3)
+    first = [la.continuation(params, s, prompt, 1, np.random.default_rng(n), temperature=3)[0] for n in range(300)]
+    expected = [np.random.default_rng(n).choice(256, p=p / p.sum()) for n in range(300)]
+    assert first == expected and len(set(first)) > 50
 
 
 def test_residual_is_what_the_solve_leaves(rng):
@@ -316,11 +377,6 @@ def test_residual_is_what_the_solve_leaves(rng):
     assert (la.residuals(params, s) < 1e-10).all()      # key size 4, 5 steps
     few = replace(s, key_size=20, heads=1, width=20)
     assert la.residuals(train.start(few).params, few)[1] > 1e-9
-
-
-def test_time_is_interpolated_along_the_course():
-    run = {"course": np.array([[0, 8.0], [100, 4.0], [200, 3.0]]), "seconds": 50.0}
-    assert la.at_time(run, 50) == 3 and la.at_time(run, 37.5) == 3.5 and la.at_time(run, 99) == 3
 
 
 def test_a_corpus_and_a_prompt_from_the_command_line(tmp_path, monkeypatch, capsys):
@@ -348,26 +404,24 @@ def test_state_of_a_writing_model_stays_of_one_size():
     assert rows[3, 2] == pytest.approx(4 * rows[0, 2])
 
 
-def test_counted_operations_are_those_of_the_matrix_products(rng):
-    """Multiply-adds of every @ in softmax, linear and gated attention, forward and backward, counted as they happen.  (The first of n
-    chunks has no past: that is 1/n of what the past takes.)"""
-    count = [0]
+@pytest.mark.parametrize("kind, T", [("softmax", 128), ("linear", 64), ("linear", 256), ("gated", 16), ("gated", 64), ("gated", 256)])
+def test_counted_operations_are_those_of_the_matrix_products(kind, T, rng):
+    """Multiply-adds of every @, forward and backward, counted as they happen."""
+    count, Dk = [0], 8
 
-    class Counting(np.ndarray):
-        def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kw):
-            plain = [np.asarray(x) for x in inputs]
-            result = getattr(ufunc, method)(*plain, **kw | ({"out": tuple(np.asarray(o) for o in out)} if out else {}))
+    class Counting(Watched):
+        def seen(self, ufunc, plain, result):
             if ufunc is np.matmul and plain[1].shape[-1] > 1:               # row sums, products with ones, are not counted
                 count[0] += result.size * plain[0].shape[-1]
-            return result.view(Counting) if isinstance(result, np.ndarray) else result
-    Dk = 8
-    for kind, T in (("softmax", 128), ("linear", 64), ("linear", 256), ("gated", 64), ("gated", 256)):
-        q, k, v, G = (rng.standard_normal((1, 1, T, Dk)).view(Counting) for _ in range(4))
-        more = [a.view(Counting) for a in (-0.1 * rng.random((1, 1, T)), rng.random((1, 1, T)), np.ones((1, Dk)))] if kind == "gated" else []
-        leaves, count[0] = [Tensor(x) for x in (q, k, v, *more)], 0
-        backward(mesa.KINDS[kind].attention(*leaves), leaves, G)
-        expected = T * la.operations(kind, T, Dk)[0]
-        assert 0.97 * expected <= count[0] * (T / (T - la.CHUNK) if kind == "gated" else 1) and count[0] <= expected, (kind, T)
+    q, k, v, G = (rng.standard_normal((1, 1, T, Dk)).view(Counting) for _ in range(4))
+    more = [a.view(Counting) for a in (-0.1 * rng.random((1, 1, T)), rng.random((1, 1, T)), np.ones((1, Dk)))] if kind == "gated" else []
+    leaves = [Tensor(x) for x in (q, k, v, *more)]
+    backward(mesa.KINDS[kind].attention(*leaves), leaves, G)
+    counted, turns = la.operations(kind, T, Dk)
+    if kind == "gated":                                 # the first of a sum's chunks has no past
+        counted -= (2 * la.STEPS + 7) * Dk * Dk * la.CHUNK / T * (T > la.CHUNK)
+        assert turns == (2 * la.STEPS + 7) * (T // la.CHUNK)
+    assert count[0] == T * counted
 
 
 @pytest.mark.parametrize("name", ["language", "sizes", "price"])

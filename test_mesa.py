@@ -211,13 +211,19 @@ def test_errors_say_what_to_do_instead(rng):
         backward(ad.record(a.data.sum(), (a,), (lambda g: np.ones(3),)), [a])
 
 
+def test_integers_are_differentiated_as_reals():
+    for a in (Tensor([1, 2, 3]), Tensor(np.array([True, False, True])), Tensor(3)):
+        [g] = backward((a * 0.5).sum(), [a])
+        assert g.dtype == "float64" and (g == 0.5).all()
+
+
 @pytest.mark.parametrize("positional", ["none", "add", "concat"])
 def test_float32_stays_float32_for_tokens_and_for_integers(rng, positional):
     config = mesa.Config(("softmax", "mesa"), heads=2, key_size=3, width=6, d_in=4, d_out=4, embed=True,
                          positional=positional, layer_norm=True, mlp_width=8, qk_norm=True, clamp=1.5)
     params = {k: w.astype("float32") for k, w in mesa.init_params(rng, config).items()}
     y = rng.standard_normal((2, 5, 4)).astype("float32")
-    for x in (y, rng.integers(4, size=(2, 5, 3))):
+    for x in (y, rng.integers(4, size=(2, 5, 3)), rng.integers(4, size=(2, 5, 3)).astype("uint8")):
         trace = {}
         loss, grads = value_and_grad(lambda p: mesa.squared_error(mesa.transformer(p, x, config, trace), y), params)
         assert {ad.value(a).dtype.name for a in (loss, *trace.values(), *grads.values())} == {"float32"}
@@ -336,6 +342,9 @@ def test_preconditioners_equal_the_direct_solve(draw, rng):
     assert relative(mesa.sherman_morrison(K, Q, lam), P) < 1e-11
     assert relative(mesa.precondition(Q, K, lam), P) < 1e-11
     assert relative(mesa.precondition_cholesky(Q, K, lam), P) < 1e-11
+    low = [a.astype("complex64" if np.iscomplexobj(a) else "float32") for a in (Q, K, lam)]
+    for f in (mesa.precondition_direct, mesa.precondition_cholesky, lambda Q, K, lam: mesa.sherman_morrison(K, Q, lam)):
+        assert f(*low).dtype == low[0].dtype
 
 
 def test_reverse_sweep_equals_the_forward_sweep_and_drifts(rng):
@@ -1265,9 +1274,13 @@ def test_matrix_operations_of_a_step_are_counted():
 
 @pytest.mark.parametrize("form", [f for f in bench.LAYERS if "torch" not in f])
 def test_every_form_of_the_mesa_layer_has_the_same_output_and_gradient(form):
-    inputs = [a.astype(float) for a in bench.layer_inputs(2.0, B=2, heads=2, T=9, K=3)]
-    for a, b in zip(bench.LAYERS[form](*inputs), bench.LAYERS["direct solve"](*inputs)):
+    single = bench.layer_inputs(2.0, B=2, heads=2, T=9, K=3)
+    q, k, v, lam, G = inputs = [a.astype(float) for a in single]
+    leaves = [Tensor(a) for a in (q, k, v, lam)]
+    out = mesa.mesa_attention(*leaves)
+    for a, b in zip(bench.LAYERS[form](*inputs), (out.data, *backward(out, leaves, G))):
         assert relative(a, b) < 1e-9
+    assert {a.dtype.name for a in bench.LAYERS[form](*single)} == {"float32"}
 
 
 def test_the_environment_names_the_array_backend():

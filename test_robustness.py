@@ -2,6 +2,8 @@
 import errno
 import io
 import os
+import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -153,12 +155,51 @@ def test_a_damaged_cache_is_named(what, tmp_path, monkeypatch, capsys):
     [measured], [checkpoint] = Path("runs").glob("measured-*.npz"), Path("runs").glob("*/checkpoint.npz")
     damaged = measured if what == "measurement" else checkpoint
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    if what == "checkpoint":
-        measured.unlink()
     code, _, err = run("figures fig3b --smoke --executor serial", monkeypatch, capsys)
     assert code == 2 and f"{damaged} is damaged" in err and "Traceback" not in err
     damaged.unlink()
     assert run("figures fig3b --smoke --executor serial", monkeypatch, capsys)[0] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads elsewhere")
+def test_a_killed_worker_is_reported():
+    loss, params = (lambda p, x: (p["w"] * x).sum()), {"w": np.ones(2)}
+    with train.Workers(loss, lambda rng, n: [np.ones((n, 2))], params, 2 * train.PIECE, 2) as crew:
+        crew.gradient(params, np.random.default_rng(0))
+        crew.processes[0].kill()
+        crew.processes[0].join()
+        with pytest.raises(train.UserError, match="a worker process was ended"):
+            crew.gradient(params, np.random.default_rng(0))
+
+
+def test_an_interrupt_begins_no_further_jobs(tmp_path):
+    script = """
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+import figures
+def job(n):
+    Path(f"job {n}").touch()
+    time.sleep(5)
+with ProcessPoolExecutor(2) as pool:
+    figures.Lab(executor=pool).map(job, [(n,) for n in range(9)])
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)},
+                               start_new_session=True, stderr=subprocess.DEVNULL,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.01)
+    began = time.perf_counter()
+    os.killpg(process.pid, signal.SIGINT)               # as a terminal does: all processes of the command
+    assert process.wait() and time.perf_counter() - began < 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["job 0", "job 1"]
+
+
+def test_workers_of_a_cluster_find_the_backend_and_may_be_daemons(monkeypatch):
+    assert pickle.loads(pickle.dumps(xp)) is xp
+    monkeypatch.setattr(train.multiprocessing.current_process(), "_config", {"daemon": True})
+    with train.Workers(lambda p, x: (p["w"] * x).sum(), lambda rng, n: [np.ones((n, 2))], {"w": np.ones(2)}, 2 * train.PIECE, 2) as crew:
+        assert not crew.forks and crew.gradient({"w": np.ones(2)}, np.random.default_rng(0))[0] == 2 * train.PIECE
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):

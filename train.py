@@ -243,7 +243,7 @@ class Workers:
         on_cpu = xp.module is np                        # a device computes the whole batch as one piece
         self.sizes = [PIECE] * (batch // PIECE) + ([batch % PIECE] if batch % PIECE else []) if on_cpu else [batch]
         self.count = min(count or os.cpu_count(), len(self.sizes))
-        self.forks = sys.platform == "linux" and on_cpu
+        self.forks = sys.platform == "linux" and on_cpu and not multiprocessing.current_process().daemon    # as Dask's workers are
         new = shared if self.forks else xp.empty
         self.params = {name: new(w.shape, w.dtype) for name, w in params.items()}
         self.grads = {name: new((len(self.sizes), *w.shape), w.dtype) for name, w in params.items()}
@@ -288,15 +288,15 @@ class Workers:
         seeds = rng.integers(2 ** 63, size=len(self.sizes)).tolist()
         for name, w in params.items():
             self.params[name][...] = w
-        for pipe in self.pipes:
-            pipe.send(seeds)
         try:
+            for pipe in self.pipes:
+                pipe.send(seeds)
             if self.forks:
                 answers = [self.share(0, seeds)] + [pipe.recv() for pipe in self.pipes]
             else:
                 with ThreadPoolExecutor(self.count) as threads:
                     answers = list(threads.map(lambda i: self.share(i, seeds), range(self.count)))
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise UserError("a worker process was ended from outside (is memory short?): resume, perhaps with --workers 1; "
                             "the last checkpoint is kept") from None
         for answer in answers:
