@@ -15,6 +15,7 @@ receives the weights of four models (python probes.py opens them).
 """
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -144,6 +145,7 @@ class Lab:
     def run(self, name, seed):
         """The Run of that name, trained or not."""
         s = replace(self.settings(name, self.profile), seed=seed).check()
+        # the folder's name is for people; the digest tells runs apart
         return Run(s, self.cache / f"{re.sub(r'[^a-z0-9]+', '-', name.split(',')[0])[:100]}-{digest(asdict(s))}")
 
     def place(self, f, names, seed):
@@ -161,16 +163,19 @@ class Lab:
             return
         # A pool takes jobs in advance, and those cannot be cancelled any more: it is given no more than it has processes, or Ctrl-C
         # would begin new runs.
-        at_once, n, rest, pending = getattr(self.executor, "_max_workers", len(arguments)), 0, list(arguments)[::-1], set()
+        jobs, n = iter(arguments), 0
+
+        def begin(count):
+            return {self.executor.submit(job, *a) for a in itertools.islice(jobs, count)}
+        pending = begin(getattr(self.executor, "_max_workers", len(arguments)))
         try:
-            while rest or pending:
-                while rest and len(pending) < at_once:
-                    pending.add(self.executor.submit(job, *rest.pop()))
+            while pending:
                 finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in finished:
                     future.result()
                     n += 1
                     done(n)
+                pending |= begin(len(finished))
         except BaseException:
             for future in pending:
                 future.cancel()
@@ -492,9 +497,9 @@ STRONGER = ("a trained layer does more than one such step: it also reads the slo
             "its curve is that of more steps, or of none of them")
 
 
-BINDING = ("in the deep model the first layers bind neighbours together, not the first alone; the hybrid's only softmax layer has to do "
-           "it, and does more of it")
-HELD = "the hybrid's only softmax layer does less of it than that"
+BINDING = ("softmax-7 binds neighbours in its first few layers, not in the first alone; hybrid-2, whose only softmax layer has to bind "
+           "them, binds them better there")
+HELD = "hybrid-2's only softmax layer binds neighbours, but less than the claim asks"
 LATER = "what the features gain, they gain in later layers, or they gain nothing"
 
 

@@ -6,8 +6,7 @@
 
 Rivals are tuned on sequences of their own and judged, like the models, on others that nobody has seen (but for two: the closed-form
 optimum is fitted to the sequences it bounds the loss of, and few_shot takes the best of five ridges for the neighbours it is shown).
-All
-seeds of a training are judged on the same sequences.  The frame of figures.py calls these functions in parallel and keeps what they return.
+All seeds are judged on the same sequences.  The frame of figures.py calls these functions in parallel and keeps what they return.
 """
 from dataclasses import dataclass
 from pathlib import Path

@@ -187,7 +187,7 @@ with ProcessPoolExecutor(2) as pool:
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)},
                                start_new_session=True, stderr=subprocess.DEVNULL,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    while len(list(tmp_path.iterdir())) < 2:
+    while process.poll() is None and len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.01)
     began = time.perf_counter()
     os.killpg(process.pid, signal.SIGINT)               # as a terminal does: all processes of the command
