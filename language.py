@@ -286,8 +286,9 @@ def conjugate_gradients(times, q, steps):
     where a step meets a direction along which a map is not positive (on a device the result is NaN there instead).
     """
     p, r = xp.zeros_like(q), q
-    d, rr = r, ad.row_sum(r * r)                        # [..., T, 1]
-    solved = rr * float(xp.finfo(q.dtype).eps) ** 2     # rows that are solved to rounding stay as they are
+    d, rr, limits = r, ad.row_sum(r * r), xp.finfo(q.dtype)                 # [..., T, 1]
+    # rows that are solved to rounding stay as they are, and so do rows so small that d . A d could vanish
+    solved = xp.maximum(rr * float(limits.eps) ** 2, float(limits.tiny))
     for _ in range(steps):
         Ad = times(d)
         curvature = ad.row_sum(d * Ad)

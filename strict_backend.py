@@ -1,9 +1,9 @@
 """A stand-in for CuPy in the tests, on any machine: NumPy underneath, but stricter than CuPy.
 
 Its arrays never become NumPy arrays by themselves, refuse NumPy arrays as operands, refuse to be indexed by Python lists, and
-know only the functions in NAMES and the attributes in METHODS, all of which CuPy 14 has (a test compares, where CuPy is installed).
-Every passage between host and device is counted in TRANSFERS: asarray of NumPy data, .get(), and the numbers that float(), int() and
-bool() wait for.
+know only the functions in NAMES and the attributes in METHODS, all of which CuPy 14 has (a test compares, where CuPy is
+installed). Every passage between host and device is counted in TRANSFERS: asarray of NumPy data, .get(), and the numbers that
+float(), int() and bool() wait for.
 
     xp.use("strict_backend")
 """
@@ -11,8 +11,9 @@ import numpy as _np
 
 NAMES = {"abs", "add.at", "arange", "asarray", "ascontiguousarray", "broadcast_to", "clip", "concatenate", "cos", "einsum",
          "empty", "empty_like", "exp", "expand_dims", "eye", "finfo", "inf", "iscomplexobj", "linalg.cholesky", "linalg.norm",
-         "linalg.solve", "log", "logaddexp", "matmul", "minimum", "nan", "ones", "ones_like", "result_type", "shape", "sin",
-         "split", "sqrt", "stack", "take_along_axis", "tanh", "tensordot", "tri", "triu", "where", "zeros", "zeros_like"}
+         "linalg.solve", "log", "logaddexp", "matmul", "maximum", "minimum", "nan", "ones", "ones_like", "result_type",
+         "shape", "sin", "split", "sqrt", "stack", "take_along_axis", "tanh", "tensordot", "tri", "triu", "where", "zeros",
+         "zeros_like"}
 METHODS = {"astype", "conj", "conjugate", "cumsum", "dtype", "imag", "max", "mean", "nbytes", "ndim", "real", "reshape", "shape",
            "size", "sum", "swapaxes", "transpose"}
 TRANSFERS = {"to device": 0, "to host": 0}

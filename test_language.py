@@ -137,6 +137,16 @@ def test_converged_rows_stay_in_single_precision(layer):
     assert np.allclose(la.solve(*args, 40), la.solve(*args, 4), rtol=1e-4, atol=1e-6)
 
 
+def test_cotangents_that_nearly_vanish_are_no_failure(layer):
+    """In single precision the square of 1e-21 is below the smallest number."""
+    q, k, _, log_gamma, beta, ridge = (x.astype("float32") for x in layer)
+    for size in 10.0 ** np.arange(-24, -15):
+        for exact in (1, 2, 4, 8):
+            assert np.isfinite(la.solve(np.float32(size) * q, k, beta, log_gamma, ridge, exact)).all()
+    small = la.solve(np.float32(1e-15) * q, k, beta, log_gamma, ridge, 4)
+    assert np.allclose(small * 1e15, la.solve(q, k, beta, log_gamma, ridge, 4), rtol=1e-3, atol=1e-5)
+
+
 def tiny(kind, lags=2):
     return replace(la.settings_of(f"{kind} small documentation", "smoke"), dtype="float64", init_std=0.3, lags=lags)
 
