@@ -683,7 +683,9 @@ def draw_sizes(texts, kinds, lab, *found):
                      for size, hybrid, softmax in zip(MODELS, found_bits["hybrid"], found_bits["softmax"])]
         rows += [claim(lab, f"sizes, {Path(text).name}", *row) | {"sha256": corpus(text).sha256} for row in tell]
         ends += draw_anchors(ax, known[0])
-        ax.set(title=Path(text).name, xlabel="weights", ylabel="held-out bits per byte", xscale="log")
+        ax.set(title=Path(text).name, xlabel="millions of weights", ylabel="held-out bits per byte", xscale="log")
+        ax.set_xticks(weights, [f"{w / 1e6:.2g}" for w in weights])
+        ax.minorticks_off()
         end_labels(ax, ends)
     return fig, rows
 
