@@ -186,14 +186,14 @@ class Lab:
         wanted = {self.place(f, names, seed): (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
                   for f, *names in measurements for seed in self.seeds}
         wanted = {path: rest for path, rest in wanted.items() if not path.exists()}
-        runs, names = {}, {}                            # by folder: names that mean the same settings share one
+        runs, names, left = {}, {}, {}                  # by folder: names that mean the same settings share one
         for name, seed in dict.fromkeys((name, seed) for _, *names in measurements for name in names for seed in self.seeds):
             run = self.run(name, seed)
-            if run.steps_done() < run.settings.steps:
-                runs[run.folder], names[run.folder] = run, f"{name} seed {seed}"
+            steps = run.settings.steps - run.steps_done()
+            if steps > 0:
+                runs[run.folder], names[run.folder], left[run.folder] = run, f"{name} seed {seed}", steps
         if runs:
-            seconds = {folder: seconds_per_step(replace(run.settings, seed=0)) * (run.settings.steps - run.steps_done())
-                       for folder, run in runs.items()}
+            seconds = {folder: seconds_per_step(replace(run.settings, seed=0)) * left[folder] for folder, run in runs.items()}
             print(f"{len(runs)} runs to train, about {sum(seconds.values()) / 60:.0f} minutes of one core in all (Ctrl-C keeps "
                   f"what is done), then {len(wanted)} measurements", flush=True)
             order = sorted(runs, key=seconds.get, reverse=True)     # the longest first, so that all cores end together

@@ -98,6 +98,7 @@ def run(line, monkeypatch, capsys):
     ("emergence limit", "did you mean 'limits'"),
     ("language langage", "did you mean 'language'"),
     ("language --corpus nowhere.txt", "there is no file or folder"),
+    ("language --corpus nowhere.txt", "nowhere.txt: give --corpus"),
     ("language --kinds softmax,hybird", "did you mean 'hybrid'"),
     ("language --seeds none", "--seeds must be"),
     ("language --prompt", "expected one argument"),
