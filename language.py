@@ -476,11 +476,12 @@ def learned(size, seed, run):
 
 def residuals(params, s, count=8):
     """Median and largest |q_t - (H_t + Lambda) p_t| / |q_t| after STEPS steps, over windows of held-out text, all heads and layers."""
-    text, trace, found = corpus(s.corpus).heldout, {}, []
+    text, found = corpus(s.corpus).heldout, []
     starts = np.linspace(0, len(text) - s.T - 1, count).astype(int)
-    mesa.transformer(params, tokens(windows(text, starts, s.T), s.lags), s.config, trace)
-    for l in range(len(s.kinds)):
-        q, k, _, log_gamma, beta, ridge = mesa.projections(params, f"blocks.{l}.", "gated", trace[f"blocks.{l}.in"], s.config)
+    layers = [f"blocks.{l}." for l in range(len(s.kinds))]
+    inputs = mesa.activations(params, tokens(windows(text, starts, s.T), s.lags), s.config, [b + "in" for b in layers])
+    for b, z in zip(layers, inputs.values()):
+        q, k, _, log_gamma, beta, ridge = mesa.projections(params, b, "gated", z, s.config)
         p = solve(q, k, beta, log_gamma, ridge)
         r = q - fading_sum(p, beta[..., None] * k, k, decays(log_gamma)) - ridge[:, None] * p
         found.append(np.linalg.norm(r, axis=-1) / np.linalg.norm(q, axis=-1))

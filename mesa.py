@@ -308,7 +308,7 @@ class Config:
     d_in: int = 40              # size of an input token; equal to width unless embed
     d_out: int = 10             # d, size of a prediction
     embed: bool = False         # a linear embedding and read-out; without: token = stream, prediction = its first d
-    positional: str = "none"    # sinusoidal code: "none", "add" to the tokens, or "concat" to the input of q and k
+    positional: str = "none"    # sinusoidal code: "none", "add" to the tokens, "concat" to the first block's q, k input
     layer_norm: bool = False    # before attention and before the MLP
     mlp_width: int = 0          # 0: no MLP
     qk_norm: bool = False       # queries and keys of unit length, but in softmax layers, whose scores need longer ones
@@ -354,10 +354,9 @@ KINDS = {"linear": Kind(linear_attention, linear_step),
 def init_params(rng, config, std=0.02):
     """Weights ~ N(0, std^2), log(lambda) = 0, layer norms the identity: a dict name -> float64 array."""
     c, D = config, config.width
-    D_qk = 2 * D if c.positional == "concat" else D
     shapes = {"embed": (c.d_in, D)} if c.embed else {}
     for l, kind in enumerate(c.kinds):
-        b = f"blocks.{l}."
+        b, D_qk = f"blocks.{l}.", 2 * D if c.positional == "concat" and l == 0 else D
         shapes |= {b + "wq": (D_qk, c.heads, c.key_size), b + "wk": (D_qk, c.heads, c.key_size),
                    b + "wv": (D, c.heads, c.key_size), b + "wo": (c.heads, c.key_size, D)}
         shapes |= {b + name: shape for name, shape in KINDS[kind].shapes(c).items()}
@@ -410,30 +409,28 @@ def from_heads(o, w):
 
 
 def projections(params, b, kind, z, config, code=None):
-    """What the attention of block prefix `b` is called with, for its input z [B, T, D]: q, k, v [B, heads, T, Dk], and more where
-    the kind has more."""
-    z_qk = z                                            # what queries and keys are computed from
-    if config.positional == "concat":
-        z_qk = ad.concatenate([z, xp.broadcast_to(code, (len(z), *code.shape))])    # [B, T, 2D]
+    """What the attention of block prefix `b` is called with, for its input z [B, T, D]: q, k, v [B, heads, T, Dk], and
+    more where the kind has more.  With a position code [T, D], queries and keys are computed from both, side by side."""
+    z_qk = z if code is None else ad.concatenate([z, xp.broadcast_to(code, z.shape)])       # [B, T, D] or [B, T, 2D]
     q, k, v = to_heads(z_qk, params[b + "wq"]), to_heads(z_qk, params[b + "wk"]), to_heads(z, params[b + "wv"])
     if config.qk_norm and kind != "softmax":            # the small number keeps the gradient finite where a vector is zero
         q, k = (x * ((x * x).sum(axis=-1, keepdims=True) + 1e-14) ** -0.5 for x in (q, k))
     return q, k, v, *KINDS[kind].arguments(lambda name: params[b + name], z)
 
 
-def attention_block(params, b, kind, z, config, code, trace=None, memory=None):
+def attention_block(params, b, kind, z, config, code=None, keep=lambda name, a: None, memory=None):
     """What one attention layer adds to the stream, given its input z [B, T, D]; `b` is its prefix in params."""
     q, k, v, *more = projections(params, b, kind, z, config, code)
     if memory is None:
         o = KINDS[kind].attention(q, k, v, *more)                           # [B, heads, T, Dk]
     else:
         o, memory[b] = KINDS[kind].step(memory.get(b), q, k, v, *more)
-    if trace is not None:
-        identity = xp.broadcast_to(xp.eye(z.shape[1], dtype=z.dtype), (*q.shape[:3], z.shape[1]))
-        trace[b + "in"] = z
-        trace[b + "map"] = KINDS[kind].attention(q, k, identity, *more)
-        trace[b + "heads"] = o @ params[b + "wo"]                                  # [B, heads, T, D], what each head writes
-    return from_heads(o, params[b + "wo"])
+    out, T = from_heads(o, params[b + "wo"]), z.shape[1]                    # [B, T, D]
+    keep(b + "in", z)
+    keep(b + "map", lambda: KINDS[kind].attention(
+        q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:3], T)), *more))
+    keep(b + "out", out)
+    return out
 
 
 def transformer(params, x, config, trace=None, memory=None):
@@ -441,39 +438,59 @@ def transformer(params, x, config, trace=None, memory=None):
     token is; causal: the prediction at t sees tokens 1 ... t only.
 
     e (+ position code) -> blocks [e += Attention(LN(e));  e += MLP(LN(e));  clamp] -> read-out.
+    A position code that is not added to the stream is seen by the first block's queries and keys alone: later blocks
+    cannot tell neighbours from other tokens, unless the first has bound them.
 
-    trace  a dict, if given, receives
+    trace  a dict, if given, whose keys name what is asked for (see `activations`): its values are filled in, and once the
+           last of them is there, the pass ends and returns None:
            acts.l         the residual stream before block l (acts.L: after the last)       [B, T, D]
            blocks.l.in    the input of the attention layer, LN(acts.l)                       [B, T, D]
            blocks.l.map   the attention map A, o = A v, obtained with v = identity           [B, heads, T, T]
-           blocks.l.heads what each head writes into the stream                              [B, heads, T, D]
+           blocks.l.out   what the layer adds to the stream                                  [B, T, D]
     memory a dict, if given, makes this a stream: x holds just the next token, [B, 1, d_in], and memory what the layers keep of
            all tokens before. Start with {}, and pass the same dict with every token.  Linear and mesa layers keep matrices of
            fixed size, softmax layers all keys and values.  Forward only.
+
+    Raises KeyError if the model has nothing of a name that is asked for.
     """
     c, start = config, 0
     if memory is not None:
         start = memory["t"] = memory.get("t", -1) + 1
+    left = set(trace or ())
+
+    def keep(name, a):                                  # an array, or a function that makes it
+        if name in left:
+            trace[name] = a() if callable(a) else a
+            left.remove(name)
 
     def norm(e, name):
         return ad.layer_norm(e, params[name + ".scale"], params[name + ".bias"]) if c.layer_norm else e
 
     e = x if not c.embed else params["embed"][x].sum(axis=2) if x.dtype.kind in "iu" else x @ params["embed"]
-    code = position_code(start, x.shape[1], c.width, e.dtype) if c.positional != "none" else None
+    code = position_code(start, x.shape[1], c.width, e.dtype) if c.positional != "none" else None       # [T, D]
     if c.positional == "add":
-        e = e + code
+        e, code = e + code, None
     for l, kind in enumerate(c.kinds):
         b = f"blocks.{l}."
-        if trace is not None:
-            trace[f"acts.{l}"] = e
-        e = e + attention_block(params, b, kind, norm(e, b + "ln1"), c, code, trace, memory)
+        keep(f"acts.{l}", e)
+        if trace and not left:
+            return None
+        e = e + attention_block(params, b, kind, norm(e, b + "ln1"), c, code if l == 0 else None, keep, memory)
         if c.mlp_width:
             e = e + ad.gelu(norm(e, b + "ln2") @ params[b + "w1"]) @ params[b + "w2"]
         if c.clamp:
             e = ad.clip(e, -c.clamp, c.clamp)
-    if trace is not None:
-        trace[f"acts.{len(c.kinds)}"] = e
-    return e @ params["unembed"] if c.embed else e[..., :c.d_out]
+    keep(f"acts.{len(c.kinds)}", e)
+    if left:
+        raise KeyError(f"this model has no {', '.join(sorted(left))}")
+    return None if trace else e @ params["unembed"] if c.embed else e[..., :c.d_out]
+
+
+def activations(params, x, config, names):
+    """What a forward pass comes by, as a dict: names as the trace of `transformer` has them."""
+    trace = dict.fromkeys(names)
+    transformer(params, x, config, trace)
+    return trace
 
 
 def squared_error(prediction, target):

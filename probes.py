@@ -53,9 +53,8 @@ def activations(params, s, x, names):
     """Traced arrays of mesa.transformer (acts.l, blocks.l.map, ...) for states x [B, T+1, d]: a dict name -> [B, ...]."""
     tokens, parts = data.TOKENS[s.tokens](x[:, :-1]), []
     for i in range(0, len(x), train.PIECE):
-        trace = {}
-        mesa.transformer(params, to_backend(tokens[i:i + train.PIECE], s.dtype), s.config, trace)
-        parts.append({name: to_numpy(trace[name]) for name in names})
+        trace = mesa.activations(params, to_backend(tokens[i:i + train.PIECE], s.dtype), s.config, names)
+        parts.append({name: to_numpy(a) for name, a in trace.items()})
     return {name: np.concatenate([p[name] for p in parts]) for name in names}
 
 
@@ -109,12 +108,11 @@ def attention_map(params, s, x, l=0):
 def sensitivity(params, s, x, t, lags=8):
     """[lags]: mean over sequences of |d acts.1 at t / d token t - j|, the Frobenius norm of that Jacobian, j = 0 ... lags-1."""
     tokens, D = Tensor(data.TOKENS[s.tokens](x[:, :-1])), s.config.width
-    trace, J = {}, []
-    mesa.transformer(params, tokens, s.config, trace)
+    out, J = mesa.activations(params, tokens, s.config, ["acts.1"])["acts.1"], []
     for i in range(D):                                  # one row of the Jacobian after the other, all sequences at once
-        cotangent = np.zeros(trace["acts.1"].shape)
+        cotangent = np.zeros(out.shape)
         cotangent[:, t - 1, i] = 1
-        J.append(to_numpy(ad.backward(trace["acts.1"], [tokens], cotangent)[0])[:, t - lags:t])          # [B, lags, d]
+        J.append(to_numpy(ad.backward(out, [tokens], cotangent)[0])[:, t - lags:t])         # [B, lags, d]
     return np.sqrt((np.stack(J) ** 2).sum(axis=(0, 3))).mean(axis=0)[::-1]
 
 
@@ -224,13 +222,11 @@ def distil(params, s, l, steps, batch=64, lr=5e-3, seed=0, **fit):
     b, names = f"blocks.{l}.", ("wq", "wk", "wv", "wo")
     student = replace(s.config, kinds=("linear",))
     rng = np.random.default_rng([seed, l])
-    code = mesa.position_code(0, s.T, s.config.width, s.dtype) if s.positional != "none" else None
+    code = mesa.position_code(0, s.T, s.config.width, s.dtype) if s.positional == "concat" and l == 0 else None
 
     def sample(rng, n):
         tokens, _ = data.next_token_batch(rng, n, s.T, s.task, s.tokens, **s.family)
-        trace = {}
-        mesa.transformer(params, to_backend(tokens, s.dtype), s.config, trace)
-        return trace[b + "in"], trace[b + "heads"].sum(axis=1)
+        return tuple(mesa.activations(params, to_backend(tokens, s.dtype), s.config, (b + "in", b + "out")).values())
 
     def loss_fn(layer, z, target):
         return mesa.squared_error(mesa.attention_block(layer, "", "linear", z, student, code), target)

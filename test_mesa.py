@@ -224,9 +224,9 @@ def test_float32_stays_float32_for_tokens_and_for_integers(rng, positional):
     params = {k: w.astype("float32") for k, w in mesa.init_params(rng, config).items()}
     y = rng.standard_normal((2, 5, 4)).astype("float32")
     for x in (y, rng.integers(4, size=(2, 5, 3)), rng.integers(4, size=(2, 5, 3)).astype("uint8")):
-        trace = {}
-        _, grads = value_and_grad(lambda p: mesa.squared_error(mesa.transformer(p, x, config, trace), y), params)
-        assert {a.dtype.name for a in map(ad.value, (*trace.values(), *grads.values()))} == {"float32"}
+        _, grads = value_and_grad(lambda p: mesa.squared_error(mesa.transformer(p, x, config), y), params)
+        acts = mesa.activations(params, x, config, ["acts.0", "blocks.0.in", "blocks.1.map", "blocks.1.out", "acts.2"])
+        assert {a.dtype.name for a in (*acts.values(), *grads.values())} == {"float32"}
 
 
 def test_integers_name_the_rows_of_the_embedding(rng):
@@ -252,12 +252,9 @@ def test_golden_values_of_the_authors_code(path):
     params = {k.replace(".lam", ".log_lam"): v for k, v in params.items()}
     assert params.keys() == mesa.init_params(np.random.default_rng(0), config).keys()
 
-    trace = {}
-    prediction = mesa.transformer(params, gold["x"], config, trace)
-    assert relative(prediction, gold["pred"]) < 1e-10
-    for key in gold:
-        if key.startswith("acts."):
-            assert relative(trace[key], gold[key]) < 1e-10, key
+    assert relative(mesa.transformer(params, gold["x"], config), gold["pred"]) < 1e-10
+    for key, acts in mesa.activations(params, gold["x"], config, [k for k in gold if k.startswith("acts.")]).items():
+        assert relative(acts, gold[key]) < 1e-10, key
     loss, grads = value_and_grad(
         lambda p: mesa.squared_error(mesa.transformer(p, gold["x"], config), gold["y"]), params)
     assert abs(loss / gold["loss"] - 1) < 1e-10
@@ -435,28 +432,46 @@ def test_transformer_is_causal_and_its_gradient_equals_finite_differences(positi
 def test_clamp_and_initialisation(rng):
     """The clamp holds the stream within its limits after every block, on both sides; weights start as N(0, std^2), lambda = 1."""
     config = mesa.Config(("mesa", "linear"), heads=4, key_size=20, width=40, clamp=0.5)
-    params, trace = mesa.init_params(rng, config, std=0.3), {}
+    params = mesa.init_params(rng, config, std=0.3)
     assert params["blocks.0.wq"].std() == pytest.approx(0.3, rel=0.05) and not params["blocks.0.log_lam"].any()
-    mesa.transformer(params, rng.standard_normal((2, 9, 40)), config, trace)
-    for l in (1, 2):
-        assert trace[f"acts.{l}"].min() == -0.5 and trace[f"acts.{l}"].max() == 0.5
+    for acts in mesa.activations(params, rng.standard_normal((2, 9, 40)), config, ["acts.1", "acts.2"]).values():
+        assert acts.min() == -0.5 and acts.max() == 0.5
     assert mesa.init_params(rng, FULL)["blocks.1.ln2.scale"].tolist() == [1.0] * 6
 
 
-def test_trace_hands_out_every_intermediate(rng):
-    """Stream = embedding + what the heads write + MLPs, and each head's output is its map times its values."""
+def test_trace_hands_out_what_is_asked_for_and_stops(rng):
+    """Stream = embedding + what the layers write; what a layer writes is its maps times its values, through W_o."""
     config = mesa.Config(("linear", "softmax", "mesa"), heads=2, key_size=3, width=6, d_in=6, d_out=2)
-    params, trace = mesa.init_params(rng, config, std=0.5), {}
-    x = rng.standard_normal((2, 5, 6))
-    out = mesa.transformer(params, x, config, trace)
-    assert np.array_equal(out, trace["acts.3"][..., :2])
+    params, x = mesa.init_params(rng, config, std=0.5), rng.standard_normal((2, 5, 6))
+    names = [f"acts.{l}" for l in range(4)] + [f"blocks.{l}.{n}" for l in range(3) for n in ("in", "map", "out")]
+    trace = mesa.activations(params, x, config, names)
+    assert np.array_equal(mesa.transformer(params, x, config), trace["acts.3"][..., :2])
     for l in range(3):
         b = f"blocks.{l}."
-        written = trace[b + "heads"].sum(axis=1)                            # [B, T, D]
-        assert np.allclose(trace[f"acts.{l}"] + written, trace[f"acts.{l + 1}"], atol=1e-13)
+        assert np.array_equal(trace[b + "in"], trace[f"acts.{l}"])          # without layer norm
+        assert np.allclose(trace[f"acts.{l}"] + trace[b + "out"], trace[f"acts.{l + 1}"], atol=1e-13)
         v = np.einsum("btd,dhk->bhtk", trace[f"acts.{l}"], params[b + "wv"])
-        assert np.allclose(trace[b + "map"] @ v @ params[b + "wo"], trace[b + "heads"], atol=1e-13)
+        assert np.allclose((trace[b + "map"] @ v @ params[b + "wo"]).sum(axis=1), trace[b + "out"], atol=1e-13)
         assert np.array_equal(np.triu(trace[b + "map"][0, 0], 1), np.zeros((5, 5)))
+    first = {name: w for name, w in params.items() if name.startswith("blocks.0.")}       # nothing after it is computed
+    assert np.array_equal(mesa.activations(first, x, config, ["blocks.0.out", "acts.1"])["acts.1"], trace["acts.1"])
+    with pytest.raises(KeyError, match="blocks.7.in"):
+        mesa.activations(params, x, config, ["acts.1", "blocks.7.in"])
+
+
+def test_a_position_code_beside_the_tokens_is_seen_by_the_first_block_alone(rng):
+    """Where block 0 writes nothing, no order is known: the prediction stays when earlier tokens change places."""
+    config = mesa.Config(("softmax", "softmax"), heads=2, key_size=3, width=6, d_in=4, d_out=4, embed=True,
+                         positional="concat", layer_norm=True, mlp_width=8)
+    params, x = mesa.init_params(rng, config, std=0.5), rng.standard_normal((2, 7, 4))
+    assert params["blocks.0.wq"].shape == (12, 2, 3) and params["blocks.1.wq"].shape == (6, 2, 3)
+    swapped = x[:, [3, 1, 2, 0, 4, 5, 6]]
+
+    def last(x):
+        return mesa.transformer(params, x, config)[:, -1]
+    assert relative(last(swapped), last(x)) > 1e-3
+    params["blocks.0.wo"][...] = 0
+    assert relative(last(swapped), last(x)) < 1e-12
 
 
 @pytest.mark.parametrize("positional", ["none", "add", "concat"])
@@ -511,26 +526,24 @@ def test_proposition_2a_is_gradient_descent_after_every_layer(k, states):
     """W <- W - eta_j dL/dW = W + eta_j (N_t - W S_t) from W = 0: slot 0 holds W x_t after each layer."""
     eta = np.linspace(0.01, 0.06, k)
     params, config = mesa.proposition_2(*mesa.richardson_weights(eta), d=4)
-    trace = {}
-    mesa.transformer(params, data.constructed_tokens(states[:, :-1]), config, trace)
+    acts = mesa.activations(params, data.constructed_tokens(states[:, :-1]), config, [f"acts.{j}" for j in range(1, k + 1)])
     N, S = gram(states)
     W = np.zeros_like(N)
     for j in range(k):
         W = W + eta[j] * (N - W @ S)
-        assert relative(trace[f"acts.{j + 1}"][..., :4], apply(W, states[:, :-1])) < 1e-10
+        assert relative(acts[f"acts.{j + 1}"][..., :4], apply(W, states[:, :-1])) < 1e-10
 
 
 @pytest.mark.parametrize("k", [2, 3, 6])
 def test_proposition_2b_is_richardson_on_the_ridge_problem(k, states):
     eta, mu = np.linspace(0.01, 0.06, k), 0.7
     params, config = mesa.proposition_2(*mesa.richardson_weights(eta, mu), d=4)
-    trace = {}
-    mesa.transformer(params, data.constructed_tokens(states[:, :-1]), config, trace)
+    acts = mesa.activations(params, data.constructed_tokens(states[:, :-1]), config, [f"acts.{j}" for j in range(1, k + 1)])
     N, S = gram(states)
     x, z = states[:, :-1], np.zeros_like(states[:, :-1])
     for j in range(k):
         z = z + eta[j] * (x - apply(S, z) - mu * z)
-        assert relative(trace[f"acts.{j + 1}"][..., :4], apply(N, z)) < 1e-10
+        assert relative(acts[f"acts.{j + 1}"][..., :4], apply(N, z)) < 1e-10
 
 
 @pytest.mark.parametrize("k", [2, 3, 6])
