@@ -84,8 +84,8 @@ def partial_sequences(rng, B, T, d=5, d_state=15, noise=0.01, init_range=1.0, ob
     return h @ C.swapaxes(1, 2) + obs_noise * rng.standard_normal((B, T + 1, d))
 
 
-def feature(x, f_width=20, family_seed=0):
-    """f(x) / |f(x)|, f(x) = gelu(x A) B: [..., d] -> [..., d].
+def feature(x, f_width=20, family_seed=0, normalised=True):
+    """f(x) / |f(x)|, f(x) = gelu(x A) B: [..., d] -> [..., d]; or f(x) itself.
 
     A [d, f_width], B [f_width, d] ~ N(0, 1) / sqrt(fan-in) belong to the family: the same for all sequences.
     """
@@ -93,7 +93,7 @@ def feature(x, f_width=20, family_seed=0):
     A, B = rng.standard_normal((d, f_width)) / d ** 0.5, rng.standard_normal((f_width, d)) / f_width ** 0.5
     u = x @ A
     f = 0.5 * u * (1 + np.tanh((2 / np.pi) ** 0.5 * (u + 0.044715 * u ** 3))) @ B
-    return f / np.linalg.norm(f, axis=-1, keepdims=True)
+    return f / np.linalg.norm(f, axis=-1, keepdims=True) if normalised else f
 
 
 def nonlinear_sequences(rng, B, T, d=10, f_width=20, noise=0.01, init_range=1.0, family_seed=0):

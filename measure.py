@@ -2,15 +2,12 @@
 
     size   how much of everything: a row of figures.SIZE
     seed   of the training, and of what is drawn for one training alone
-    runs   trained models, as Run
+    runs   trained models, as lab.Run
 
-Rivals are tuned on sequences of their own and judged, like the models, on others that nobody has seen (but for two: the closed-form
-optimum is fitted to the sequences it bounds the loss of, and few_shot takes the best of five ridges for the neighbours it is shown).
-All seeds are judged on the same sequences.  The frame of figures.py calls these functions in parallel and keeps what they return.
+Rivals are tuned on sequences of their own and judged, like the models, on others that nobody has seen (but for one: the
+closed-form optimum is fitted to the sequences it bounds the loss of).  All seeds are judged on the same sequences.  The frame
+in lab.py calls these functions in parallel and keeps what they return.
 """
-from dataclasses import dataclass
-from pathlib import Path
-
 import autodiff  # noqa: F401  (before NumPy: it sets the number of BLAS threads)
 
 import numpy as np
@@ -22,25 +19,8 @@ import train
 from probes import by_position, loss, r_squared
 
 
-@dataclass
-class Run:
-    """A training run in the cache. What it has learned is read when it is asked for."""
-    settings: train.Settings
-    folder: Path
-
-    @property
-    def state(self):
-        return train.load_checkpoint(self.folder, self.settings)[0]
-
-    @property
-    def params(self):
-        return self.state.params
-
-    def weights_at(self, step):
-        return train.load_arrays(self.folder / f"weights-{step:06d}.npz")
-
-    def steps_done(self):
-        return self.state.step if (self.folder / "checkpoint.npz").exists() else 0
+STEPS = range(1, 9)     # numbers of steps of the reference algorithms
+EARLY = 2_500           # a step of the training at which curves are compared, too: the length of the authors' released run
 
 
 def tuning_sequences(size, s):
@@ -98,46 +78,69 @@ def mesa_layer(size, seed, run):
 
 
 def context(size, seed, *runs):
-    """Loss over context of runs on the same task, and of the reference algorithms on that task's features."""
+    """Loss over context of runs on the same task, and of the reference algorithms on that task's features: the paper's k steps
+    (Richardson, Chebyshev), gradient steps without normalisation, least squares, kernel regression."""
     s = runs[0].settings
     x_tune, x = tuning_sequences(size, s), judging_sequences(size, s)
     tune, spec, y = mesa.spectrum(x_tune, features(size, s, x_tune)), mesa.spectrum(x, features(size, s, x)), x[:, 1:]
 
     def curve(inverse):
-        return by_position(mesa.predict(spec, inverse), y)
-    steps, normalised = ([curve(probes.best_steps(tune, k, *scale)(spec.s)) for k in range(1, 9)] for scale in ((), (mesa.frobenius,)))
-    mu = probes.tuned(mesa.ridge, tune, [0.01])
-    state = [run.state for run in runs]
-    return {"models": [by_position(train.predictions(a.params, r.settings, x), y) for a, r in zip(state, runs)],
+        return by_position(mesa.predict(spec, inverse(spec.s)), y)
+
+    def model(params, run):
+        return by_position(train.predictions(params, run.settings, x), y)
+    bands, state = [probes.band(tune, k) for k in STEPS], [run.state for run in runs]
+    mu, width = probes.tuned(mesa.ridge, tune, [0.01]), probes.tuned_bandwidth(x_tune[:128])
+    return {"models": [model(a.params, r) for a, r in zip(state, runs)],
+            "early": [model(r.weights_at(EARLY), r) if EARLY in r.settings.snapshots else np.full(s.T, np.nan) for r in runs],
             "parameters": [sum(w.size for w in a.params.values()) for a in state], "seconds": [a.seconds for a in state],
-            "steps": steps, "normalised": normalised, "lsq": curve(mesa.ridge(spec.s, mu)),
-            "kernel": by_position(mesa.kernel_regression(x, probes.tuned_bandwidth(x_tune[:128])), y), "zero": by_position(0 * y, y)}
+            "richardson": [curve(q) for q, _ in bands], "chebyshev": [curve(q) for _, q in bands],
+            "steps": [curve(probes.best_steps(tune, k)) for k in STEPS], "lsq": curve(lambda s: mesa.ridge(s, mu)),
+            "kernel": by_position(mesa.kernel_regression(x, width), y), "zero": by_position(0 * y, y)}
 
 
 def compression(size, seed, run):
     """CompressedAlg of a deep linear model as it trains, and the average of the weights at that step and of the compressed
-    ones at the end, half and half."""
+    ones at the end, half and half.  At the end, also one layer compressed alone, and everything but what reads or writes one slot."""
     s, d, x = run.settings, run.settings.d, train.heldout_sequences(run.settings)
-    final, rows = probes.compressed(probes.products(run.params, s.config), d), []
+
+    def loss_of(P):
+        return loss(probes.predictions_of_products(P, s, x), x[:, 1:])
+    end = probes.products(run.params, s.config)
+    short, rows, alone, but = probes.compressed(end, d), [], [], []
     for n in s.snapshots:
         P = probes.products(run.weights_at(n), s.config)
-        rows.append([loss(probes.predictions_of_products(Q, s, x), x[:, 1:])
-                     for Q in (P, probes.compressed(P, d), (P + final) / 2)])
-    tables = probes.slot_table(final, d)
-    return {"heldout": run.state.heldout, "snapshots": s.snapshots, "rows": rows, "entries": final.size, "numbers": tables.size,
+        rows.append([loss_of(Q) for Q in (P, probes.compressed(P, d), (P + short) / 2)])
+    for l in range(len(s.kinds)):
+        P = end.copy()
+        P[l] = short[l]
+        alone.append(loss_of(P))
+    for i in range(4):
+        P, at = short.copy(), mesa.slot(i, d)
+        P[..., at, :], P[..., at] = end[..., at, :], end[..., at]
+        but.append(loss_of(P))
+    tables = probes.slot_table(short, d)
+    return {"heldout": run.state.heldout, "snapshots": s.snapshots, "rows": rows, "alone": alone, "but": but, "entries": short.size,
+            "numbers": tables.size,
             "nonzero": (np.abs(tables) > 0.02 * np.abs(tables).max(axis=(-1, -2), keepdims=True)).sum()}
 
 
 def depth(size, seed, run):
-    """Probes of every layer, at several t: the next state, and the preconditioned input."""
+    """Probes of every layer: the next state and the preconditioned input S_t^-1 x_t at several t; and what the best polynomials
+    of S_t, of degree 1 ... 7, make of x_t, late in the context."""
     s, rng = run.settings, np.random.default_rng(103)
-    x = train.sequences(s, rng, max(size["judge"], 64))
+    x, tune = train.sequences(s, rng, max(size["judge"], 64)), mesa.spectrum(tuning_sequences(size, s)[:1_024])
     names = [f"acts.{l}" for l in range(len(s.kinds) + 1)]
-    acts, target = probes.activations(run.params, s, x, names), probes.preconditioned_inputs(x[:, :-1])
-    at, keep = np.unique(np.linspace(2, s.T, 12).astype(int)), probes.not_outliers(target)
+    acts, at = probes.activations(run.params, s, x, names), np.unique(np.linspace(2, s.T, 12).astype(int))
+    inverses = [lambda s: mesa.ridge(s, 1e-3), *(probes.band(tune, k)[1] for k in range(1, 8))]
+    target, *polynomials = mesa.preconditioned_inputs(x[:, :-1], inverses)
+    keep, late = probes.not_outliers(target), at[-3:]
     return {"at": at, "outliers": (~keep).sum(axis=0)[at - 1], "sequences": len(x), "d": s.d,
             "next": [probes.position_probe(acts[n], x[:, 1:], rng, at) for n in names],
-            "input": [probes.position_probe(acts[n], target, rng, at, keep) for n in names]}
+            "input": [probes.position_probe(acts[n], target, rng, at, keep) for n in names],
+            "next variance": x[:, 1:].var(axis=0).mean(axis=-1)[at - 1],
+            "input variance": [target[keep[:, t - 1], t - 1].var(axis=0).mean() for t in at],
+            "degrees": [[probes.position_probe(acts[n], p, rng, late)[:, 0].mean() for p in polynomials] for n in names]}
 
 
 def bindings(size, seed, run):
@@ -145,28 +148,32 @@ def bindings(size, seed, run):
     s, rng = run.settings, np.random.default_rng(104)
     x, names = train.sequences(s, rng, size["judge"] // 2), [f"acts.{l}" for l in range(min(3, len(s.kinds)) + 1)]
     acts = probes.activations(run.params, s, x, names)
-    return {"r2": [probes.lag_probe(acts[n], x[:, :-1], rng, min(8, s.T)) for n in names]}
+    return {"r2": [probes.lag_probe(acts[n], x[:, :-1], rng, min(8, s.T)) for n in names],
+            "needed": -(-s.d_state // s.d) - 1 if s.task == "partial" else 1}      # lags that determine the hidden state
 
 
 def learned_features(size, seed, run):
-    """How well f(x_t)/|f(x_t)| can be read from the stream after every layer, over training."""
+    """How well f(x_t), and f(x_t)/|f(x_t)|, can be read from the stream after every layer at t = T, over training."""
     s, rng = run.settings, np.random.default_rng(105)
-    x = train.sequences(s, rng, max(64, size["judge"] // 4))
-    target, names = features(size, s, x), [f"acts.{l}" for l in range(len(s.kinds) + 1)]
-    r2 = []
+    x = train.sequences(s, rng, size["judge"])
+    last, names = x[:, -2:-1], [f"acts.{l}" for l in range(len(s.kinds) + 1)]
+    targets = [data.feature(last, s.f_width, s.family_seed, normalised) for normalised in (False, True)]
+    found = []
     for n in s.snapshots:
         acts = probes.activations(run.weights_at(n), s, x, names)
-        r2.append([probes.probe(acts[name], target, rng) for name in names])
-    return {"snapshots": s.snapshots, "r2": r2}
+        found.append([[probes.probe(acts[name][:, -1:], y, rng) for name in names] for y in targets])
+    found = np.array(found)                                                 # [snapshots, 2, layers+1, 2]
+    return {"snapshots": s.snapshots, "r2": found[:, 0], "normalised": found[:, 1]}
 
 
 def first_layer(size, seed, run):
     """The first layer's attention map, and what its output depends on."""
     s = run.settings
     x = train.sequences(s, np.random.default_rng(106), size["judge"])
-    mean, std = probes.attention_map(run.params, s, x)
-    mass = [np.diagonal(mean, -j, 1, 2)[:, -(s.T // 2):].mean(axis=-1) for j in range(min(8, s.T // 2))]     # later half of t
-    return {"map": mean, "mass": mass, "spread": np.sqrt((np.diagonal(std, -1, 1, 2) ** 2).mean()),
+    mean, std = probes.attention_map(run.params, s, x)                      # [heads, T, T]
+    late = slice(s.T // 2, None)                                            # the later half of t
+    mass = [np.diagonal(mean, -j, 1, 2)[:, -(s.T // 2):].mean(axis=-1) for j in range(min(8, s.T // 2))]
+    return {"map": mean, "mass": mass, "spread": std[:, late].sum(axis=(1, 2)) / mean[:, late].sum(axis=(1, 2)),
             "sensitivity": probes.sensitivity(run.params, s, x[:64], s.T, min(8, s.T))}
 
 
@@ -199,30 +206,44 @@ def few_shot(size, seed, run):
     s, n = run.settings, size["pairs"]
     rng, judge, params = np.random.default_rng([108, seed]), np.random.default_rng(109), run.params
     single, double = (data.regression_pairs(judge, 512, n, s.d, tasks=k) for k in (1, 2))
+    fresh = data.regression_pairs(np.random.default_rng(110), 512, n, s.d)  # to tell when tuning no longer helps, and for ridges
 
-    def tune(start, frozen, lr):
-        return probes.tune_tokens(params, s, n, start, frozen, size["tokens"], lr, batch=32, seed=seed, workers=1)
+    def losses(x, y, extra, tasks=1):
+        return by_position(probes.few_shot_predictions(params, s, x.astype(s.dtype), y.astype(s.dtype), extra, tasks), y)
+
+    def tune(tokens, frozen, lr):                       # in rounds, until one gains less than half a per cent
+        best = np.inf
+        for i in range(size["rounds"]):
+            tokens = probes.tune_tokens(params, s, n, tokens, frozen, size["tokens"], lr, seed=[seed, i], workers=1)
+            now = losses(*fresh, frozen | tokens).mean()
+            if now > 0.995 * best:
+                break
+            best = now
+        return tokens
     eos = tune({"eos": rng.standard_normal(s.d)}, {}, size["lr"])
-    prefix = tune({"prefix": 0.3 * rng.standard_normal((size["prefix"], s.d))}, eos, 0.9 * size["lr"])
+    prefix = tune({"prefix": rng.standard_normal((size["prefix"], s.d))}, eos, 0.9 * size["lr"])
     out = {"eos": eos["eos"], "prefix": prefix["prefix"]}
-    for name, (x, y) in (("single", single), ("double", double)):
-        out[name] = [by_position(probes.few_shot_predictions(params, s, x.astype(s.dtype), y.astype(s.dtype), extra), y)
-                     for extra in ({}, eos, eos | prefix)]
+
+    def neighbours(x, y, mu, eos=None, tasks=1):
+        tokens, at = probes.few_shot_tokens(x, y, eos, tasks=tasks)
+        return by_position(probes.least_squares_on_neighbours(tokens, mu)[:, at], y)
+    for name, (x, y), k in (("single", single, 1), ("double", double, 2)):
+        out[name] = [losses(x, y, extra, k) for extra in ({}, eos, eos | prefix)]
         out[name + " pairs"] = by_position(probes.least_squares_on_pairs(x, y), y)
-        tokens, at = probes.few_shot_tokens(x, y, eos["eos"].astype(float))
-        curves = [by_position(probes.least_squares_on_neighbours(tokens, mu)[:, at], y) for mu in 10.0 ** np.arange(-3, 2)]
-        out[name + " neighbours"] = min(curves, key=np.mean)
+        for text, token in ((" neighbours", None), (" neighbours, EOS", eos["eos"].astype(float))):
+            mu = min(10.0 ** np.arange(-3, 2), key=lambda mu: neighbours(*fresh, mu, token).mean())
+            out[name + text] = neighbours(x, y, mu, token, k)
     return out
 
 
 def one_token(size, seed, run):
-    """What slot 0 of a deep linear model holds after every layer, beside the steps of gradient descent."""
+    """What slot 0 of a deep linear model holds after every layer, beside the paper's k steps."""
     s, L = run.settings, len(run.settings.kinds)
     tune, x = mesa.spectrum(tuning_sequences(size, s)), judging_sequences(size, s)[:512]
-    spec = mesa.spectrum(x)
+    spec, y = mesa.spectrum(x), x[:, -1]
     acts = probes.activations(run.params, s, x, [f"acts.{l}" for l in range(L + 1)])
     layers = np.array([acts[f"acts.{l}"][:, -1, :s.d] for l in range(L + 1)])               # [L+1, B, d]
-    steps = np.array([0 * x[:, -1]] + [mesa.predict(spec, probes.best_steps(tune, k)(spec.s))[:, -1] for k in range(1, L + 1)])
-    y = x[:, -1]
-    return {"layers": layers[:, 0], "steps": steps[:, 0], "target": y[0],
-            "error": [[0.5 * ((p - y) ** 2).sum(-1).mean() for p in a] for a in (layers, steps)]}
+    bands = [[mesa.predict(spec, q(spec.s))[:, -1] for q in probes.band(tune, k)] for k in range(1, L + 1)]
+    richardson, chebyshev = (np.array([0 * y, *(pair[i] for pair in bands)]) for i in (0, 1))
+    return {"layers": layers[:, 0], "steps": chebyshev[:, 0], "target": y[0],
+            "error": [[0.5 * ((p - y) ** 2).sum(-1).mean() for p in a] for a in (layers, richardson, chebyshev)]}

@@ -575,22 +575,33 @@ def richardson_weights(eta, mu=0.0):
 Spectrum = namedtuple("Spectrum", "s x NV y")           # s, V^T x_t, N_t V, target x_{t+1}, where S_t = V diag(s) V^T
 
 
-def spectrum(x, phi=None):
+def spectrum(x, phi=None, newest=True):
     """Spectrum of S_t for every prefix of states x [B, T+1, d]: s, x, y [B, T, d], NV [B, T, d, d].
 
     phi [B, T, n], if given, is what x_{t+1} is regressed on, instead of x_t: data.windows, data.feature.  Then n takes the
-    place of d in s, in x and as the last axis of NV.
+    place of d in s, in x and as the last axis of NV.  newest=False leaves out the newest pair, (x_{t-1}, x_t): S_{t-1}, N_{t-1}.
     """
     now, phi, B = x[:, :-1], x[:, :-1] if phi is None else phi, len(x)
-    before = previous(phi)
+    before, after = previous(phi), now                  # the pairs
+    if not newest:
+        before, after = previous(before), previous(after)
     T, d, n = *now.shape[1:], phi.shape[-1]
     s, x_V, NV = np.empty((B, T, n)), np.empty((B, T, n)), np.empty((B, T, d, n))
     for b in range(0, B, 64):                           # 64 sequences at a time: the matrices V take the most memory
         b = slice(b, b + 64)
         s[b], V = np.linalg.eigh((before[b, :, :, None] * before[b, :, None, :]).cumsum(axis=1))
         x_V[b] = (phi[b, :, None, :] @ V)[..., 0, :]
-        NV[b] = (now[b, :, :, None] * before[b, :, None, :]).cumsum(axis=1) @ V
+        NV[b] = (after[b, :, :, None] * before[b, :, None, :]).cumsum(axis=1) @ V
     return Spectrum(np.maximum(s, 0), x_V, NV, x[:, 1:])
+
+
+def preconditioned_inputs(x, inverses):
+    """q(S_t) x_t for every function q of `inverses` (s -> q(s)) and states x [B, T, d]: a list of [B, T, d].  What a solver that
+    works on its query, as Proposition 2's layers do on slot 1, arrives at; for 1 / (s + ridge) at (S_t + ridge I)^-1 x_t."""
+    before = previous(x)
+    s, V = np.linalg.eigh((before[..., :, None] * before[..., None, :]).cumsum(axis=1))     # [B, T, d], [B, T, d, d]
+    x_V = (x[..., None, :] @ V)[..., 0, :]
+    return [(V @ (q(np.maximum(s, 0)) * x_V)[..., None])[..., 0] for q in inverses]
 
 
 def predict(spec, inverse):
@@ -640,6 +651,18 @@ def frobenius(s):
     a = s + 1e-3
     norm = np.sqrt((a * a).sum(axis=-1, keepdims=True))
     return a / norm, norm
+
+
+def paper_steps(a, alpha, beta=0.0):
+    """The k steps that the paper's curves are held against, on eigenvalues a of the normalised matrix (`frobenius`): from the
+    identity, M <- M + prod_{i<=j} (1 - alpha_i a) + beta_j (M - M_before).  A polynomial of degree k in a, of k + 1 terms.
+    beta = 0 is called Richardson there, learned alpha and beta Chebyshev; M / norm stands for 1/s."""
+    alpha = np.asarray(alpha, float)
+    M = M_before = product = np.ones_like(a)
+    for alpha_j, beta_j in zip(alpha, np.broadcast_to(beta, alpha.shape)):
+        product = product * (1 - alpha_j * a)
+        M, M_before = M + product + beta_j * (M - M_before), M
+    return M
 
 
 def ridge(s, mu):

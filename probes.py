@@ -1,8 +1,8 @@
 """What is inside a trained model: analyses that work on any model, each a small function of its weights and some sequences.
 
     where does it find x_{t-1}?             probe(activations, lagged states), sensitivity, attention_map
-    what does it compute, layer by layer?   probe(activations, x_{t+1} or (S_t + ridge I)^-1 x_t), per position
-    is it the algorithm of the theory?      products, compressed: CompressedAlg;  best_steps, distance: which gradient descent
+    what does it compute, layer by layer?   probe(activations, x_{t+1} or q(S_t) x_t), per position
+    is it the algorithm of the theory?      products, compressed: CompressedAlg;  band, best_steps: k steps of what
     is a softmax layer linear attention?    distil a linear one from it, and swap it in
     does it learn from few shots?           few_shot_tokens, and EOS and prefix tokens tuned with the model frozen
 
@@ -17,6 +17,7 @@ import autodiff as ad                                   # before NumPy: it sets 
 from autodiff import Tensor, to_backend, to_numpy
 
 import numpy as np
+import scipy.optimize
 
 import data
 import mesa
@@ -85,12 +86,6 @@ def position_probe(acts, target, rng, at, keep=None):
         some = slice(None) if keep is None else keep[:, t - 1]
         rows.append(probe(acts[some, t - 1:t], target[some, t - 1:t], rng))
     return np.array(rows)
-
-
-def preconditioned_inputs(x, ridge=1e-3):
-    """(X X^T + ridge I)^-1 x_t with X = x_1 ... x_{t-1}, for states x [B, T, d]: [B, T, d].  What a linear solver that
-    works on its query, as Proposition 2's layers do on slot 1, has to arrive at."""
-    return mesa.precondition_direct(x[:, None], data.previous(x)[:, None], np.array([1 / ridge]))[:, 0]
 
 
 def not_outliers(target, deviations=3):
@@ -206,9 +201,46 @@ def best_steps(spec, k, scale=lambda s: (s, 1.0)):
     return q
 
 
-def distance(curve, other):
-    """Root mean square of log(curve / other) over t: 0.1 means that two curves differ by a tenth."""
-    return float(np.sqrt((np.log(curve / other) ** 2).mean()))
+def band(spec, k):
+    """The paper's k steps (mesa.paper_steps), tuned for the best prediction on these sequences: (Richardson, Chebyshev), each as
+    a function s -> q(s), what stands for 1/s.  A model of k layers belongs between the two.
+
+    Both are polynomials of degree k in the normalised eigenvalues.  From k = 2 on, Chebyshev's free coefficients reach the
+    best of all of them, up to four digits, and that is a linear problem (its first step has no momentum: for k = 1 the two
+    are the same).  The loss of a polynomial is a quadratic form in its coefficients, which is gathered once; to search
+    Richardson's k step sizes, from several starts, then costs almost nothing.
+    """
+    a, norm = mesa.frobenius(spec.s)
+
+    def basis(a):                                       # Chebyshev's polynomials on [0, 1], where a lies: [..., k+1]
+        return np.polynomial.chebyshev.chebvander(2 * a - 1, k)
+    columns = np.stack([mesa.predict(spec, column / norm).ravel() for column in np.moveaxis(basis(a), -1, 0)], axis=-1)
+    gram, nodes, rng = columns.T @ columns, np.linspace(0, 1, k + 1), np.random.default_rng(0)
+    best = np.linalg.solve(gram, columns.T @ spec.y.ravel())
+    from_values = np.linalg.inv(basis(nodes))           # coefficients of the polynomial with given values at the nodes
+
+    def coefficients(alpha):
+        return from_values @ mesa.paper_steps(nodes, alpha)
+
+    def excess(alpha):                                  # loss above that of the best polynomial, up to a factor
+        c = coefficients(alpha) - best
+        return c @ gram @ c / gram.trace()
+    searches = [scipy.optimize.minimize(excess, rng.uniform(0, 2.5, k), method="BFGS") for _ in range(24)]
+    richardson = coefficients(min(searches, key=lambda found: found.fun).x)
+
+    def inverse(c):
+        def q(s):
+            a, norm = mesa.frobenius(s)
+            return basis(a) @ c / norm
+        return q
+    return inverse(richardson), inverse(best if k > 1 else richardson)
+
+
+def distances(curve, other, zero):
+    """How far two loss curves [T] are apart: (root mean square of their difference over the mean loss `zero` of predicting
+    nothing; the same of the logarithm of their ratio).  On the first scale, that of the paper's plots, beyond t = d all good
+    predictors are one; the second sees little else."""
+    return np.sqrt(((curve - other) ** 2).mean()) / np.mean(zero), np.sqrt((np.log(curve / other) ** 2).mean())
 
 
 # ------------------------------------------------------------------------ is a softmax layer a linear one in disguise
@@ -244,25 +276,27 @@ def distil(params, s, l, steps, batch=64, lr=5e-3, seed=0, **fit):
 # -------------------------------------------------------------------------------------- learning from few examples
 
 
-def few_shot_tokens(x, y, eos=None, prefix=None):
-    """Pairs x, y [B, n, d] as one sequence x_1, y_1, (EOS,) x_2, y_2, (EOS,) ... with a prefix [p, d] in front: [B, T, d], and
-    the slice of the positions of the x_i, where y_i is predicted."""
-    B, n, d = x.shape
-    parts = [x[:, :, None], y[:, :, None]]
-    if eos is not None:
-        parts.append(eos * np.ones((B, n, 1, 1), x.dtype))
-    width = len(parts)
-    tokens = ad.concatenate(parts, axis=2).reshape(B, n * width, d)
-    p = 0
-    if prefix is not None:
-        p = prefix.shape[0]
-        tokens = ad.concatenate([prefix * np.ones((B, 1, 1), x.dtype), tokens], axis=1)
-    return tokens, slice(p, None, width)
+def few_shot_tokens(x, y, eos=None, prefix=None, tasks=1):
+    """Pairs x, y [B, n, d] as one sequence, prefix, x_1, y_1, EOS, x_2, y_2, EOS, ..., x_n, y_n, with a token eos [d] and a prefix
+    [p, d] where they are given; several tasks, n / tasks pairs each, one after the other, each with the prefix.
+    Returns the tokens [B, T, d] and the positions [n] of the x_i, where y_i is predicted."""
+    parts, at, T, one = [], [], 0, np.ones((len(x), 1, 1, 1), x.dtype)
+    for x_k, y_k in zip(np.split(x, tasks, axis=1), np.split(y, tasks, axis=1)):
+        B, m, d = x_k.shape
+        columns = [x_k[:, :, None], y_k[:, :, None]] + ([eos * np.repeat(one, m, axis=1)] if eos is not None else [])
+        pairs = ad.concatenate(columns, axis=2).reshape(B, -1, d)           # [B, m (2 or 3), d]
+        if eos is not None:
+            pairs = pairs[:, :-1]
+        if prefix is not None:
+            pairs = ad.concatenate([prefix * one[:, 0], pairs], axis=1)
+        at.append(T + pairs.shape[1] - (len(columns) * m - (eos is not None)) + len(columns) * np.arange(m))
+        parts, T = [*parts, pairs], T + pairs.shape[1]
+    return ad.concatenate(parts, axis=1), np.concatenate(at)
 
 
-def few_shot_predictions(params, s, x, y, extra=None):
+def few_shot_predictions(params, s, x, y, extra=None, tasks=1):
     """What the model predicts for y_i at x_i: [B, n, d].  extra: dict with "eos" [d] and "prefix" [p, d], or parts of it."""
-    tokens, at = few_shot_tokens(x, y, **(extra or {}))
+    tokens, at = few_shot_tokens(x, y, **(extra or {}), tasks=tasks)
     return mesa.transformer(params, tokens, s.config)[:, at]
 
 
@@ -274,7 +308,7 @@ def tune_tokens(params, s, n, start, frozen, steps, lr, batch=64, seed=0, noise=
 
     def loss_fn(tokens, x, y):
         return mesa.squared_error(few_shot_predictions(params, s, x, y, frozen | tokens), y)
-    state = train.State({k: to_backend(a, s.dtype) for k, a in start.items()}, np.random.default_rng([seed, 7]))
+    state = train.State({k: to_backend(a, s.dtype) for k, a in start.items()}, np.random.default_rng(seed))
     train.fit(loss_fn, state, sample, train.adamw(lambda step: lr), steps, batch, **fit)
     return state.params
 

@@ -63,7 +63,7 @@ class Settings:
     key_size: int = 20
     width: int = 0                      # of the residual stream; 0: as wide as a token
     embed: bool = False
-    positional: str = "none"            # "none", "add" or "concat"
+    positional: str = "none"            # "none", "add" or "concat": mesa.Config
     layer_norm: bool = False
     mlp_width: int = 0                  # 0: no MLP
     qk_norm: bool = False
@@ -147,8 +147,8 @@ def choose(what, name, allowed):
                     f" (there are {', '.join(allowed)})")
 
 
-_softmax = Settings(tokens="raw", kinds=("softmax",), key_size=10, width=40, embed=True, positional="add",
-                    layer_norm=True, mlp_width=80, init_std=0.02)
+_softmax = Settings(tokens="raw", kinds=("softmax",), width=40, embed=True, positional="concat", layer_norm=True,
+                    mlp_width=80, init_std=0.02, batch=64, lr=3e-3, warmup=500)
 PRESETS = {
     "linear-1": Settings(tokens="constructed-0", heads=2, lr=1e-3, warmup=200, steps=5_000),
     "linear-2": Settings(kinds=("linear",) * 2, clamp=1.5),
@@ -156,7 +156,7 @@ PRESETS = {
     "softmax-3": replace(_softmax, kinds=("softmax",) * 3),
     "softmax-7": replace(_softmax, kinds=("softmax",) * 7),
     "mesa-1": Settings(kinds=("mesa",), lr=4e-4, clamp=1.5),
-    "hybrid-2": replace(_softmax, kinds=("softmax", "mesa"), lr=4e-4),
+    "hybrid-2": replace(_softmax, kinds=("softmax", "mesa")),
 }
 
 
