@@ -1,118 +1,73 @@
-"""Figures: each trains its models (or reuses what was trained), analyses them, draws, and states what it measured.
+"""Figures of the first paper (von Oswald et al., arXiv 2309.05858): each trains its models, measures, judges and draws.
 
-    python figures.py                   the main job: the overview figure, quick settings, a few minutes on two cores
+    python figures.py                   the main job: the overview figure, quick settings, three minutes on two cores
     python figures.py --list            the figures there are, and the runs they need
-    python figures.py NAME ... | all    some, or all;  --full for the paper's settings, --seeds 3 for mean and spread
+    python figures.py NAME ... | all    some, or all;  --full for the paper's sizes, --seeds 3 for mean and spread
+    python figures.py NAME --redraw     draw and judge again what is in OUT/data, without training anything
 
-A figure is a list of measurements and a function that draws their results.  A measurement is a function of trained runs that
-returns a dict of arrays; the frame makes the runs, then the measurements, in parallel, and keeps both in runs/, in places
-whose names contain a digest of all their settings (and of the module with the measurement): a second call only redraws.
-Delete runs/ after changing what other code computes.
-
-Every figure writes OUT/NAME.png, and in OUT/NAME.json its claims: what is claimed and by whom, the predicate that would
-make it hold, the number measured here, and whether it holds.  OUT/claims.md collects the claims as a table, and OUT/weights
-receives the weights of four models (python probes.py opens them).
+Per figure, next to each other: what it claims (rows of data, made from what was measured), and how it is drawn; FIGURES at
+the end says what is measured of which runs.  lab.py is the frame, measure.py has the measurements.
 """
-import hashlib
-import inspect
-import itertools
 import json
-import os
-import re
-import sys
-import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 
-from autodiff import xp                                 # before NumPy: it sets the number of BLAS threads
+import autodiff  # noqa: F401  (before NumPy: it sets the number of BLAS threads)
 
 import numpy as np
+from scipy.stats import spearmanr
 
-import probes
 import train
-from measure import (Run, bindings, compression, context, depth, few_shot, first_layer, learned_features, linearised, mesa_layer,
+from lab import COLOUR, Figure, command_line, end_labels, label, mean_line, shades
+from measure import (EARLY, bindings, compression, context, depth, few_shot, first_layer, learned_features, linearised, mesa_layer,
                      one_layer, one_token, over_dimensions)
-
-# One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind readers too).
-COLOUR = {"linear": "#0072B2", "mesa": "#009E73", "softmax": "#CC79A7", "hybrid": "#D55E00",
-          "gradient descent": "#E69F00", "normalised": "#8C6D1F", "least squares": "#000000", "kernel regression": "#7F7F7F",
-          "CompressedAlg": "#56B4E9", "optimum": "#7F7F7F", "control": "#B0B0B0"}
+from probes import distances
 
 AUTHORS = Path(__file__).parent / "golden" / "authors_mesa1.json"      # loss over context of mesa-1 trained by their code
 
 # ------------------------------------------------------------------------------------------------ runs and sizes
-# name: (preset, changes to it, further changes in the quick profile).  The quick Transformers see systems of d = 5 over
-# T = 65 tokens, enough for 20 shots with EOS tokens and a prefix.
+# name: (preset, changes to it, further changes in the quick profile)
 
-SNAPSHOTS = (0, 100, 250, 500, 750, 1_000, 1_500, 2_000, 2_500, 3_000, 4_000, 5_000, 6_000, 8_000, 10_000, 12_500, 15_000,
-             17_500, 20_000)
-EARLY = (0, 50, 100, 150, 200, 250, 300, 400, 500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000)
-_quick = dict(d=5, T=65, batch=64, lr=2e-3, warmup=300, steps=1_500)
-_shots = dict(T=80)
+WHILE = (0, 100, 250, 500, 750, 1_000, 1_500, 2_000, 2_500, 3_000, 4_000, 5_000, 6_000, 7_500, 10_000, 12_500, 15_000, 17_500,
+         20_000)                                        # steps of the training at which weights are kept
+FIRST = (0, 50, 100, 150, 200, 250, 300, 400, 500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000)
+_quick = dict(d=5, T=25, steps=4_000)
+_partial = _quick | dict(d=3, d_state=8, T=40)
+_linear = dict(steps=2_500, batch=128, lr=1e-3, warmup=300)
+_few = dict(T=100, steps=10_000)                        # room for two tasks of ten pairs with EOS tokens, and two prefixes
+_attention = dict(layer_norm=False, mlp_width=0)
 RUNS = {
-    "linear-1": ("linear-1", dict(snapshots=EARLY), dict(steps=1_500, report=50)),
-    "linear-2": ("linear-2", dict(snapshots=SNAPSHOTS), dict(steps=2_000, batch=128, lr=1e-3, warmup=300)),
-    "linear-6": ("linear-6", dict(snapshots=SNAPSHOTS), dict(steps=2_000, batch=128, lr=1e-3, warmup=300)),
-    "mesa-1": ("mesa-1", dict(snapshots=SNAPSHOTS), dict(steps=600, warmup=100, lr=1e-2, lr_end=1e-3, clamp=0.0)),
+    "linear-1": ("linear-1", dict(snapshots=FIRST), dict(steps=1_500, report=50)),
+    "linear-2": ("linear-2", dict(snapshots=WHILE), _linear),
+    "linear-6": ("linear-6", dict(snapshots=WHILE), _linear),
+    "linear-6, K = 40": ("linear-6", dict(snapshots=WHILE, key_size=40), _linear),
+    "mesa-1": ("mesa-1", {}, dict(steps=600, warmup=100, lr=1e-2, lr_end=1e-3, clamp=0.0)),
     "softmax-3": ("softmax-3", {}, _quick),
     "softmax-7": ("softmax-7", {}, _quick),
     "hybrid-2": ("hybrid-2", {}, _quick),
-    "softmax-7, partial": ("softmax-7", dict(task="partial", d=5), _quick | dict(d=3, d_state=6)),
-    "hybrid-2, partial": ("hybrid-2", dict(task="partial", d=5), _quick | dict(d=3, d_state=6)),
-    "softmax-7, nonlinear": ("softmax-7", dict(task="nonlinear", lr=1e-3, snapshots=SNAPSHOTS), _quick),
-    "hybrid-2, nonlinear": ("hybrid-2", dict(task="nonlinear", lr=1e-3, snapshots=SNAPSHOTS), _quick),
-    "softmax-3, long": ("softmax-3", _shots, _quick),   # few-shot sequences are longer than 50 tokens
-    "softmax-5, long": ("softmax-7", _shots | dict(kinds=("softmax",) * 5), _quick),
-    "softmax-7, long": ("softmax-7", _shots, _quick),
-    "hybrid-2, long": ("hybrid-2", _shots, _quick),
-    **{f"softmax, {size} d": ("softmax-7", dict(d=full, T=5 * full, width=4 * full, key_size=2 * full),
-                                _quick | dict(d=d, T=5 * d, width=4 * d, key_size=2 * d, kinds=("softmax",) * 3, steps=2_500))
-       for size, full, d in (("small", 5, 4), ("medium", 10, 7), ("large", 20, 12))},
+    "softmax-7, partial": ("softmax-7", dict(task="partial", d=5), _partial),
+    "hybrid-2, partial": ("hybrid-2", dict(task="partial", d=5), _partial),
+    "softmax-7, nonlinear": ("softmax-7", dict(task="nonlinear", snapshots=WHILE), _quick),
+    "hybrid-2, nonlinear": ("hybrid-2", dict(task="nonlinear", snapshots=WHILE), _quick),
+    "attention-7": ("softmax-7", _attention, _quick),
+    "softmax-3, few": ("softmax-3", _few, _quick | dict(T=80)),
+    "softmax-5, few": ("softmax-7", _few | dict(kinds=("softmax",) * 5), _quick | dict(T=80)),
+    "softmax-7, few": ("softmax-7", _few, _quick | dict(T=80)),
+    "hybrid-2, few": ("hybrid-2", _few, _quick | dict(T=80)),
+    **{f"attention-7, {size}": ("softmax-7", _attention | dict(d=full, T=5 * full, width=4 * full, key_size=2 * full),
+                                _quick | dict(d=d, T=5 * d, width=4 * d, key_size=2 * d, kinds=("softmax",) * 3))
+       for size, full, d in (("small", 5, 4), ("medium", 10, 7), ("large", 16, 12))},
 }
-KEEP = ("linear-1", "linear-6", "mesa-1", "hybrid-2")  # their weights (of the first seed) are left in OUT/weights
 SMOKE = dict(d=2, T=8, d_state=3, width=8, steps=12, warmup=2, batch=40, report=5, heldout=64)
 
 # What measurements work with: sequences to tune rivals on and to judge on, lags in a window of observations, steps of
-# distillation and of the tuning of tokens, learning rate of the latter, tokens in a prefix, pairs in a few-shot problem,
-# dimensions of figure 5B.
-SIZE = {"full": dict(tune=8_192, judge=4_096, window=16, distil=2_000, tokens=2_000, lr=1e-3, prefix=20, pairs=20,
+# distillation; steps of a round of tuning tokens, rounds at most, and learning rate; tokens in a prefix, pairs in a few-shot
+# problem; dimensions of figure 5B.
+SIZE = {"full": dict(tune=4_096, judge=4_096, window=16, distil=2_000, tokens=500, rounds=10, lr=1e-3, prefix=20, pairs=20,
                      dims=(2, 5, 10, 20, 40)),
-        "quick": dict(tune=4_096, judge=2_048, window=8, distil=500, tokens=300, lr=1e-2, prefix=5, pairs=20, dims=(2, 5, 10, 20)),
-        "smoke": dict(tune=64, judge=64, window=2, distil=3, tokens=3, lr=1e-2, prefix=2, pairs=4, dims=(2, 3, 4))}
-
-# ----------------------------------------------------------------------------------------------------- the frame
-
-FIGURES = {}                                            # name -> (function that draws, its measurements)
-SOURCE = {}                                             # measurement -> its module's source, part of the key of its results
-
-
-def figure(*measurements):
-    """Make the function below a figure that can be named on the command line: it takes a Lab and, for each measurement
-    (function, *names of runs), a list of that function's results, one per seed, and returns (matplotlib figure, claims)."""
-    def register(f):
-        FIGURES[f.__name__] = (f, measurements)
-        SOURCE.update((m, inspect.getsource(inspect.getmodule(m))) for m, *_ in measurements)
-        return f
-    return register
-
-
-def digest(value):
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def train_run(run, name, workers, lines_every):
-    """A job for an executor: finish a run."""
-    train.run(run.settings, run.folder, name, workers=workers, lines_every=lines_every)
-
-
-def measure_run(path, f, size, seed, runs):
-    """A job for an executor: f(size, seed, *runs) -> dict of arrays, kept in the file `path`.  Runs may train on a GPU;
-    they are measured in NumPy."""
-    with xp.using("numpy"):
-        train.save_arrays(path, {k: np.asarray(v) for k, v in f(size, seed, *runs).items()})
+        "quick": dict(tune=2_048, judge=2_048, window=8, distil=500, tokens=100, rounds=4, lr=1e-2, prefix=5, pairs=20,
+                      dims=(2, 5, 10, 20)),
+        "smoke": dict(tune=64, judge=64, window=2, distil=3, tokens=3, rounds=2, lr=1e-2, prefix=2, pairs=4, dims=(2, 3, 4))}
 
 
 def settings_of(name, profile):
@@ -125,229 +80,17 @@ def settings_of(name, profile):
     return replace(s, snapshots=tuple(sorted({min(n, s.steps) for n in s.snapshots})))
 
 
-@dataclass
-class Lab:
-    """Where figures get their results from: the profile, the seeds, the cache, and an executor that shares the work.
-
-    Profiles: "full", the paper's settings; "quick", what shows the effect in minutes; "smoke", models too small to show
-    anything, to see in seconds that a figure can be made.
-    executor: any concurrent.futures executor whose workers see the folder `cache`; None does one job after another, each
-    on all cores.
-    settings: (name, profile) -> the train.Settings of a run.
-    """
-    profile: str = "quick"
-    seeds: tuple = (0,)
-    cache: Path = field(default_factory=lambda: Path("runs").resolve())     # a worker may be in another folder
-    executor: object = None
-    sizes: dict = field(default_factory=lambda: SIZE)       # of measurements, for each profile
-    settings: object = settings_of
-
-    def run(self, name, seed):
-        """The Run of that name, trained or not."""
-        s = replace(self.settings(name, self.profile), seed=seed).check()
-        # the folder's name is for people; the digest tells runs apart
-        return Run(s, self.cache / f"{re.sub(r'[^a-z0-9]+', '-', name.split(',')[0])[:100]}-{digest(asdict(s))}")
-
-    def place(self, f, names, seed):
-        """The file in which the results of a measurement are kept."""
-        runs = [asdict(self.run(n, seed).settings) for n in names]
-        key = digest([SOURCE[f], self.sizes[self.profile], seed, runs])
-        return self.cache / f"measured-{f.__name__}-{key}.npz"
-
-    def map(self, job, arguments, done=lambda n: None):
-        """job(*a) for all a in arguments, in parallel where there is an executor; done(n) when n of them are."""
-        if self.executor is None:
-            for n, a in enumerate(arguments, 1):
-                job(*a)
-                done(n)
-            return
-        # A pool takes jobs in advance, and those cannot be cancelled any more: it is given no more than it has processes, or Ctrl-C
-        # would begin new runs.
-        jobs, n = iter(arguments), 0
-
-        def begin(count):
-            return {self.executor.submit(job, *a) for a in itertools.islice(jobs, count)}
-        pending = begin(getattr(self.executor, "_max_workers", len(arguments)))
-        try:
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                    n += 1
-                    done(n)
-                pending |= begin(len(finished))
-        except BaseException:
-            for future in pending:
-                future.cancel()
-            raise
-
-    def prepare(self, measurements):
-        """Train and measure whatever the cache lacks; drawing needs some of the runs, too."""
-        wanted = {self.place(f, names, seed): (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
-                  for f, *names in measurements for seed in self.seeds}
-        wanted = {path: rest for path, rest in wanted.items() if not path.exists()}
-        runs, names, left = {}, {}, {}                  # by folder: names that mean the same settings share one
-        for name, seed in dict.fromkeys((name, seed) for _, *names in measurements for name in names for seed in self.seeds):
-            run = self.run(name, seed)
-            steps = run.settings.steps - run.steps_done()
-            if steps > 0:
-                runs[run.folder], names[run.folder], left[run.folder] = run, f"{name} seed {seed}", steps
-        if runs:
-            seconds = {folder: seconds_per_step(replace(run.settings, seed=0)) * left[folder] for folder, run in runs.items()}
-            print(f"{len(runs)} runs to train, about {sum(seconds.values()) / 60:.0f} minutes of one core in all (Ctrl-C keeps "
-                  f"what is done), then {len(wanted)} measurements", flush=True)
-            order = sorted(runs, key=seconds.get, reverse=True)     # the longest first, so that all cores end together
-            workers, lines = None, {}
-            if self.executor is not None:               # runs share the cores, and the terminal
-                workers, lines = max(1, os.cpu_count() // len(order)), {f: max(1, runs[f].settings.steps // 4) for f in order}
-            self.map(train_run, [(runs[f], names[f], workers, lines.get(f)) for f in order])
-        self.map(measure_run, [(path, *rest) for path, rest in wanted.items()],
-                 lambda n: print(f"measured {n} of {len(wanted)}", file=sys.stderr, flush=True))
-
-    def results(self, f, *names):
-        """What a measurement has found, for each seed."""
-        return [train.load_arrays(self.place(f, names, seed)) for seed in self.seeds]
+# ---------------------------------------------------------------------------------------- pieces that figures share
 
 
-@lru_cache
-def seconds_per_step(s):
-    """An estimate of the time that a step of training takes on one core, from two of them."""
-    times, (loss_fn, sample) = [], s.objective()
-    train.fit(loss_fn, train.start(s), sample, train.adamw(lambda step: 0.0), 3, s.batch, workers=1,
-              progress=lambda state: times.append(time.perf_counter()))
-    return (times[3] - times[1]) / 2
+def ratios(above, below):
+    """One ratio of mean losses per seed."""
+    return [np.mean(a) / np.mean(b) for a, b in zip(above, below)]
 
 
-def executor_named(text):
-    """The executor of that name, as a context: "processes", one per core; "serial"; "dask" or "dask:ADDRESS", a cluster's
-    workers, or "mpi" (start with mpiexec -n N python -m mpi4py.futures figures.py ...); workers must see the same files."""
-    kind, _, address = text.partition(":")
-    train.choose("executor", kind, ["processes", "serial", "dask", "mpi"])
-    if kind == "serial" or kind == "processes" and xp.module is not np:    # processes cannot share a GPU in use
-        return nullcontext()
-    if kind == "processes":
-        return ProcessPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    try:
-        if kind == "dask":
-            from distributed import Client
-            return Client(address or None).get_executor()
-        from mpi4py.futures import MPIPoolExecutor
-        return MPIPoolExecutor()
-    except ImportError as e:
-        raise train.UserError(f"--executor {kind} needs the package {e.name}: pip install {e.name}") from None
-
-
-def holds(expected, measured):
-    """Whether a number satisfies a predicate: "< 1", "<= 1", "> 0.9", ">= 0.9" or "0.99 .. 1.01"."""
-    if ".." in expected:
-        low, high = map(float, expected.split(".."))
-        return bool(low <= measured <= high)
-    sign, bound = expected.split()
-    return bool({"<": measured < float(bound), "<=": measured <= float(bound),
-                 ">": measured > float(bound), ">=": measured >= float(bound)}[sign])
-
-
-def claim(lab, figure, text, source, expected, values, why_not=""):
-    """A claim with its measurement: `values` has one number per seed; measured is their mean, spread their standard
-    deviation (None for one seed); `why_not` explains it where it does not hold."""
-    values = [float(v) for v in values]
-    measured = float(np.mean(values))
-    yes = holds(expected, measured)
-    return {"figure": figure, "claim": text, "source": source, "expected": expected, "measured": measured,
-            "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None, "seeds": list(lab.seeds),
-            "profile": lab.profile, "holds": yes} | ({"why_not": why_not} if why_not and not yes else {})
-
-
-def markdown(claims):
-    """Claims as a Markdown table."""
-    rows = ["| figure | claim | source | expected | measured | holds | profile, seeds |", "|---|---|---|---|---|---|---|"]
-    for c in claims:
-        spread = "" if c["spread"] is None else f" ± {c['spread']:.2g}"
-        rows.append(f"| {c['figure']} | {c['claim']} | {c['source']} | {c['expected']} | {c['measured']:.4g}{spread} | "
-                    f"{'yes' if c['holds'] else '**no**'} | {c['profile']}, {len(c['seeds'])} |")
-    reasons = {}
-    for c in claims:
-        if "why_not" in c:
-            reasons.setdefault(c["why_not"], []).append(c["figure"])
-    return "\n".join(rows) + "\n" + "".join(f"\nWhere it does not hold ({', '.join(dict.fromkeys(figures))}): {reason}.\n"
-                                            for reason, figures in reasons.items())
-
-
-def claims_in(path):
-    """The claims in a JSON file; none if it is somebody else's."""
-    try:
-        claims = json.loads(path.read_text())
-        return [c for c in claims if {"figure", "claim", "expected", "measured", "spread", "seeds", "profile", "holds"} <= c.keys()]
-    except (ValueError, AttributeError, TypeError):
-        return []
-
-
-def make(name, lab, out):
-    """Draw one figure, from measurements in the cache, and write picture and claims to the folder `out`."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
-                         "axes.titlelocation": "left", "figure.constrained_layout.use": True})
-    draw, measurements = FIGURES[name]
-    fig, claims = draw(lab, *(lab.results(*m) for m in measurements))
-    for run in {run for _, *runs in measurements for run in runs} & set(KEEP):
-        trained = lab.run(run, lab.seeds[0])
-        train.save_model(out / "weights" / f"{run}.npz", trained.params, trained.settings)
-    train.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
-    train.write_whole(out / f"{name}.json", lambda f: f.write((json.dumps(claims, indent=1) + "\n").encode()))
-    plt.close(fig)
-    everything = [c for path in sorted(out.glob("*.json")) for c in claims_in(path)]
-    train.write_whole(out / "claims.md", lambda f: f.write(markdown(everything).encode()))
-    print(f"\n{out / name}.png\n\n{markdown(claims)}", flush=True)
-    return claims
-
-
-# ------------------------------------------------------------------------------------------------------- drawing
-
-
-def mean_line(ax, x, ys, **style):
-    """The mean of one curve per seed, with a band over the range of the seeds where there are several."""
-    mean = np.mean(ys, axis=0)
-    ax.plot(x, mean, **style)
-    if len(ys) > 1:
-        ax.fill_between(x, np.min(ys, axis=0), np.max(ys, axis=0), color=style["color"], alpha=0.25, lw=0)
-    return mean
-
-
-def label(ax, x, y, text, colour, va="center", ha="right", **style):
-    """Write directly at a curve, in its colour; a white rim keeps the letters legible where they meet a line."""
-    from matplotlib.patheffects import withStroke
-    ax.text(x, y, text, color=COLOUR.get(colour, colour), va=va, ha=ha,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")], **style)
-
-
-def end_labels(ax, ends, size=8, gap=0.075):
-    """Names of curves to the right of the axes, at the heights where the curves end, pushed apart where they would overlap.
-    ends: list of (y, text, colour).  Call it when the limits of the axes are final."""
-    def height(y):
-        low, high = ax.get_ylim()
-        scale = np.log if ax.get_yscale() == "log" else float
-        return np.clip((scale(y) - scale(low)) / (scale(high) - scale(low)), 0, 1)
-    ends = sorted((height(y), text, colour) for y, text, colour in ends)
-    at = np.array([h for h, *_ in ends])
-    for _ in range(200):                                # neighbours that are too near push each other apart
-        push = np.maximum(0, gap - np.diff(at)) / 2
-        at[:-1] -= push
-        at[1:] += push
-        at += max(0, -at[0]) - max(0, at[-1] - 1)
-        if push.max(initial=0) < 1e-3:
-            break
-    for h, (_, text, colour) in zip(at, ends):
-        ax.text(1.02, h, text, color=COLOUR.get(colour, colour), transform=ax.transAxes, va="center", fontsize=size)
-
-
-def shades(colour, n):
-    """n shades of an algorithm's colour, from light over full to dark: for depths or sizes of the same kind of model."""
-    from matplotlib.colors import to_rgb
-    full = np.array(to_rgb(COLOUR.get(colour, colour)))
-    at = np.linspace(-0.5, 0.5 if n > 2 else 0, n)      # -1 white, 0 full, 1 black
-    return [tuple(full + (1 - full) * -u if u < 0 else full * (1 - u)) for u in at]
+def falls(error):
+    """Spearman's rank correlation between an error and its place in the list: -1 if it falls in every step."""
+    return spearmanr(range(len(error)), error).statistic
 
 
 def heatmap(ax, M, d, title):
@@ -389,7 +132,7 @@ def draw_training(ax, ones):
     inset.tick_params(labelsize=7)
     label(inset, 0.98 * steps[-1], gd, f"one gradient step {gd:.3f}", "gradient descent", "bottom", fontsize=7.5)
     label(inset, 0.98 * steps[-1], optimum, f"closed-form optimum {optimum:.3f}", "optimum", "top", fontsize=7.5)
-    ax.set(title="Loss over training", xlabel="training step", ylabel=r"held-out loss  $\frac{1}{2}E|\hat x - x|^2$")
+    ax.set(title="linear-1 over training", xlabel="training step", ylabel=r"held-out loss  $\frac{1}{2}E|\hat x - x|^2$")
     ax.set_ylim(bottom=0.8 * optimum)
     label(ax, 0.98, 0.95, "linear layer", "linear", transform=ax.transAxes, weight="bold")
     label(ax, 0.98, 0.87, "○  its CompressedAlg", "CompressedAlg", transform=ax.transAxes)
@@ -406,9 +149,9 @@ def draw_ridge(ax, ones, mesas):
     end = mean_line(ax, t, [m["mesa"] for m in mesas], color=COLOUR["mesa"], lw=2)[-1]
     ax.plot(t, np.mean([m["ridge"] for m in mesas], axis=0), ":", color="#004D38", lw=1.3)
     if (int(mesas[0]["d"]), T) == (10, 50):
-        at = np.array([15, 20, 50])
-        ax.plot(at, np.array(json.loads(AUTHORS.read_text())["loss_by_position"])[at - 1], "x", color=COLOUR["mesa"], ms=5)
-    ax.set(title="Loss over context", xlabel="context length $t$", ylabel="held-out loss at $t$")
+        at, authors = np.array([15, 20, 50]), json.loads(AUTHORS.read_text(encoding="utf-8"))
+        ax.plot(at, np.array(authors["loss_by_position"])[at - 1], "x", color=COLOUR["mesa"], ms=5)
+    ax.set(title="linear-1, mesa-1 over context", xlabel="context length $t$", ylabel="held-out loss at $t$")
     label(ax, T, 1.4 * gd[-1], "one gradient step", "gradient descent", "bottom")
     label(ax, T, 0.6 * linear[-1], "linear layer", "linear", "top", weight="bold")
     for factor, text, style in ((32, "mesa layer", dict(weight="bold")),
@@ -430,97 +173,89 @@ def draw_probe(ax, depths, what, title):
     for l, colour in enumerate(shades("#5E3C99", layers)):
         mean = mean_line(ax, at, [e[l] for e in error], color=colour, lw=1.6)
         ends.append((mean[-1], "input" if l == 0 else f"layer {l}", colour))
+    ax.axvline(float(depths[0]["d"]), color="0.85", lw=1, zorder=0)
     ax.set(title=title, xlabel="context length $t$", ylabel="probe error $1 - R^2$")
     end_labels(ax, ends, 7.5)
 
 
-def draw_context(ax, models, context, steps, title, rivals=("lsq", "kernel"), name="steps"):
-    """Loss over context.  models: list of (position in the measurement, label, colour); steps: numbers of gradient steps."""
+def draw_context(ax, models, found, k, title, rivals=("lsq",), what="models"):
+    """Loss over context.  models: list of (position in the measurement, label, colour); k: numbers of steps whose band is drawn."""
     ax.set_yscale("log")
-    T, ends = len(context[0]["lsq"]), []
-    t = np.arange(1, T + 1)
-    names = {"lsq": ("least squares", "least squares"), "kernel": ("kernel regression", "kernel regression")}
-    for k in steps:
-        curve = context[0]["steps"][k - 1]
-        ax.plot(t, curve, color=COLOUR["gradient descent"], lw=3, alpha=0.55)
-        ends.append((curve[-1], f"{k} {name}" if k > 1 else "1 step", "gradient descent"))
+    m, ends = found[0], []
+    t = np.arange(1, len(m["lsq"]) + 1)
+    names = {"lsq": "least squares", "kernel": "kernel regression"}
+    for n in k:
+        band = m["chebyshev"][n - 1], m["richardson"][n - 1]
+        ax.fill_between(t, *band, color=COLOUR["gradient descent"], alpha=0.45, lw=0)
+        ax.plot(t, band[0], color=COLOUR["gradient descent"], lw=1)         # for one step the band is a line
+        ends.append(((band[0][-1] * band[1][-1]) ** 0.5, f"{n} step{'s' * (n > 1)}", "gradient descent"))
     for key in rivals:
-        ax.plot(t, context[0][key], color=COLOUR[names[key][1]], lw=1.3, ls="-" if key == "lsq" else "--")
-        ends.append((context[0][key][-1], *names[key]))
+        ax.plot(t, m[key], color=COLOUR[names[key]], lw=1.3, ls="-" if key == "lsq" else "--")
+        ends.append((m[key][-1], names[key], names[key]))
     for i, text, colour in models:
-        mean = mean_line(ax, t, [c["models"][i] for c in context], color=COLOUR.get(colour, colour), lw=1.8)
+        mean = mean_line(ax, t, [c[what][i] for c in found], color=COLOUR.get(colour, colour), lw=1.8)
         ends.append((mean[-1], text, colour))
     ax.set(title=title, xlabel="context length $t$", ylabel="held-out loss at $t$")
-    ax.set_ylim(0.6 * min(context[0]["lsq"].min(), *(c["models"][i].min() for c in context for i, *_ in models)),
-                2 * context[0]["zero"].max())
+    ax.set_ylim(0.6 * min(m["lsq"].min(), *(c[what][i].min() for c in found for i, *_ in models)), 2 * m["zero"].max())
     end_labels(ax, ends)
 
 
-def distances(context, i, kind="steps"):
-    """[seeds, 8]: distance between a model's curve and k = 1 ... 8 steps."""
-    return np.array([[probes.distance(c["models"][i], curve) for curve in c[kind]] for c in context])
-
-
-def draw_distances(ax, models, context, title):
+def draw_distances(ax, models, found, title):
     """Which k-step algorithm is nearest?"""
     ends, k = [], np.arange(1, 9)
     ax.set_yscale("log")
     for i, text, colour in models:
-        for kind, style in (("steps", "o-"), ("normalised", "s--")):
-            curve = distances(context, i, kind).mean(axis=0)
-            ax.plot(k, curve, style, color=COLOUR.get(colour, colour), ms=4, lw=1.3,
-                    mfc="white" if kind == "normalised" else None)
-            ends.append((curve[-1], text + (", normalised" if kind == "normalised" else ""), colour))
-    ax.set(title=title, xlabel="steps $k$ of gradient descent", ylabel="distance of the curves")
+        for kind, style in (("chebyshev", "o-"), ("steps", "s--")):
+            curve = np.mean([[distances(c["models"][i], other, c["zero"])[0] for other in c[kind]] for c in found], axis=0)
+            ax.plot(k, curve, style, color=COLOUR.get(colour, colour), ms=4, lw=1.3, mfc="white" if kind == "steps" else None)
+            ends.append((curve[-1], text + (", plain steps" if kind == "steps" else ""), colour))
+    ax.set(title=title, xlabel="steps $k$", ylabel="distance / loss of predicting zero")
+    ax.set_xticks(k)
     end_labels(ax, ends, 7.5)
 
 
-def nearest(lab, panel, text, i, k, context, why_not):
-    """The claim that a model's curve is nearest to that of k steps; then how near, with and without normalisation."""
-    plain, normalised = (distances(context, i, kind) for kind in ("steps", "normalised"))
-    return [claim(lab, panel, f"number of gradient steps whose curve is nearest to {text}'s (at distance "
-                  f"{plain.min(axis=1).mean():.2g}; {k} steps: {plain[:, k - 1].mean():.2g}; 8 is the largest tried)", "paper, 4C-D and 6C",
-                  f"{k} .. {k}",
-                  plain.argmin(axis=1) + 1, why_not),
-            claim(lab, panel, f"the same for normalised steps (distance {normalised.min(axis=1).mean():.2g}; {k} steps: "
-                  f"{normalised[:, k - 1].mean():.2g})", "paper, 4C-D and 6C", f"{k} .. {k}", normalised.argmin(axis=1) + 1, why_not)]
+def band_rows(panel, name, i, k, found, run=None, what="models", when=""):
+    """The claims that a model's loss over context is that of k steps."""
+    model, bounds = [c[what][i] for c in found], found[0]
+    rich, cheb = bounds["richardson"][k - 1], bounds["chebyshev"][k - 1]
+    far = np.array([[distances(m, other, c["zero"]) for other in c["chebyshev"]] for m, c in zip(model, found)])     # [seeds, 8, 2]
+    nearest = far.argmin(axis=1) + 1                                        # [seeds, 2]
+    within = [((m <= 1.1 * rich) & (m >= cheb / 1.1)).mean() for m in model]
+    text, run, paper = f"{name}'s{when}", run or name, "paper, 4C-D, 6C"
+    return [(panel, f"{text} mean loss over that of {k} Chebyshev steps, {cheb.mean():.3f} (of {k} Richardson steps, the band's other "
+             f"end: {rich.mean() / cheb.mean():.2f})", paper, f"0.97 .. {1.03 * rich.mean() / cheb.mean():.3g}",
+             ratios(model, [cheb] * len(model)), run),
+            (panel, f"share of positions at which {text} loss lies in the band of {k} steps, within 10 %", paper, "> 0.9", within, run),
+            (panel, f"how far from {k} the number of Chebyshev steps is whose curve is nearest to {text} ("
+             f"{', '.join(str(n) for n in nearest[:, 0])}; in logarithms {', '.join(str(n) for n in nearest[:, 1])}; distance to {k} steps "
+             f"{far[:, k - 1, 0].mean():.2g}, in logarithms {far[:, k - 1, 1].mean():.2g})", paper, "< 0.5",
+             np.abs(nearest[:, 0] - k), run)]
 
 
-def ratios(above, below):
-    """One ratio of mean losses per seed."""
-    return [np.mean(a) / np.mean(b) for a, b in zip(above, below)]
+def depth_rows(first, second, depths, name):
+    """Probe error falls with depth, and with context; shuffled control."""
+    rows, d, at = [], float(depths[0]["d"]), depths[0]["at"]
+    late = at > d + 1 if (at > d + 1).any() else at > 0
+    for panel, what, text in ((first, "next", "x_t+1"), (second, "input", "the preconditioned input")):
+        error = [1 - m[what][:, :, 0] for m in depths]                      # [layers + 1, positions]
+        mse = [e[:, -1] * m[what + " variance"][-1] for e, m in zip(error, depths)]
+        rows += [(panel, f"rank correlation of the error (1 - R²) of the probe for {text} at t = T with the layer of {name} (mean squared "
+                  f"error {np.mean([m[0] for m in mse]):.2g} at the input, {np.mean([m[-1] for m in mse]):.2g} after the last layer)",
+                  f"paper, {panel}", "< -0.7", [falls(e[:, -1]) for e in error], name),
+                 (panel, f"the least error of the probe for {text} after any layer of {name} over that at its input, mean over t > d + 1",
+                  f"paper, {panel}", "< 0.9", [e[1:, late].mean(axis=1).min() / e[0, late].mean() for e in error], name),
+                 (panel, f"rank correlation of that error with t, after the last layer but one of {name}", f"paper, {panel}", "< 0",
+                  [falls(e[-2]) for e in error], name),
+                 (panel, f"largest absolute R² of the shuffled control ({text}, {name})", "control", "< 0.1",
+                  [np.abs(m[what][1:, :, 1]).max() for m in depths])]
+    return rows
 
 
-# ------------------------------------------------------------------------------------------------------- figures
-
-STRONGER = ("a trained layer does more than one such step: it also reads the slot that holds the residual as key or value, so "
-            "its curve is that of more steps, or of none of them")
-
-
-BINDING = ("softmax-7 binds neighbours in its first few layers, not in the first alone; hybrid-2, whose only softmax layer has to bind "
-           "them, binds them better there")
-HELD = "hybrid-2's only softmax layer binds neighbours, but less than the claim asks"
-LATER = "what the features gain, they gain in later layers, or they gain nothing"
-
-
-@figure((one_layer, "linear-1"), (mesa_layer, "mesa-1"))
-def overview(lab, ones, mesas):
-    """A linear layer learns one step of gradient descent (3B, 4A), a mesa layer least squares."""
-    import matplotlib.pyplot as plt
-    fig = plt.figure(figsize=(10, 3.6))
-    left, middle, right = fig.subfigures(1, 3, width_ratios=(1, 1.15, 1.15))
-    left.suptitle("Weights of the linear layer", fontsize=10, x=0.02, ha="left")
-    draw_blocks(left.subplots(len(ones[0]["qk"]), 2), ones[0])
-    draw_training(middle.subplots(), ones)
-    draw_ridge(right.subplots(), ones, mesas)
-    return fig, one_layer_claims(lab, "overview", ones) + mesa_claims(lab, "overview", ones, mesas)
-
-
-def one_layer_claims(lab, panel, ones):
+def one_layer_rows(panel, ones):
     """What figures 3B and 4A claim of linear-1, from results of measure.one_layer, one per seed."""
     def over(name, below):
         return [np.mean(o[name]) / np.mean(o[below]) for o in ones]
-    return [claim(lab, panel, *row) for row in (
+    return [(panel, *row, "linear-1") for row in (
         ("linear-1's held-out loss over that of the closed-form optimum", "derived", "0.99 .. 1.01", over("linear", "optimum")),
         ("linear-1's held-out loss over that of the best gradient step", "paper, 4A", "0.97 .. 1.03", over("linear", "gd")),
         ("R² of linear-1's outputs on those of the best gradient step", "paper, 4A", "> 0.95", [o["r2_gd"] for o in ones]),
@@ -531,30 +266,123 @@ def one_layer_claims(lab, panel, ones):
          "paper, 3B", "> 0.9", [o["prop1"] for o in ones]))]
 
 
-def mesa_claims(lab, panel, ones, mesas):
+def mesa_rows(panel, ones, mesas):
     """What is claimed of mesa-1, from results of measure.mesa_layer, beside those of measure.one_layer, one per seed."""
     MESA, mu, near = "paper, section on the mesa layer", float(mesas[0]["mu"]), np.mean([m["near"] for m in mesas])
-    authors = json.loads(AUTHORS.read_text())["loss_by_position"]
-    tell = [(f"R² of mesa-1's outputs on those of the best ridge regression ({mu:.2g})", MESA, "> 0.99",
-             [m["r2_lsq"] for m in mesas]),
-            (f"R² of mesa-1's outputs on those of the ridge regression nearest to it ({near:.2g})", "measured", "> 0.99",
-             [m["r2_ridge"] for m in mesas]),
-            ("mesa-1's loss over linear-1's", "paper, mesa against linear attention", "< 1",
-             ratios([m["mesa"] for m in mesas], [o["linear"] for o in ones]))]
+    authors = json.loads(AUTHORS.read_text(encoding="utf-8"))["loss_by_position"]
+    rows = [(panel, f"R² of mesa-1's outputs on those of the best ridge regression ({mu:.2g})", MESA, "> 0.99",
+             [m["r2_lsq"] for m in mesas], "mesa-1"),
+            (panel, f"R² of mesa-1's outputs on those of the ridge regression nearest to it ({near:.2g})", "measured", "> 0.99",
+             [m["r2_ridge"] for m in mesas], "mesa-1"),
+            (panel, "mesa-1's loss over linear-1's", "paper, mesa against linear attention", "< 1",
+             ratios([m["mesa"] for m in mesas], [o["linear"] for o in ones]), "mesa-1", "linear-1")]
     for n in (15, 20, 50):
         if n <= mesas[0]["T"]:
-            own, ridge = ([m[k][n - 1] / m["lsq"][n - 1] for m in mesas] for k in ("mesa", "ridge"))
-            tell.append((f"mesa-1's loss at t = {n} over that of least squares, {mesas[0]['lsq'][n - 1]:.2g} (authors' code after "
-                         f"1,500 steps: {authors[n - 1]:.2g})", MESA, "0.9 .. 1.1", own,
-                         f"at t = {n} the ridge regression nearest to the layer ({near:.2g}, where {mu:.2g} is best; keys and "
-                         f"lambda have to grow to lower it, and training stops) already has {np.mean(ridge):.2g} times the loss "
-                         f"of least squares; the rest is the layer's distance from any ridge regression"))
-    return [claim(lab, panel, *row) for row in tell]
+            ridge = np.mean([m["ridge"][n - 1] / m["lsq"][n - 1] for m in mesas])
+            rows.append((panel, f"mesa-1's loss at t = {n} over that of least squares, {mesas[0]['lsq'][n - 1]:.2g} (authors' code after "
+                         f"1,500 steps: {authors[n - 1]:.2g}; the ridge regression nearest to the layer: {ridge:.2g} times)", MESA,
+                         "0.9 .. 1.1", [m["mesa"][n - 1] / m["lsq"][n - 1] for m in mesas], "mesa-1"))
+    return rows
 
 
-@figure((one_token, "linear-6"))
-def fig1(lab, tokens):
-    """Token binding, then optimisation: one token of a deep linear model through its layers, beside gradient steps."""
+def binding_rows(panel, name, found, partial):
+    """Past observations can be read from the stream after layer 1: the lag before (full observation), or as many as determine the
+    hidden state (partial)."""
+    first = [f["r2"][1, :, 0] for f in found]
+    text = f"from the stream after layer 1 of {name} (lags 0, 1, ...: {', '.join(f'{r:.2f}' for r in np.mean(first, axis=0)[:5])})"
+    if partial:
+        needed = int(found[0]["needed"])
+        rows = [(panel, f"number of past lags that can be read, R² > 0.8, {text}; {needed} determine the state", "paper, 2A",
+                 f">= {needed}", [(r[1:] > 0.8).sum() for r in first], name)]
+    else:
+        rows = [(panel, f"least R² of lags 0 and 1 {text}", "paper, 2A", "> 0.95", [r[:2].min() for r in first], name)]
+    return rows + [(panel, f"largest absolute R² of the shuffled control, {name}", "control", "< 0.05",
+                    [np.abs(f["r2"][:, :, 1]).max() for f in found])]
+
+
+def draw_binding(ax, name, found, title):
+    """R² of past observations in the stream, over lags, one curve per layer."""
+    lags, ends, layers = np.arange(found[0]["r2"].shape[1]), [], found[0]["r2"].shape[0]
+    for l, colour in enumerate(shades(COLOUR[name.split("-")[0]], layers)):
+        mean = mean_line(ax, lags, [f["r2"][l, :, 0] for f in found], color=colour, marker="o", ms=3.5)
+        ends.append((mean[-1], f"layer {l}" if l else "input", colour))
+    control = np.mean([f["r2"][1, :, 1] for f in found], axis=0)
+    ax.plot(lags, control, ":", color=COLOUR["control"])
+    ax.set(title=title, xlabel="lag $j$", ylabel="$R^2$ of $x_{t-j}$", ylim=(-0.1, 1.05))
+    end_labels(ax, ends + [(control[-1], "shuffled", "control")])
+
+
+def attention_rows(name, firsts):
+    """The first layer's heads attend by position."""
+    mass = np.array([f["mass"] for f in firsts])                            # [seeds, lags, heads]
+    both = mass[:, :2].sum(axis=1)                                          # diagonal and sub-diagonal
+    binder = mass[:, 1].argmax(axis=1)                                      # the head with the most attention at lag 1
+    spread = [f["spread"][h] for f, h in zip(firsts, binder)]
+    sense = [f["sensitivity"] / f["sensitivity"].sum() for f in firsts]
+    return [("3A", f"largest share of a head's attention at lag 1, {name}", "paper, 3A", "> 0.7", mass[:, 1].max(axis=1), name),
+            ("3A", f"largest share of a head's attention on diagonal and sub-diagonal, {name} (mean of heads "
+             f"{both.mean():.2f})", "paper, 3A", "> 0.9", both.max(axis=1), name),
+            ("3A", f"spread over sequences (standard deviation) of the attention of the head that binds, relative to its mean, {name} "
+             f"(all heads: {np.mean([f['spread'].mean() for f in firsts]):.2f})", "paper, 3A", "< 0.25", spread, name),
+            ("3A", f"how many of lags 0 and 1 are among the two largest sensitivities of the first layer's output, {name} (shares of lags "
+             f"0, 1, ...: {', '.join(f'{s:.2f}' for s in np.mean(sense, axis=0)[:5])})", "paper, 3A", ">= 2",
+             [len({0, 1} & set(np.argsort(s)[-2:])) for s in sense], name)]
+
+
+def draw_head(ax, A, title):
+    """The mean attention map of one head; grey is its square root."""
+    T = A.shape[-1]
+    ax.imshow(A ** 0.5, cmap="Greys", vmin=0, vmax=1, interpolation="nearest", extent=(0.5, T + 0.5, T + 0.5, 0.5))
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel("attends to", fontsize=8)
+    ax.tick_params(labelsize=7)
+
+
+# -------------------------------------------------------------------- the main job: a linear, a mesa, a softmax model
+
+
+def overview_claims(lab, ones, mesas, firsts, bound, curves):
+    return (one_layer_rows("overview", ones) + mesa_rows("overview", ones, mesas)
+            + [("overview", *row[1:]) for row in attention_rows("softmax-3", firsts)]
+            + binding_rows("overview", "softmax-3", bound, False) + band_rows("overview", "softmax-3", 0, 3, curves))
+
+
+def draw_overview(lab, ones, mesas, firsts, bound, curves):
+    """A linear layer learns one gradient step, a mesa layer least squares, a softmax Transformer to bind and then to optimise."""
+    import matplotlib.pyplot as plt
+    fig = plt.figure(figsize=(10, 6.8))
+    top, bottom = fig.subfigures(2, 1, height_ratios=(1, 0.95))
+    left, middle, right = top.subfigures(1, 3, width_ratios=(1, 1.15, 1.15))
+    left.suptitle("linear-1: its weights", fontsize=10, x=0.02, ha="left")
+    draw_blocks(left.subplots(len(ones[0]["qk"]), 2), ones[0])
+    draw_training(middle.subplots(), ones)
+    draw_ridge(right.subplots(), ones, mesas)
+    left, middle, right = bottom.subfigures(1, 3, width_ratios=(1, 1.15, 1.15))
+    left.suptitle("softmax-3: attention of its first layer", fontsize=10, x=0.02, ha="left")
+    for h, ax in enumerate(left.subplots(2, -(-len(firsts[0]["map"]) // 2), squeeze=False).ravel()):
+        draw_head(ax, firsts[0]["map"][h], f"head {h + 1}")
+    draw_binding(middle.subplots(), "softmax-3", bound, "softmax-3: past tokens in the stream")
+    draw_context(right.subplots(), [(0, "softmax-3", "softmax")], curves, (3,), "softmax-3 over context", ("lsq", "kernel"))
+    return fig
+
+
+# ------------------------------------------------------------------------------------------- 1: bind, then optimise
+
+
+def fig1_claims(lab, tokens):
+    error = np.array([m["error"] for m in tokens])                          # [seeds, model / Richardson / Chebyshev, L + 1]
+    L = error.shape[-1] - 1
+    model, rich, cheb = error.swapaxes(0, 1)
+    within = (model <= 1.1 * rich) & (model >= cheb / 1.1)
+    ends = ", ".join(f"{e:.2g}" for e in error[:, :, -1].mean(axis=0))
+    return [("1", f"share of layers of linear-{L} after which slot 0 is as good as so many steps, within the band from Richardson to Chebyshev "
+             f"and 10 %, t = T (after the last: {ends})", "paper, 1", "> 0.8", within[:, 1:].mean(axis=1), "linear-6"),
+            ("1", f"share of layers of linear-{L} after which slot 0 predicts better than before, t = T", "paper, 1", "> 0.8",
+             (np.diff(model) < 0).mean(axis=1), "linear-6")]
+
+
+def draw_fig1(lab, tokens):
+    """Token binding, then optimisation: one token of a deep linear model through its layers, beside the paper's steps."""
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
     fig = plt.figure(figsize=(10, 3.7))
@@ -583,55 +411,64 @@ def fig1(lab, tokens):
     schema.text(0.1, -0.3, "first layer: bind neighbours", fontsize=8, color=COLOUR["softmax"], va="center", weight="bold")
     schema.text(0.1, 7.0, "deeper layers:\none gradient\nstep each", fontsize=8, color=COLOUR["linear"], va="center", weight="bold")
     m = tokens[0]
-    L = len(m["layers"])
-    columns = np.concatenate([m["layers"], np.full((1, len(m["target"])), np.nan), m["steps"],
-                              np.full((1, len(m["target"])), np.nan), m["target"][None]])
+    L, gap = len(m["layers"]), np.full((1, len(m["target"])), np.nan)
+    columns = np.concatenate([m["layers"], gap, m["steps"], gap, m["target"][None]])
     limit = np.nanmax(np.abs(columns))
     image = strip.imshow(columns.T, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     strip.set_xticks([*range(L), *range(L + 1, 2 * L + 1), 2 * L + 2], [*map(str, range(L)), *map(str, range(L)), "truth"], fontsize=8)
-    strip.set_xlabel("after layer ...            after ... gradient steps            ", fontsize=9)
+    strip.set_xlabel("after layer ...            after ... steps            ", fontsize=9)
     strip.set(title=f"One token: its prediction slot in linear-{L - 1}", ylabel="coordinate of $x_{t+1}$")
     strip.tick_params(length=0)
     strip.spines[:].set_visible(False)
     fig.colorbar(image, ax=strip, fraction=0.04, pad=0.02)
-    errors, k = np.array([m["error"] for m in tokens]), np.arange(L)            # [seeds, 2, L]
+    errors, k = np.array([m["error"] for m in tokens]), np.arange(L)            # [seeds, 3, L]
     error.set_yscale("log")
-    for i, text, colour in ((0, f"linear-{L - 1}", "linear"), (1, "gradient descent", "gradient descent")):
-        mean = mean_line(error, k, errors[:, i], color=COLOUR[colour], lw=2, marker="o", ms=4)
-        label(error, L - 1, 0.75 * mean[-1] if i == 0 else mean[1], text, colour, "top")
-    error.set(title="All tokens at $t = T$", xlabel="layers, or best gradient steps", ylabel="loss")
-    error.set_ylim(bottom=0.4 * errors.mean(axis=0).min())
-    return fig, [
-        claim(lab, "1", f"loss read from slot 0 after layer {L - 1} of linear-{L - 1} over that of {L - 1} gradient steps, t = T",
-              "paper, 1", "<= 1.05", errors[:, 0, -1] / errors[:, 1, -1]),
-        claim(lab, "1", "share of layers after which slot 0 predicts better than before", "paper, 1", "> 0.8",
-              (np.diff(errors[:, 0]) < 0).mean(axis=1), "intermediate layers prepare: they change the residual slot first and "
-              "write the prediction late; nothing in training asks slot 0 to be a good prediction before the end")]
+    rich, cheb = errors[0, 1:]
+    error.fill_between(k, cheb, rich, color=COLOUR["gradient descent"], alpha=0.45, lw=0)
+    mean = mean_line(error, k, errors[:, 0], color=COLOUR["linear"], lw=2, marker="o", ms=4)
+    label(error, L - 1, 0.75 * min(mean[-1], cheb[-1]), f"linear-{L - 1}", "linear", "top", weight="bold")
+    label(error, L - 1, 1.15 * rich[1], "Richardson to\nChebyshev", "gradient descent", "bottom")
+    error.set(title="All tokens at $t = T$", xlabel="layers, or steps", ylabel="loss")
+    error.set_ylim(bottom=0.4 * errors.min())
+    return fig
 
 
-@figure((bindings, "softmax-7"), (bindings, "hybrid-2"), (bindings, "softmax-7, partial"), (bindings, "hybrid-2, partial"),
-        (learned_features, "softmax-7, nonlinear"), (learned_features, "hybrid-2, nonlinear"))
-def fig2(lab, *found):
+# --------------------------------------------------------------------------------------- 2: what the stream holds
+
+BOUND = ("softmax-7", "hybrid-2", "softmax-7, partial", "hybrid-2, partial")
+FEATURES = ("softmax-7, nonlinear", "hybrid-2, nonlinear")
+
+
+def fig2_claims(lab, *found):
+    rows = []
+    for name, results in zip(BOUND, found):
+        rows += binding_rows("2A", name, results, "partial" in name)
+    lags = [[(f["r2"][1, 1:, 0] > 0.8).sum() for f in results] for results in found[:4]]
+    rows += [("2A", f"past lags with R² > 0.8 after layer 1, {BOUND[i + 2]}, less those of {BOUND[i]}", "paper, 2A", "> 0",
+              np.subtract(lags[i + 2], lags[i]), BOUND[i], BOUND[i + 2]) for i in (0, 1)]
+    for name, results in zip(FEATURES, found[4:]):
+        for key, text in (("r2", "f(x_t)"), ("normalised", "f(x_t)/|f(x_t)|")):
+            r2 = [f[key][:, 1:, 0] for f in results]                        # [snapshots, layers]
+            layers = r2[0].shape[1]
+            gain = [(r[-1] - r[0]) for r in r2]
+            first = [np.argmax(g >= 0.9 * g.max()) + 1 for g in gain]
+            rows += [("2B", f"unexplained variance of {text} at t = T, best layer of {name}, end of training over its start "
+                      f"(R² {np.mean([r[0].max() for r in r2]):.2f}, then {np.mean([r[-1].max() for r in r2]):.2f})", "paper, 2B", "< 0.8",
+                      [(1 - r[-1].max()) / (1 - r[0].max()) for r in r2], name),
+                     ("2B", f"first layer, of {layers}, that has nine tenths of the best layer's gain in R² of {text}, over the number of layers, "
+                      f"{name}", "paper, 2B", "<= 0.5", np.divide(first, layers), name)]
+        rows.append(("2B", f"largest absolute R² of the shuffled control, {name}", "control", "< 0.05",
+                     [np.abs(f["r2"][:, 1:, 1]).max() for f in results]))
+    return rows
+
+
+def draw_fig2(lab, *found):
     """What can be read from the stream: past tokens after the first layers (2A), features of f over training (2B)."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(2, 3, figsize=(10, 5.8))
-    names = [f"{model}, {task}" for task in ("fully observed", "partially observed") for model in ("softmax-7", "hybrid-2")]
-    rows, pairs = [], zip(axes[:, :2].ravel(), names, found)
-    for ax, name, results in pairs:
-        lags, ends, layers = np.arange(results[0]["r2"].shape[1]), [], results[0]["r2"].shape[0]
-        for l, colour in enumerate(shades(COLOUR[name.split("-")[0]], layers)):
-            mean = mean_line(ax, lags, [f["r2"][l, :, 0] for f in results], color=colour, marker="o", ms=3.5)
-            ends.append((mean[-1], f"layer {l}" if l else "input", colour))
-        control = np.mean([f["r2"][1, :, 1] for f in results], axis=0)
-        ax.plot(lags, control, ":", color=COLOUR["control"])
-        ax.set(title=f"A  {name}", xlabel="lag $j$", ylabel="$R^2$ of $x_{t-j}$", ylim=(-0.1, 1.05))
-        end_labels(ax, ends + [(control[-1], "shuffled", "control")])
-        rows += [claim(lab, "2A", f"R² of x at lag {j} from the stream after layer 1 ({np.mean([f['r2'][-1, j, 0] for f in results]):.2f} "
-                       f"after layer {layers - 1}), {name}", "paper, 2A", "> 0.95" if "fully" in name else "> 0.5",
-                       [f["r2"][1, j, 0] for f in results], BINDING if "softmax" in name else HELD) for j in range(2 if "fully" in name else min(4, len(lags)))]
-        rows.append(claim(lab, "2A", f"largest absolute R² of the shuffled control, {name}", "control", "< 0.05",
-                          [np.abs(f["r2"][:, :, 1]).max() for f in results]))
-    for ax, name, results in zip(axes[:, 2], ("softmax-7", "hybrid-2"), found[4:]):
+    for ax, name, results in zip(axes[:, :2].ravel(), BOUND, found):
+        draw_binding(ax, name, results, f"A  {name}")
+    for ax, name, results in zip(axes[:, 2], FEATURES, found[4:]):
         steps, layers, ends = results[0]["snapshots"], results[0]["r2"].shape[1], []
         ax.set_yscale("log")
         for l, colour in enumerate(shades(COLOUR[name.split("-")[0]], layers)):
@@ -639,56 +476,50 @@ def fig2(lab, *found):
             ends.append((mean[-1], f"layer {l}" if l else "input", colour))
         control = np.mean([1 - f["r2"][:, 1:, 1].mean(axis=1) for f in results], axis=0)
         ax.plot(steps, control, ":", color=COLOUR["control"])
-        ax.set(title=f"B  {name}, probe for $f(x_t)/|f(x_t)|$", xlabel="training step", ylabel="probe error $1 - R^2$")
+        ax.set(title=f"B  {name.split(',')[0]}, probe for $f(x_t)$", xlabel="training step", ylabel="probe error $1 - R^2$")
         end_labels(ax, ends + [(control[-1], "shuffled", "control")])
-        gain = [f["r2"][-1, 1:, 0] - f["r2"][0, 1:, 0] for f in results]
-        best = [1 - f["r2"][:, 1:, 0].max(axis=1) for f in results]
-        rows += [claim(lab, "2B", f"unexplained variance of the features at the end of training over that at its start, best layer of "
-                       f"{name}", "paper, 2B", "< 0.8", [b[-1] / b[0] for b in best], "hardly more than what is linear in x_t itself can be "
-                       "read: f is not learned by all seeds (7C)"),
-                 claim(lab, "2B", f"share of the best layer's gain in R² that is there after layer 1 of {name} (0 where none gains 0.02)",
-                       "paper, 2B", "> 0.5", [g[0] / g.max() if g.max() > 0.02 else 0.0 for g in gain], LATER),
-                 claim(lab, "2B", f"largest absolute R² of the shuffled control, {name}", "control", "< 0.05",
-                       [np.abs(f["r2"][:, 1:, 1]).max() for f in results])]
-    return fig, rows
+    return fig
 
 
-@figure((first_layer, "softmax-7"), (first_layer, "hybrid-2"))
-def fig3a(lab, *models):
-    """The first layer of a softmax Transformer and of a hybrid: what it attends to, what its output depends on (3A)."""
+# ------------------------------------------------------------------------------------------ 3: attention and weights
+
+LOOKED_AT = ("softmax-7", "hybrid-2", "hybrid-2, partial")
+
+
+def fig3a_claims(lab, *found):
+    rows = [row for name, firsts in zip(LOOKED_AT[:2], found) for row in attention_rows(name, firsts)]
+    mass = np.array([f["mass"] for f in found[2]])                          # [seeds, lags, heads]
+    own = np.mean([np.sort(m.max(axis=1))[::-1] for m in mass], axis=0)
+    return rows + [("3A", f"number of different lags to which heads of {LOOKED_AT[2]} give most of their attention (largest shares of a lag: "
+                    f"{', '.join(f'{o:.2f}' for o in own[:5])})", "paper, 3A", ">= 3",
+                    [len(set(m.argmax(axis=0))) for m in mass], LOOKED_AT[2])]
+
+
+def draw_fig3a(lab, *found):
+    """The first layer of a softmax Transformer and of hybrids: what it attends to, what its output depends on (3A)."""
     import matplotlib.pyplot as plt
-    heads, rows = len(models[0][0]["map"]), []
-    fig, axes = plt.subplots(2, heads + 1, figsize=(10, 5), width_ratios=(1,) * heads + (1.7,))
-    T = models[0][0]["map"].shape[-1]
-    for name, firsts, row in zip(("softmax-7", "hybrid-2"), models, axes):
+    heads = len(found[0][0]["map"])
+    fig, axes = plt.subplots(3, heads + 1, figsize=(10, 7.3), width_ratios=(1,) * heads + (1.7,))
+    for name, firsts, row in zip(LOOKED_AT, found, axes):
         for h, ax in enumerate(row[:-1]):
-            ax.imshow(firsts[0]["map"][h] ** 0.5, cmap="Greys", vmin=0, vmax=1, interpolation="nearest", extent=(0.5, T + 0.5, T + 0.5, 0.5))
-            ax.set_title(f"{name}, head 1" if h == 0 else f"head {h + 1}", fontsize=9)
-            ax.set_xlabel("attends to", fontsize=8)
+            draw_head(ax, firsts[0]["map"][h], f"{name}\nhead 1" if h == 0 else f"head {h + 1}")
             ax.set_ylabel("token $t$" if h == 0 else "", fontsize=8)
-            ax.tick_params(labelsize=7)
-        why = BINDING if "softmax" in name else HELD
         ax, lags = row[-1], np.arange(len(firsts[0]["mass"]))
-        mass = [f["mass"].mean(axis=1) for f in firsts]
-        mean_line(ax, lags, mass, color=COLOUR["softmax"], marker="o", ms=4)
+        largest = [f["mass"].max(axis=1) for f in firsts]
+        mean_line(ax, lags, largest, color=COLOUR["softmax"], marker="o", ms=4)
         sense = [f["sensitivity"] / f["sensitivity"].sum() for f in firsts]
         mean_line(ax, np.arange(len(sense[0])), sense, color=COLOUR["hybrid"], marker="s", ms=4, ls="--")
-        label(ax, 0.97, 0.92, "●  attention, mean of heads", "softmax", transform=ax.transAxes)
+        label(ax, 0.97, 0.92, "●  attention, largest of heads", "softmax", transform=ax.transAxes)
         label(ax, 0.97, 0.80, r"■  sensitivity $|\partial e_t/\partial x_{t-j}|$", "hybrid", transform=ax.transAxes)
-        ax.set(xlabel="lag $j$", ylabel="share", ylim=(0, 1.3 * max(np.max(mass), np.max(sense))))
-        rows += [claim(lab, "3A", f"share of the first layer's attention on the diagonal and sub-diagonal, mean of heads, {name}",
-                       "paper, 3A", "> 0.5", [f["mass"][:2].sum(axis=0).mean() for f in firsts], why),
-                 claim(lab, "3A", f"the same for the head with the largest share, {name}", "paper, 3A", "> 0.9",
-                       [f["mass"][:2].sum(axis=0).max() for f in firsts], why),
-                 claim(lab, "3A", f"spread over sequences (standard deviation) of the attention on the sub-diagonal, relative to its mean, "
-                       f"{name}", "paper, 3A", "< 0.25", [f["spread"] / np.diagonal(f["map"], -1, 1, 2).mean() for f in firsts], why),
-                 claim(lab, "3A", f"share of lag 1 in the sensitivity of the first layer's output to past tokens (lags 1 to "
-                       f"{len(lags) - 1}), {name}", "paper, 3A", "> 0.5", [s[1] / s[1:].sum() for s in sense], why)]
-    return fig, rows
+        ax.set(xlabel="lag $j$", ylabel="share", ylim=(0, 1.3 * max(np.max(largest), np.max(sense))))
+    return fig
 
 
-@figure((one_layer, "linear-1"))
-def fig3b(lab, ones):
+def fig3b_claims(lab, ones):
+    return one_layer_rows("3B", ones)[-2:]
+
+
+def draw_fig3b(lab, ones):
     """The product matrices of a trained linear layer, and how much of them is Proposition 1's (3B)."""
     import matplotlib.pyplot as plt
     heads, o = len(ones[0]["qk"]), ones[0]
@@ -702,15 +533,45 @@ def fig3b(lab, ones):
     ax.set(xlim=(0, 1), ylim=(-0.5, 2.9), xlabel="share of squares")
     ax.spines["left"].set_visible(False)
     ax.set_yticks([])
-    return fig, one_layer_claims(lab, "3B", ones)[-2:]
+    return fig
 
 
-@figure((one_layer, "linear-1"), (compression, "linear-6"), (context, "linear-1", "linear-2", "linear-6", "mesa-1"), (depth, "linear-6"))
-def fig4(lab, ones, compressed, curves, depths):
+# ----------------------------------------------------------------------------------------------- 4: linear models
+
+WIDE = "linear-6, K = 40"
+AT = (2_500, 5_000, 10_000, 20_000)                     # steps at which 4B is judged, those that the training has
+
+
+def fig4_claims(lab, ones, compressed, curves, depths):
+    along = [o["along"] for o in ones]                                      # [snapshots, 4]
+    rows = one_layer_rows("4A", ones)[:4] + [
+        ("4A", "correlation over snapshots between linear-1's loss and 1 - R² of its outputs on one gradient step's",
+         "paper, inner against outer objective", "> 0.9", [np.corrcoef(x[:, 1], 1 - x[:, 2])[0, 1] for x in along], "linear-1")]
+    m = compressed[0]
+    for n in (n for n in AT if n in m["snapshots"]):
+        at = list(m["snapshots"]).index(n)
+        for i, text in ((1, "CompressedAlg's loss"), (2, "loss of the half-and-half interpolation")):
+            rows.append(("4B", f"{text} over that of {WIDE}, step {n:,}", "paper, 4B", "0.95 .. 1.05",
+                         [c["rows"][at, i] / c["rows"][at, 0] for c in compressed], WIDE))
+    for key, text in (("alone", "only layer 1, 2, ... compressed"), ("but", "all compressed but what reads or writes slot 0, 1, 2, 3")):
+        ratio = np.mean([c[key] / c["rows"][-1, 0] for c in compressed], axis=0)
+        rows.append(("4B", f"loss over that of {WIDE} at the end, {text}: {', '.join(f'{r:.2f}' for r in ratio)}; largest", "measured", "",
+                     [(c[key] / c["rows"][-1, 0]).max() for c in compressed], WIDE))
+    rows.append(("4B", f"numbers of CompressedAlg over entries of the product matrices, {int(m['numbers'])} of {int(m['entries']):,} "
+                 f"(above 2 % of the largest in their table: {int(m['nonzero'])})", "paper, 4B: 0.005", "",
+                 [c["numbers"] / c["entries"] for c in compressed]))
+    for panel, i, k in (("4C", 1, 2), ("4D", 2, 6)):
+        if np.isfinite(curves[0]["early"][i]).all():
+            rows += band_rows(panel, f"linear-{k}", i, k, curves, what="early", when=f" (step {EARLY:,})")
+        rows += band_rows(panel, f"linear-{k}", i, k, curves)
+    return rows + depth_rows("4E", "4F", depths, "linear-6")
+
+
+def draw_fig4(lab, ones, compressed, curves, depths):
     """Linear models of one, two and six layers: training, CompressedAlg, loss over context, probes (4A-F)."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(3, 3, figsize=(10, 9))
-    a, align, b, c, d, k_ax, e, f, counts = axes.ravel()
+    a, align, b, c, d, k_ax, e, f, early = axes.ravel()
     draw_training(a, ones)
     a.set_title("A  linear-1 over training")
     steps, along = ones[0]["snapshots"], [o["along"] for o in ones]
@@ -720,102 +581,82 @@ def fig4(lab, ones, compressed, curves, depths):
     mean_line(align, steps, [x[:, 1] / x[0, 1] for x in along], color=COLOUR["control"])
     label(align, 0.97, 0.42, "loss / initial loss", "control", transform=align.transAxes)
     align.set(title="A  outputs against one gradient step", xlabel="training step", ylim=(-0.05, 1.05))
-    x, rows = compressed[0]["snapshots"], [m["rows"] for m in compressed]
-    b.set_yscale("log")
-    mean_line(b, compressed[0]["heldout"][:, 0], [m["heldout"][:, 1] for m in compressed], color=COLOUR["linear"], lw=1.6)
-    for i, marker, text, colour in ((1, "o", "○  CompressedAlg", "CompressedAlg"), (2, "x", "×  half and half", "normalised")):
-        b.plot(x, np.clip(np.mean([r[:, i] for r in rows], axis=0), None, 3), marker, ms=5, mfc="none", color=COLOUR[colour])
-        label(b, 0.97, 0.85 - 0.09 * i, text, colour, transform=b.transAxes)
-    label(b, 0.97, 0.87, "linear-6", "linear", transform=b.transAxes, weight="bold")
-    b.set(title="B  linear-6 over training", xlabel="training step", ylabel="held-out loss")
+    x, ratio = compressed[0]["snapshots"], [m["rows"] / m["rows"][:, :1] for m in compressed]
+    b.axhspan(0.95, 1.05, color="0.93", lw=0)
+    ends = []
+    for i, marker, text, colour in ((1, "o", "CompressedAlg", "CompressedAlg"), (2, "x", "half and half", "normalised")):
+        mean = mean_line(b, x[1:], [r[1:, i] for r in ratio], color=COLOUR[colour], marker=marker, ms=4, mfc="none")
+        ends.append((mean[-1], text, colour))
+    b.set_ylim(0.8, max(1.25, 1.05 * max(r[-3:, 1:].max() for r in ratio)))
+    b.set(title=f"B  {WIDE}, compressed", xlabel="training step", ylabel="loss / loss of the trained model")
+    end_labels(b, ends)
     light = shades("linear", 2)[0]
-    draw_context(c, [(1, "linear-2", light)], curves, (1, 2, 3, 4), "C  two layers", ("lsq",))
-    draw_context(d, [(2, "linear-6", "linear")], curves, (2, 4, 6, 8), "D  six layers", ("lsq",))
-    draw_distances(k_ax, [(1, "linear-2", light), (2, "linear-6", "linear")], curves, "C-D  distance to $k$ steps")
-    draw_probe(e, depths, "next", "E  probe for $x_{t+1}$")
+    draw_context(c, [(1, "linear-2", light)], curves, (2,), "C  two layers")
+    draw_context(d, [(2, "linear-6", "linear")], curves, (6,), "D  six layers")
+    draw_distances(k_ax, [(1, "linear-2", light), (2, "linear-6", "linear")], curves, "C-D  distance to $k$ Chebyshev steps")
+    draw_probe(e, depths, "next", "E  linear-6, probe for $x_{t+1}$")
     draw_probe(f, depths, "input", "F  probe for $(S_t+0.001 I)^{-1}x_t$")
-    f.axvline(float(depths[0]["d"]), color="0.85", lw=1, zorder=0)
-    m = compressed[0]
-    counts.axis("off")
-    counts.text(0, 0.95, "linear-6, per model:\n"
-                f"{int(m['entries']):,} entries of product matrices\n{int(m['numbers'])} numbers of CompressedAlg "
-                f"({m['numbers'] / m['entries']:.1%}),\n{int(m['nonzero'])} of them above 2 % of the\nlargest in their table "
-                f"({m['nonzero'] / m['entries']:.1%})\n\noutliers of F left out, of {int(depths[0]['sequences']):,} at each t:\n"
-                + ", ".join(f"{o}" for o in depths[0]["outliers"]), va="top", fontsize=8.5)
-    rows_claims = [
-        claim(lab, "4B", "CompressedAlg's loss over linear-6's at the end of training", "paper, 4B", "0.95 .. 1.05",
-              [r[-1, 1] / r[-1, 0] for r in rows], "late in training the model comes to use what lies off the slot tables, and CompressedAlg no longer improves with it"),
-        claim(lab, "4B", "loss of the half-and-half interpolation over linear-6's at the end of training", "paper, 4B", "0.95 .. 1.05",
-              [r[-1, 2] / r[-1, 0] for r in rows], "late in training the model comes to use what lies off the slot tables"),
-        claim(lab, "4B", "numbers of CompressedAlg above 2 % of the largest in their table, over entries of the product matrices (all "
-              "numbers: 0.01, by construction)", "paper, 4B", "<= 0.005", [m["nonzero"] / m["entries"] for m in compressed],
-              "more than the paper's 16 numbers a head are as large as that")]
-    return fig, (one_layer_claims(lab, "4A", ones)[:4] + alignment_claims(lab, along) + rows_claims
-                 + nearest(lab, "4C", "linear-2", 1, 2, curves, STRONGER) + nearest(lab, "4D", "linear-6", 2, 6, curves, STRONGER)
-                 + depth_claims(lab, "4E", "4F", depths, "linear-6"))
+    if np.isfinite(curves[0]["early"][1]).all():
+        draw_context(early, [(1, "linear-2", light), (2, "linear-6", "linear")], curves, (2, 6), f"C-D  after {EARLY:,} steps of training",
+                     what="early")
+    else:
+        early.axis("off")
+    return fig
 
 
-def alignment_claims(lab, along):
-    return [claim(lab, "4A", "correlation over snapshots between linear-1's loss and 1 - R² of its outputs on one gradient step's",
-                  "paper, inner against outer objective", "> 0.9", [np.corrcoef(x[:, 1], 1 - x[:, 2])[0, 1] for x in along])]
+def mesa_row_claims(lab, curves):
+    mesa = [c["models"][3] for c in curves]
+    return [("mesa", f"mesa-1's mean loss over that of {name}", "paper, mesa against linear attention", "< 1",
+             ratios(mesa, [c["models"][i] for c in curves]), "mesa-1", name) for i, name in ((0, "linear-1"), (2, "linear-6"))] + [
+        ("mesa", "mesa-1's mean loss over that of least squares", "paper, section on the mesa layer", "< 1.1",
+         ratios(mesa, [c["lsq"] for c in curves]), "mesa-1")]
 
 
-def depth_claims(lab, first, second, depths, name):
-    """Probe error falls with depth at fixed t, and with context; outliers and control."""
-    rows = []
-    d, at = float(depths[0]["d"]), depths[0]["at"]
-    late = at > d + 1 if (at > d + 1).any() else at > 0
-    for panel, what, text in ((first, "next", "x_t+1"), (second, "input", "the preconditioned input")):
-        error = [1 - m[what][:, :, 0] for m in depths]
-        before = "the last layer but one" if what == "next" else "the last layer"     # the last layer's read-out predicts x_t+1 itself
-        last = -2 if what == "next" else -1
-        rows += [claim(lab, panel, f"error (1 - R²) of the probe for {text} after {before} of {name} over that at its input, mean over "
-                       f"t > d + 1", f"paper, {panel}", "< 0.9", [e[last, late].mean() / e[0, late].mean() for e in error],
-                       "the layers before the last hardly prepare this"),
-                 claim(lab, panel, f"share of layers of {name} that lower the error of the probe for {text} at t = T by a tenth or more",
-                       f"paper, {panel}", "> 0.5", [(e[1:, -1] < 0.9 * e[:-1, -1]).mean() for e in error],
-                       "the error falls by that much in fewer layers"),
-                 claim(lab, panel, f"error of the probe for {text} after the last layer of {name} at t = T over that at t = d + 2 or "
-                       f"just after", f"paper, {panel}", "< 0.9", [e[-1, -1] / e[-1, late][0] for e in error],
-                       "the target itself changes with t: its norm falls by orders of magnitude just after t = d"),
-                 claim(lab, panel, f"largest absolute R² of the shuffled control ({text})", "control", "< 0.1",
-                       [np.abs(m[what][1:, :, 1]).max() for m in depths])]
-    return rows
-
-
-@figure((context, "linear-1", "linear-2", "linear-6", "mesa-1"))
-def mesa_row(lab, curves):
+def draw_mesa_row(lab, curves):
     """One mesa layer against one, two and six layers of linear attention."""
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6.5, 3.6))
     draw_context(ax, [(0, "linear-1", shades("linear", 2)[0]), (2, "linear-6", "linear"), (3, "mesa-1", "mesa")], curves, (1, 6),
-                 "One mesa layer against linear attention", ("lsq",))
-    return fig, [claim(lab, "mesa", f"mesa-1's mean loss over that of {name}", "paper, mesa against linear attention", "< 1",
-                       ratios([c["models"][3] for c in curves], [c["models"][i] for c in curves]))
-                 for i, name in ((0, "linear-1"), (2, "linear-6"))] + [
-        claim(lab, "mesa", "mesa-1's mean loss over that of least squares", "paper, section on the mesa layer", "< 1.1",
-              ratios([c["models"][3] for c in curves], [c["lsq"] for c in curves]))]
+                 "One mesa layer against linear attention")
+    return fig
 
 
-@figure(*((f, name) for name in RUNS if name.startswith("softmax, ") for f in (linearised, bindings)), (over_dimensions,))
-def fig5(lab, *found):
+# ------------------------------------------------------------- 5: linear attention in disguise; interpolation over d
+
+ATTENTION = tuple(name for name in RUNS if name.startswith("attention-7, "))
+
+
+def fig5_claims(lab, *found):
+    *both, rivals = found
+    models, bound, rows = both[::2], both[1::2], []
+    for name, layers, binding in zip(ATTENTION, models, bound):
+        ratio, d = np.array([m["ratios"] for m in layers]), int(layers[0]["d"])
+        ends = ", ".join(f"{m['course 0'][-1, 1]:.3f}" for m in layers)
+        after = ", ".join(f"{r:.2f}" for r in np.mean([m["r2"][1:, 1, 0] for m in binding], axis=0))
+        rows += [("5A", f"loss with layer 1 made linear over the original, d = {d} (originals, by seed: {ends}; R² of x_t-1 after layers "
+                  f"1, 2, ...: {after})", "paper, 5A", "> 1.5", ratio[:, 0], name),
+                 ("5A", f"the same for the later layers, d = {d} ({', '.join(f'{r:.2f}' for r in ratio[:, 1:].mean(axis=0))}): largest",
+                  "paper, 5A", "< 1.1" if name == ATTENTION[-1] else "", ratio[:, 1:].max(axis=1), name)]
+    later = [[np.mean(m["ratios"][1:]) for m in layers] for layers in models]
+    rows.append(("5A", "mean ratio of the later layers at the largest d over that at the smallest", "paper, 5A", "< 1",
+                 np.divide(later[-1], later[0]), ATTENTION[0], ATTENTION[-1]))
+    dims = rivals[0]["dims"]
+    for i, name in enumerate(("least squares", "kernel regression")):
+        rows.append(("5B", f"slope of log(loss at t = 5 d / loss of predicting zero) over log d, {name}", "paper, 5B", "> 0.3" if i else "< 0.3",
+                     [np.polyfit(np.log(dims), np.log(r["rows"][:, i]), 1)[0] for r in rivals]))
+    return rows
+
+
+def draw_fig5(lab, *found):
     """Which softmax layers are linear attention in disguise (5A); interpolation against least squares over d (5B)."""
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
     *both, rivals = found
-    models, bound = both[::2], both[1::2]
-    ends, rows = [], []
-    names = [name for name in RUNS if name.startswith("softmax, ")]
-    for name, layers, binding, colour, marker in zip(names, models, bound, shades("softmax", len(models)), "os^"):
-        ratio, d = [m["ratios"] for m in layers], int(layers[0]["d"])
+    ends, models = [], both[::2]
+    for layers, colour, marker in zip(models, shades("softmax", len(models)), "os^"):
+        ratio = [m["ratios"] for m in layers]
         mean = mean_line(left, np.arange(1, len(ratio[0]) + 1), ratio, color=colour, marker=marker, ms=5)
-        ends.append((mean[-1], f"d = {d}", colour))
-        after = ", ".join(f"{r:.2f}" for r in np.mean([m["r2"][1:, 1, 0] for m in binding], axis=0))
-        original = ", ".join(f"{lab.run(name, seed).state.heldout[-1][1]:.3f}" for seed in lab.seeds)
-        rows += [claim(lab, "5A", f"loss with layer {l + 1} made linear over the original, d = {d}", "paper, 5A", "> 1.5" if l == 0 else "< 1.5",
-                       [r[l] for r in ratio], f"at d = {d}, x_t-1 is bound late (R² after each layer: {after}), and the layer that "
-                       f"binds is the one that cannot be replaced; losses of the originals by seed: {original}")
-                 for l in range(len(ratio[0]))]
+        ends.append((mean[-1], f"d = {int(layers[0]['d'])}", colour))
     left.axhline(1, color="0.7", lw=1)
     left.set_yscale("log")
     left.set(title="A  A linear layer in the place of one softmax layer", xlabel="layer", ylabel="loss / loss of the original")
@@ -823,171 +664,176 @@ def fig5(lab, *found):
     for which in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         which(lambda value, _: f"{value:g}")
     end_labels(left, ends)
-    later = [[np.mean([m["ratios"][1:]]) for m in layers] for layers in models]
-    rows.append(claim(lab, "5A", "mean ratio of the later layers at the largest d over that at the smallest", "paper, 5A", "< 1",
-                      [b / a for a, b in zip(later[0], later[-1])], "the mean includes the second layer, where these models bind neighbours"))
     dims, ends = rivals[0]["dims"], []
     right.set_yscale("log")
     for i, name in enumerate(("least squares", "kernel regression")):
         mean = mean_line(right, dims, [r["rows"][:, i] for r in rivals], color=COLOUR[name], marker="o", ms=5)
         ends.append((mean[-1], name, name))
-        slope = [np.polyfit(np.log(dims), np.log(r["rows"][:, i]), 1)[0] for r in rivals]
-        rows.append(claim(lab, "5B", f"slope of log(loss at t = 5 d / loss of predicting zero) over log d, {name}", "paper, 5B",
-                          "> 0.3" if i else "< 0.3", slope))
-    rows.append(claim(lab, "5B", f"relative loss of kernel regression at d = {dims[-1]}", "paper, 5B", "> 0.5",
-                      [r["rows"][-1, 1] for r in rivals], "interpolation gets worse with d, as the slope says, but has not come so far at "
-                      "this d"))
     right.set(title="B  After 5 d tokens", xlabel="dimension $d$", ylabel="loss / loss of predicting zero")
     right.set_xticks(dims)
     end_labels(right, ends)
-    return fig, rows
+    return fig
 
 
-@figure((depth, "softmax-7"), (context, "softmax-3", "softmax-7", "hybrid-2"))
-def fig6(lab, depths, curves):
-    """Softmax Transformers: probes (6A-B) and loss over context (6C)."""
+# --------------------------------------------------------------------------------- 6: softmax Transformers, inside
+
+PROBED = ("softmax-7", "attention-7")
+
+
+def best_degree(m):
+    """The degree, 1 ... 7, of the polynomial of S_t whose product with x_t is decoded best after every layer."""
+    return np.argmax(m["degrees"], axis=1) + 1
+
+
+def fig6_claims(lab, full, attention, curves):
+    rows = []
+    for name, depths in zip(PROBED, (full, attention)):
+        rows += depth_rows("6A", "6B", depths, name)
+        degrees = np.array([best_degree(m) for m in depths])                # [seeds, layers + 1]
+        least = [np.min(1 - m["input"][1:, -1, 0]) for m in depths]
+        rows += [("6B", f"rank correlation between the layer of {name} and the degree of the best-decoded polynomial of S_t (degrees, input "
+                  f"first: {' '.join(f'{d:.1f}' for d in degrees.mean(axis=0))}; R² "
+                  f"{' '.join(f'{r:.2f}' for r in np.mean([m['degrees'].max(axis=1) for m in depths], axis=0))})", "measured", "> 0.5",
+                  [spearmanr(range(len(d)), d).statistic if len(set(d)) > 1 else 0.0 for d in degrees], name),
+                 ("6B", f"least error of the probe for the preconditioned input after a layer of {name}, t = T (little is decodable)", "measured",
+                  "", least, name)]
+    return rows + [row for i, name, k in ((0, "softmax-3", 3), (1, "softmax-7", 7), (3, "attention-7", 7))
+                   for row in band_rows("6C", name, i, k, curves)]
+
+
+def draw_fig6(lab, full, attention, curves):
+    """Softmax Transformers, with MLPs and layer norms and without: probes (6A-B) and loss over context (6C)."""
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(2, 2, figsize=(10, 6.6))
-    draw_probe(axes[0, 0], depths, "next", "A  softmax-7, probe for $x_{t+1}$")
-    draw_probe(axes[0, 1], depths, "input", "B  softmax-7, probe for $(S_t+0.001 I)^{-1}x_t$")
+    fig, axes = plt.subplots(3, 3, figsize=(10, 9.3))
+    for row, name, depths in zip(axes, PROBED, (full, attention)):
+        draw_probe(row[0], depths, "next", f"A  {name}, probe for $x_{{t+1}}$")
+        draw_probe(row[1], depths, "input", "B  probe for $(S_t+0.001 I)^{-1}x_t$")
+        degrees = np.mean([m["degrees"] for m in depths], axis=0)           # [layers + 1, 7]
+        image = row[2].imshow(degrees.T, cmap="Greens", vmin=0, vmax=1, origin="lower", aspect="auto", extent=(-0.5, len(degrees) - 0.5, 0.5, 7.5))
+        row[2].plot(np.arange(len(degrees)), degrees.argmax(axis=1) + 1, "o", color="k", ms=4)
+        row[2].set(title="B  $R^2$ of polynomials of $S_t$, times $x_t$", xlabel="layer", ylabel="degree (dots: best)")
+        fig.colorbar(image, ax=row[2], fraction=0.05)
     models = [(0, "softmax-3", shades("softmax", 2)[0]), (1, "softmax-7", "softmax")]
-    draw_context(axes[1, 0], models, curves, (3, 7), "C  loss over context")
-    draw_distances(axes[1, 1], models, curves, "C  distance to $k$ steps")
-    why = "a softmax layer is not bound to one step of gradient descent, and some layers bind tokens instead"
-    return fig, (depth_claims(lab, "6A", "6B", depths, "softmax-7") + nearest(lab, "6C", "softmax-3", 0, 3, curves, why)
-                 + nearest(lab, "6C", "softmax-7", 1, 7, curves, why))
+    draw_context(axes[2, 0], models, curves, (3, 7), "C  loss over context")
+    draw_context(axes[2, 1], [(3, "attention-7", "softmax")], curves, (7,), "C  attention only", ("lsq", "kernel"))
+    draw_distances(axes[2, 2], models, curves, "C  distance to $k$ Chebyshev steps")
+    return fig
 
 
-LONG = "beyond t = d the hybrid stays well above least squares (figure)"
-FAMILIES = ("fully observed", "partially observed", "nonlinear")
+# ------------------------------------------------------------------------- 7: seven softmax layers against a hybrid
+
+FAMILIES = (("A", "fully observed", "states", 1, ("softmax-7", "hybrid-2")),
+            ("B", "partially observed", "windows", 0, ("softmax-7, partial", "hybrid-2, partial")),
+            ("C", "nonlinear", "features", 0, ("softmax-7, nonlinear", "hybrid-2, nonlinear")))
 
 
-@figure((context, "softmax-3", "softmax-7", "hybrid-2"), (context, "softmax-7, partial", "hybrid-2, partial"),
-        (context, "softmax-7, nonlinear", "hybrid-2, nonlinear"))
-def fig7(lab, *families):
+def fig7_claims(lab, *found):
+    rows = []
+    for (panel, family, inputs, first, names), curves in zip(FAMILIES, found):
+        softmax, hybrid = ([c["models"][first + i] for c in curves] for i in (0, 1))
+        count = curves[0]["parameters"][first:first + 2]
+        time = np.mean([c["seconds"][first + 1] / c["seconds"][first] for c in curves])
+        rows += [(f"7{panel}", f"mean loss of hybrid-2 ({count[1]:,.0f} weights; {time:.2f} of the time) over that of softmax-7 ({count[0]:,.0f} "
+                  f"weights), {family}", "paper, 7", "<= 1", ratios(hybrid, softmax), *names),
+                 *(row for row in band_rows(f"7{panel}", "softmax-7", first, 7, curves, run=names[0],
+                                            when=f" ({family}, steps on {inputs})")),
+                 (f"7{panel}", f"mean loss of hybrid-2 over that of least squares, {family}", "measured", "< 1.25",
+                  ratios(hybrid, [c["lsq"] for c in curves]), names[1]),
+                 (f"7{panel}", f"loss of hybrid-2 over that of least squares at t = T, {family}", "measured", "< 1.25",
+                  [h[-1] / c["lsq"][-1] for h, c in zip(hybrid, curves)], names[1])]
+    return rows
+
+
+def draw_fig7(lab, *found):
     """Seven softmax layers against one softmax and one mesa layer, in three task families (7A-C)."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(10, 3.4))
+    for ax, (panel, family, inputs, first, _), curves in zip(axes, FAMILIES, found):
+        draw_context(ax, [(first, "softmax-7", "softmax"), (first + 1, "hybrid-2", "hybrid")], curves, (7,),
+                     f"{panel}  {family}, steps on {inputs}")
+    return fig
+
+
+# -------------------------------------------------------------------------------------------------- 8: few shots
+
+FEW = tuple(name for name in RUNS if name.endswith(", few"))
+
+
+def fig8_claims(lab, *found):
     rows = []
-    for ax, curves, panel, first, family, inputs in zip(axes, families, "ABC", (1, 0, 0), FAMILIES, ("states", "windows", "features")):
-        draw_context(ax, [(first, "softmax-7", "softmax"), (first + 1, "hybrid-2", "hybrid")], curves, (7,), f"{panel}  {family}",
-                     name="steps" if panel == "A" else f"steps on {inputs}")
-        softmax, hybrid = ([c["models"][first + i] for c in curves] for i in (0, 1))
-        count, seconds = (curves[0][k][first:first + 2] for k in ("parameters", "seconds"))
-        slow = ("with some seeds the hybrid has not left its first plateau when training ends (mean losses by seed "
-                + ", ".join(f"{np.mean(h):.3f}" for h in hybrid) + f"; softmax-7: {np.mean(softmax):.3f})")
-        tell = [(f"mean loss of hybrid-2 ({count[1]:,.0f} weights, {seconds[1]:.0f} s of training) over that of softmax-7 "
-                 f"({count[0]:,.0f} weights, {seconds[0]:.0f} s), {family}", "paper, 7", "<= 1.02", ratios(hybrid, softmax), slow),
-                (f"mean loss of the control (7 steps of Proposition 2 on {inputs}) over that of softmax-7, {family}", "paper, 7",
-                 "0.8 .. 1.25", ratios([c["steps"][6] for c in curves], softmax),
-                 f"softmax-7 is the better: seven steps have {np.mean(ratios([c['steps'][6] for c in curves], softmax)):.2g} times its loss"),
-                (f"mean loss of hybrid-2 over that of least squares, {family}", "measured", "< 1.25",
-                 ratios(hybrid, [c["lsq"] for c in curves]), slow if panel == "C" else LONG),
-                (f"loss of hybrid-2 over that of softmax-7 at t = T / 2, {family}", "paper, 7", "<= 1.02",
-                 [h[len(h) // 2] / m[len(m) // 2] for h, m in zip(hybrid, softmax)], slow),
-                (f"loss of hybrid-2 over that of least squares at t = T / 2, {family}", "measured", "< 1.25",
-                 [h[len(h) // 2] / c["lsq"][len(h) // 2] for h, c in zip(hybrid, curves)], slow if panel == "C" else LONG)]
-        rows += [claim(lab, f"7{panel}", *row) for row in tell]
-    return fig, rows
+    for name, models in zip(FEW, found):
+        n, text = len(models[0]["single pairs"]), name.removesuffix(", few")
+        single, double = ([m[k] for m in models] for k in ("single", "double"))        # [3 variants, n]
+        plain, eos, prefix = ([m[v].mean() for m in single] for v in range(3))
+        means = f"{np.mean(plain):.3g}, {np.mean(eos):.3g}, {np.mean(prefix):.3g}; least squares {models[0]['single pairs'].mean():.3g}"
+
+        def ascent(curves):
+            return [c[1:5].max() / c[0] for c in curves]
+        neighbours, pairs = ([m[k] for m in models] for k in ("single neighbours", "single pairs"))
+        rows += [("8A", f"{text}: loss with EOS over that as trained, mean over examples (as trained, EOS, EOS and prefix: {means})", "paper, 8A",
+                  "< 1", np.divide(eos, plain), name),
+                 ("8A", f"{text}: loss with EOS and prefix over that with EOS, mean over examples", "paper, 8A", "< 1", np.divide(prefix, eos), name),
+                 ("8A", f"{text}: loss at the last example over that at the first, with EOS and prefix", "paper, 8A", "< 0.8",
+                  [m[2][-1] / m[2][0] for m in single], name),
+                 ("8A", f"{text}: loss with EOS and prefix over that of least squares on pairs (sub-optimal)", "paper, 8A", "> 1",
+                  [m["single"][2].mean() / m["single pairs"].mean() for m in models], name),
+                 ("8B", f"{text}: loss at the end of the second task over that at its start, with EOS and prefix", "paper, 8B", "< 0.8",
+                  [m[2][-1] / m[2][n // 2] for m in double], name),
+                 ("8B", f"{text}: early ascent, highest loss at examples 2 to 5 over that at example 1, as trained", "paper, 8B", "> 1.05",
+                  ascent([m[0] for m in single]), name)]
+        if name == FEW[0]:
+            rows += [("8B", "the same for least squares on all neighbouring tokens", "paper, 8B", "> 1.05", ascent(neighbours)),
+                     ("8B", "the same where the pairs (y_i, x_i+1) are left out", "paper, 8B", "< 1.05", ascent(pairs))]
+    return rows
 
 
-@figure(*((few_shot, name) for name in RUNS if name.endswith("long")))
-def fig8(lab, *models):
+def draw_fig8(lab, *found):
     """Few-shot regression with EOS and prefix tokens (8A), and two tasks in sequence (8B)."""
     import matplotlib.pyplot as plt
-    names = [name.removesuffix(", long") for name in RUNS if name.endswith("long")]
-    fig, axes = plt.subplots(2, len(names), figsize=(10, 5.8), sharey="row")
-    rows, variants, styles = [], ("as trained", "with EOS", "with EOS and prefix"), ((0, (1, 1)), "--", "-")
-    for j, (name, found) in enumerate(zip(names, models)):
-        colour = COLOUR["hybrid" if "hybrid" in name else "softmax"]
-        n = len(found[0]["single pairs"])
+    fig, axes = plt.subplots(2, len(FEW), figsize=(10, 5.8), sharey="row")
+    variants, styles = ("as trained", "with EOS", "with EOS and prefix"), ((0, (1, 1)), "--", "-")
+    for j, (name, models) in enumerate(zip(FEW, found)):
+        text = name.removesuffix(", few")
+        colour, n = COLOUR[text.split("-")[0]], len(models[0]["single pairs"])
         for i, key in enumerate(("single", "double")):
             ax, t = axes[i, j], np.arange(1, n + 1)
             ax.set_yscale("log")
-            mean_line(ax, t, [m[key + " neighbours"] for m in found], color=COLOUR["control"], lw=3)
-            ax.plot(t, found[0][key + " pairs"], color=COLOUR["least squares"], lw=1.2)
+            ax.plot(t, models[0][key + " neighbours"], color=COLOUR["control"], lw=3)
+            ax.plot(t, models[0][key + " pairs"], color=COLOUR["least squares"], lw=1.2)
             for v, style in enumerate(styles):
-                mean_line(ax, t, [m[key][v] for m in found], color=colour, ls=style, lw=1.7)
-            ax.set(title=("A  " if i == 0 else "B  two tasks, ") + name, xlabel="example $i$", ylabel="loss of $y_i$" if j == 0 else "")
+                mean_line(ax, t, [m[key][v] for m in models], color=colour, ls=style, lw=1.7)
+            ax.set(title=("A  " if i == 0 else "B  two tasks, ") + text, xlabel="example $i$", ylabel="loss of $y_i$" if j == 0 else "")
             ax.set_xticks(sorted({1, n // 4, n // 2, 3 * n // 4, n}))
             if i:
                 ax.axvline(n / 2 + 0.5, color="0.8", lw=1)
-        single, double = ([m[k] for m in found] for k in ("single", "double"))
-        for at in (5, 10, 20):
-            if at <= n:
-                plain, eos, prefix = ([m[v][at - 1] for m in single] for v in range(3))
-                rows += [claim(lab, "8A", f"{name}, example {at}: loss with EOS over that as trained ({np.mean(plain):.2g}; least squares "
-                               f"{found[0]['single pairs'][at - 1]:.2g})", "paper, 8A", "< 0.95", np.divide(eos, plain),
-                               "EOS alone does not help there"),
-                         claim(lab, "8A", f"{name}, example {at}: loss with EOS and prefix ({np.mean(prefix):.2g}) over that with EOS "
-                               f"({np.mean(eos):.2g})", "paper, 8A", "< 0.95", np.divide(prefix, eos), "the prefix helps less than that, or not at all")]
-        rows += [claim(lab, "8A", f"{name}: loss with EOS over that of least squares on all neighbouring tokens, EOS included, last example",
-                       "measured", "0.8 .. 1.25", [m["single"][1][-1] / m["single neighbours"][-1] for m in found],
-                       "the model does not treat the sequence as the dynamical system that all its neighbours would make"),
-                 claim(lab, "8B", f"{name}: loss at the end of the second task over that at its start, with EOS and prefix", "paper, 8B",
-                       "< 0.8", [m[2][-1] / m[2][n // 2] for m in double], "the second task is hardly learned"),
-                 claim(lab, "8B", f"{name}: loss at the end of the second task over that of predicting zero (d/6), with EOS and prefix",
-                       "measured", "< 0.9", [m["double"][2][-1] * 6 / len(m["eos"]) for m in found], "forgetting the first task explains "
-                       "most of the recovery"),
-                 claim(lab, "8B", f"{name}: highest loss at examples 2 to 5 over that at example 1, as trained (early ascent)", "paper, 8B",
-                       "> 1.05", [m[0][1:5].max() / m[0][0] for m in single], "there is no ascent beyond the noise")]
     for text, style in zip(variants, styles):
         axes[0, 0].plot([], [], color=COLOUR["softmax"], ls=style, label=text)
     axes[0, 0].plot([], [], color=COLOUR["least squares"], label="least squares on pairs")
     axes[0, 0].plot([], [], color=COLOUR["control"], lw=3, label="least squares on neighbours")
     for i in (0, 1):                                    # least squares on the true pairs leaves the panel: 3e-4
-        axes[i, 0].set_ylim(bottom=0.1)
+        axes[i, 0].set_ylim(bottom=0.1 * min(m["single"][2].min() for models in found for m in models))
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    return fig, rows
+    return fig
 
 
-# -------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------------------- the whole table
 
-
-def parser_for(prog, known, default):
-    """The command line of this module, and of studies with figures of their own: `known` are the names it knows."""
-    parser = train.Parser(prog=f"python {prog}", description=f"Reproduce figures; without arguments: {' '.join(default)}.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(known)}, or all (default: {' '.join(default)})")
-    parser.add_argument("--list", action="store_true", help="list the figures")
-    parser.add_argument("--full", action="store_true", help="the paper's settings instead of quick ones")
-    parser.add_argument("--smoke", action="store_true", help="tiny models: only to see that a figure can be made")
-    parser.add_argument("--seeds", default="1", metavar="N", help="how many seeds (default 1)")
-    parser.add_argument("--out", default="out", type=Path, metavar="FOLDER", help="where pictures and claims go (default out)")
-    parser.add_argument("--executor", default="processes", metavar="E", help="who does the work: processes (one per core), serial, "
-                        "dask, dask:ADDRESS or mpi")
-    return parser
-
-
-def profile_of(args):
-    """The profile that a command line asks for."""
-    if args.full and args.smoke:
-        raise train.UserError("--full and --smoke exclude each other")
-    return "full" if args.full else "smoke" if args.smoke else "quick"
-
-
-def reproduce(args, known, default, **lab):
-    """Make the figures that a command line asks for; `lab`: what a study has of its own, sizes and settings (see Lab)."""
-    if args.list:
-        for name in known:
-            f, measurements = FIGURES[name]
-            runs = "; ".join(dict.fromkeys(run for _, *runs in measurements for run in runs))
-            print(f"{name:10s} {f.__doc__.splitlines()[0]}" + (f"\n{'':10s} runs: {runs}" if runs else ""))
-        return
-    if not (args.seeds.isascii() and args.seeds.isdigit() and int(args.seeds)):
-        raise train.UserError(f"--seeds must be a whole number of at least 1, not '{args.seeds}'")
-    names = [train.choose("figure", n, [*known, "all"]) for n in args.names or default]
-    names = known if "all" in names else names
-    lab = Lab(profile_of(args), tuple(range(int(args.seeds))), **lab)
-    with executor_named(args.executor) as lab.executor:
-        lab.prepare([m for name in names for m in FIGURES[name][1]])
-    for name in names:
-        make(name, lab, args.out)
-
-
-def command_line(prog, known, default, **lab):
-    """The two together."""
-    reproduce(parser_for(prog, known, default).parse_args(), known, default, **lab)
-
+_linear_runs = ("linear-1", "linear-2", "linear-6", "mesa-1")
+_states = (context, "softmax-3", "softmax-7", "hybrid-2", "attention-7")
+FIGURES = {
+    "overview": Figure([(one_layer, "linear-1"), (mesa_layer, "mesa-1"), (first_layer, "softmax-3"), (bindings, "softmax-3"),
+                        (context, "softmax-3")], overview_claims, draw_overview),
+    "fig1": Figure([(one_token, "linear-6")], fig1_claims, draw_fig1),
+    "fig2": Figure([*((bindings, name) for name in BOUND), *((learned_features, name) for name in FEATURES)], fig2_claims, draw_fig2),
+    "fig3a": Figure([(first_layer, name) for name in LOOKED_AT], fig3a_claims, draw_fig3a),
+    "fig3b": Figure([(one_layer, "linear-1")], fig3b_claims, draw_fig3b),
+    "fig4": Figure([(one_layer, "linear-1"), (compression, WIDE), (context, *_linear_runs), (depth, "linear-6")], fig4_claims, draw_fig4),
+    "mesa_row": Figure([(context, *_linear_runs)], mesa_row_claims, draw_mesa_row),
+    "fig5": Figure([*((f, name) for name in ATTENTION for f in (linearised, bindings)), (over_dimensions,)], fig5_claims, draw_fig5),
+    "fig6": Figure([*((depth, name) for name in PROBED), _states], fig6_claims, draw_fig6),
+    "fig7": Figure([_states, *((context, *names) for *_, names in FAMILIES[1:])], fig7_claims, draw_fig7),
+    "fig8": Figure([(few_shot, name) for name in FEW], fig8_claims, draw_fig8),
+}
 
 if __name__ == "__main__":
-    train.command(lambda: command_line("figures.py", list(FIGURES), ["overview"]))
+    train.command(lambda: command_line("figures.py", FIGURES, ["overview"], settings_of, SIZE))

@@ -217,16 +217,13 @@ def band(spec, k):
     columns = np.stack([mesa.predict(spec, column / norm).ravel() for column in np.moveaxis(basis(a), -1, 0)], axis=-1)
     gram, nodes, rng = columns.T @ columns, np.linspace(0, 1, k + 1), np.random.default_rng(0)
     best = np.linalg.solve(gram, columns.T @ spec.y.ravel())
+    root = np.linalg.cholesky(gram / gram.trace()).T
     from_values = np.linalg.inv(basis(nodes))           # coefficients of the polynomial with given values at the nodes
 
-    def coefficients(alpha):
-        return from_values @ mesa.paper_steps(nodes, alpha)
-
-    def excess(alpha):                                  # loss above that of the best polynomial, up to a factor
-        c = coefficients(alpha) - best
-        return c @ gram @ c / gram.trace()
-    searches = [scipy.optimize.minimize(excess, rng.uniform(0, 2.5, k), method="BFGS") for _ in range(24)]
-    richardson = coefficients(min(searches, key=lambda found: found.fun).x)
+    def excess(alpha):                                  # its squares add up to the loss above the best polynomial's, up to a factor
+        return root @ (from_values @ mesa.paper_steps(nodes, alpha) - best)
+    searches = [scipy.optimize.least_squares(excess, rng.uniform(0, 2.5, k), max_nfev=100) for _ in range(5)]
+    richardson = from_values @ mesa.paper_steps(nodes, min(searches, key=lambda found: found.cost).x)
 
     def inverse(c):
         def q(s):
@@ -263,7 +260,6 @@ def distil(params, s, l, steps, batch=64, lr=5e-3, seed=0, **fit):
     def loss_fn(layer, z, target):
         return mesa.squared_error(mesa.attention_block(layer, "", "linear", z, student, code), target)
 
-    z, target = sample(np.random.default_rng(0), 16)
     layer = {n: to_backend(0.3 * rng.standard_normal(params[b + n].shape) / params[b + n].shape[0] ** 0.5, s.dtype) for n in names}
     layer["wq"] = layer["wq"] / s.T                     # a sum over t terms starts at the size of a mean
     state = train.State(layer, rng)
