@@ -653,15 +653,14 @@ def frobenius(s):
     return a / norm, norm
 
 
-def paper_steps(a, alpha, beta=0.0):
+def paper_steps(a, alpha, beta=None):
     """The k steps that the paper's curves are held against, on eigenvalues a of the normalised matrix (`frobenius`): from the
     identity, M <- M + prod_{i<=j} (1 - alpha_i a) + beta_j (M - M_before).  A polynomial of degree k in a, of k + 1 terms.
-    beta = 0 is called Richardson there, learned alpha and beta Chebyshev; M / norm stands for 1/s."""
-    alpha = np.asarray(alpha, float)
+    Without beta it is called Richardson there, with alpha and beta learned Chebyshev; M / norm stands for 1/s."""
     M = M_before = product = np.ones_like(a)
-    for alpha_j, beta_j in zip(alpha, np.broadcast_to(beta, alpha.shape)):
-        product = product * (1 - alpha_j * a)
-        M, M_before = M + product + beta_j * (M - M_before), M
+    for j in range(len(alpha)):
+        product = product * (1 - alpha[j] * a)
+        M, M_before = M + product + (0 if beta is None else beta[j] * (M - M_before)), M
     return M
 
 

@@ -205,9 +205,9 @@ def band(spec, k):
     """The paper's k steps (mesa.paper_steps), tuned for the best prediction on these sequences: (Richardson, Chebyshev), each as
     a function s -> q(s), what stands for 1/s.  A model of k layers belongs between the two.
 
-    Both are polynomials of degree k in the normalised eigenvalues.  From k = 2 on, Chebyshev's free coefficients reach the
-    best of all of them, up to four digits, and that is a linear problem (its first step has no momentum: for k = 1 the two
-    are the same).  The loss of a polynomial is a quadratic form in its coefficients, which is gathered once; to search
+    Both are polynomials of degree k in the normalised eigenvalues.  From k = 3 on, Chebyshev's free coefficients reach the
+    best of all of them, and for k = 2 all but a thousandth of its loss; that one is a linear problem.  (The first step has no
+    momentum: for k = 1 the two are the same.)  The loss of a polynomial is a quadratic form in its coefficients, which is gathered once; to search
     Richardson's k step sizes, from several starts, then costs almost nothing.
     """
     a, norm = mesa.frobenius(spec.s)
