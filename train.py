@@ -148,7 +148,7 @@ def choose(what, name, allowed):
 
 
 _softmax = Settings(tokens="raw", kinds=("softmax",), width=40, embed=True, positional="concat", layer_norm=True,
-                    mlp_width=80, init_std=0.02, batch=64, lr=3e-3, warmup=500)
+                    mlp_width=80, init_std=0.02, batch=32, lr=1e-2, warmup=500)
 PRESETS = {
     "linear-1": Settings(tokens="constructed-0", heads=2, lr=1e-3, warmup=200, steps=5_000),
     "linear-2": Settings(kinds=("linear",) * 2, clamp=1.5),
@@ -522,7 +522,7 @@ def load_checkpoint(folder, base=Settings()):
         meta = json.loads(str(arrays["meta"]))
         if meta["version"] != 1:
             raise UserError(f"{path} was written by another version of this program (format {meta['version']}, not 1)")
-        settings = settings_from(meta["settings"], base)
+        settings = settings_from(meta["settings"], type(base)())            # what an older program did not know has its default
         part = {prefix: {k.removeprefix(prefix): to_backend(a) for k, a in arrays.items() if k.startswith(prefix)}
                 for prefix in ("params.", "slots.")}
         wanted = shapes_of(settings)
