@@ -792,13 +792,17 @@ def tiny(preset, **changes):
     return replace(s, snapshots=tuple(n for n in s.snapshots if n <= s.steps)).check()
 
 
-def test_readme_examples():
-    """The Python blocks of the README print what stands there."""
-    blocks = (HERE / "README.md").read_text().split("```python\n")[1:]
-    runner = doctest.DocTestRunner(verbose=False)
-    for block in blocks:
-        runner.run(doctest.DocTestParser().get_doctest(block.split("```")[0], {}, "README", None, 0))
-    assert runner.failures == 0 and runner.tries == 9
+def test_examples_in_the_texts(tmp_path, monkeypatch):
+    """The Python blocks of README and NOTES print what stands there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "TASKS", dict(data.TASKS))
+    runner, found = doctest.DocTestRunner(verbose=False), 0
+    for name in ("README.md", "NOTES.md"):
+        for block in (HERE / name).read_text(encoding="utf-8").split("```python\n")[1:]:
+            examples = doctest.DocTestParser().get_doctest(block.split("```")[0], {}, name, None, 0)
+            found += len(examples.examples)
+            runner.run(examples)
+    assert runner.failures == 0 and runner.tries == found >= 20
 
 
 def command_line(*args, timeout=60, **kw):
