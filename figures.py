@@ -276,7 +276,7 @@ def markdown(claims):
 def claims_in(path):
     """The claims in a JSON file; none if it is somebody else's."""
     try:
-        claims = json.loads(path.read_text())
+        claims = json.loads(path.read_text(encoding="utf-8"))
         return [c for c in claims if {"figure", "claim", "expected", "measured", "spread", "seeds", "profile", "holds"} <= c.keys()]
     except (ValueError, AttributeError, TypeError):
         return []
@@ -407,7 +407,8 @@ def draw_ridge(ax, ones, mesas):
     ax.plot(t, np.mean([m["ridge"] for m in mesas], axis=0), ":", color="#004D38", lw=1.3)
     if (int(mesas[0]["d"]), T) == (10, 50):
         at = np.array([15, 20, 50])
-        ax.plot(at, np.array(json.loads(AUTHORS.read_text())["loss_by_position"])[at - 1], "x", color=COLOUR["mesa"], ms=5)
+        authors = json.loads(AUTHORS.read_text(encoding="utf-8"))["loss_by_position"]
+        ax.plot(at, np.array(authors)[at - 1], "x", color=COLOUR["mesa"], ms=5)
     ax.set(title="Loss over context", xlabel="context length $t$", ylabel="held-out loss at $t$")
     label(ax, T, 1.4 * gd[-1], "one gradient step", "gradient descent", "bottom")
     label(ax, T, 0.6 * linear[-1], "linear layer", "linear", "top", weight="bold")
@@ -534,7 +535,7 @@ def one_layer_claims(lab, panel, ones):
 def mesa_claims(lab, panel, ones, mesas):
     """What is claimed of mesa-1, from results of measure.mesa_layer, beside those of measure.one_layer, one per seed."""
     MESA, mu, near = "paper, section on the mesa layer", float(mesas[0]["mu"]), np.mean([m["near"] for m in mesas])
-    authors = json.loads(AUTHORS.read_text())["loss_by_position"]
+    authors = json.loads(AUTHORS.read_text(encoding="utf-8"))["loss_by_position"]
     tell = [(f"R² of mesa-1's outputs on those of the best ridge regression ({mu:.2g})", MESA, "> 0.99",
              [m["r2_lsq"] for m in mesas]),
             (f"R² of mesa-1's outputs on those of the ridge regression nearest to it ({near:.2g})", "measured", "> 0.99",

@@ -171,5 +171,6 @@ def test_a_missing_backend_is_one_sentence(script, arguments, environment, tmp_p
     except Exception:
         pass
     script = Path(__file__).parent / script
-    run = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=tmp_path, env=os.environ | environment)
+    run = subprocess.run([sys.executable, script, *arguments], capture_output=True,
+                         encoding="utf-8", cwd=tmp_path, env=os.environ | environment)
     assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1 and not run.stdout

@@ -780,7 +780,7 @@ def tiny(preset, **changes):
 
 def test_readme_examples():
     """The Python blocks of the README print what stands there."""
-    blocks = (HERE / "README.md").read_text().split("```python\n")[1:]
+    blocks = (HERE / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
     runner = doctest.DocTestRunner(verbose=False)
     for block in blocks:
         runner.run(doctest.DocTestParser().get_doctest(block.split("```")[0], {}, "README", None, 0))
@@ -940,7 +940,7 @@ def test_held_out_sequences_are_the_same_for_every_seed_and_never_trained_on():
 def test_metrics_and_snapshots_are_written(tmp_path):
     state_settings = tiny("mesa-1")
     state = train.run(state_settings, tmp_path, quiet=True)
-    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    rows = (tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert rows[0] == "step,training_loss,heldout_loss" and [r.split(",")[0] for r in rows[1:]] == ["0", "5", "10", "12"]
     assert float(rows[-1].split(",")[1]) == pytest.approx(np.mean(state.losses[10:12]), rel=1e-5)
     assert [n for n, _ in state.heldout] == [0, 5, 10, 12]
@@ -1133,13 +1133,13 @@ def test_figure_smoke(name, smoke, tmp_path):
     claims = figures.make(name, smoke, tmp_path)
     picture = matplotlib.image.imread(tmp_path / f"{name}.png")
     assert picture.std() > 0.05
-    stored = json.loads((tmp_path / f"{name}.json").read_text())
+    stored = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
     assert stored == claims and stored
     for c in stored:
         assert c.keys() >= {"figure", "claim", "source", "expected", "measured", "spread", "seeds", "profile", "holds"}
         assert np.isfinite(c["measured"]) and c["spread"] >= 0 and c["seeds"] == [0, 1]
         assert c["holds"] == figures.holds(c["expected"], c["measured"])
-        assert c["claim"] in (tmp_path / "claims.md").read_text()
+        assert c["claim"] in (tmp_path / "claims.md").read_text(encoding="utf-8")
 
 
 def test_what_is_in_the_cache_is_not_made_again(smoke, monkeypatch):

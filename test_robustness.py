@@ -218,7 +218,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 @pytest.mark.parametrize("command", ["train.py", "figures.py --list", "train.py --help"])
 def test_a_reader_who_leaves_is_no_error(command):
     run = subprocess.run(f"{sys.executable} {command} | head -1; exit ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", cwd=HERE,
-                         capture_output=True, text=True)
+                         capture_output=True, encoding="utf-8")
     assert "Traceback" not in run.stderr and run.stdout.count("\n") == 1
 
 
@@ -273,7 +273,7 @@ def test_a_model_file_holds_weights_and_settings(tmp_path):
 
 def test_claims_of_others_are_left_alone(tmp_path):
     for name, content in (("a", "{"), ("b", "{}"), ("c", '[{"figure": 1}]'), ("d", "[1]"), ("e", "3")):
-        (tmp_path / f"{name}.json").write_text(content)
+        (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
         assert figures.claims_in(tmp_path / f"{name}.json") == []
 
 

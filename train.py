@@ -459,7 +459,7 @@ def alone_in(folder):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
+        lock = open(folder / ".lock", "w", encoding="utf-8")
     except OSError as e:
         raise UserError(f"cannot write to {folder}: {e.strerror or e}") from None
     with lock:
