@@ -937,6 +937,16 @@ def test_held_out_sequences_are_the_same_for_every_seed_and_never_trained_on():
     assert not np.array_equal(a, data.linear_sequences(np.random.default_rng(0), 64, 8, 2))
 
 
+@pytest.mark.parametrize("task", data.TASKS)
+def test_rivals_are_tuned_models_judged_and_runs_evaluated_on_different_sequences(task):
+    """Of equal numbers, since two generators with one seed draw the same only then."""
+    s, eight = tiny("linear-1", task=task), 8 if task == "partial" else 1
+    x = [measure.tuning_sequences({"tune": 64 * eight}, s),
+         measure.judging_sequences({"judge": 64}, s), train.heldout_sequences(s)]
+    assert [len(a) for a in x] == [64] * 3
+    assert len(np.unique(np.concatenate(x)[:, 0], axis=0)) == 3 * 64       # no first state twice
+
+
 def test_metrics_and_snapshots_are_written(tmp_path):
     state_settings = tiny("mesa-1")
     state = train.run(state_settings, tmp_path, quiet=True)
@@ -1059,11 +1069,13 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------ figures
 
-@pytest.mark.parametrize("expected, yes, no", [("< 1", 0.5, 1.0), ("<= 1", 1.0, 1.1), ("> 0.9", 0.91, 0.9),
-                                               (">= 0.9", 0.9, 0.8), ("0.99 .. 1.01", 0.99, 0.98)])
+@pytest.mark.parametrize("expected, yes, no", [
+    ("< 1", [-9, 0.99], [1, 1.01]), ("<= 1", [0.99, 1], [1.01, 9]),
+    ("> 0.9", [0.91, 9], [0.9, 0.89]), (">= 0.9", [0.9, 0.91], [0.89, -9]),
+    ("0.99 .. 1.01", [0.99, 1, 1.01], [0.98, 1.02, -1, 9])])
 def test_a_claim_holds_exactly_where_its_predicate_does(expected, yes, no):
-    assert figures.holds(expected, yes) and not figures.holds(expected, no)
-    assert not figures.holds(expected, float("nan"))
+    assert all(figures.holds(expected, x) for x in yes)
+    assert not any(figures.holds(expected, x) for x in (*no, float("nan")))
 
 
 def test_compressed_alg_of_identity_blocks_is_the_model_itself(states, rng):
