@@ -58,14 +58,15 @@ def take_turns(rivals, repeats, warmup=2):
 
 def peak_memory(*args):
     """What `python bench.py ARGS` prints: peak memories in MB of a process that does nothing else."""
-    out = subprocess.run([sys.executable, __file__, *args], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, __file__, *args], capture_output=True, encoding="utf-8",
+                         check=True).stdout
     return [float(x) for x in out.split()]
 
 
 def memory():
     """Memory in MB of this process and what its workers have to themselves (Linux), or the peak of this process."""
     def kilobytes(pid, *names):
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
         return sum(int(text.split(f"\n{name}:")[1].split()[0]) for name in names)
     try:
         workers = (kilobytes(child.pid, "Private_Clean", "Private_Dirty") for child in multiprocessing.active_children())

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import figures
+import lab
+import measure
 import language
 import mesa
 import strict_backend
@@ -131,11 +133,11 @@ def test_streaming_on_the_device(strict):
 
 
 def test_figures_train_on_the_device_and_measure_in_numpy(strict, tmp_path):
-    lab = figures.Lab("smoke", cache=tmp_path)
-    with figures.executor_named("processes") as lab.executor:
-        assert lab.executor is None
-        lab.prepare([(figures.mesa_layer, "mesa-1")])
-    assert np.isfinite(lab.results(figures.mesa_layer, "mesa-1")[0]["mesa"]).all()
+    smoke = lab.Lab(figures.settings_of, figures.SIZE, "smoke", cache=tmp_path)
+    with lab.executor_named("processes") as smoke.executor:
+        assert smoke.executor is None
+        smoke.prepare([(measure.mesa_layer, "mesa-1")])
+    assert np.isfinite(smoke.results(measure.mesa_layer, "mesa-1")[0]["mesa"]).all()
     assert xp.module is strict_backend
 
 
@@ -171,5 +173,6 @@ def test_a_missing_backend_is_one_sentence(script, arguments, environment, tmp_p
     except Exception:
         pass
     script = Path(__file__).parent / script
-    run = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=tmp_path, env=os.environ | environment)
+    run = subprocess.run([sys.executable, script, *arguments], capture_output=True,
+                         encoding="utf-8", cwd=tmp_path, env=os.environ | environment)
     assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1 and not run.stdout

@@ -183,5 +183,5 @@ def test_figure_smoke(name, tmp_path):
     lab.prepare(figures.FIGURES[name][1])
     claims = figures.make(name, lab, tmp_path)
     assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
-    assert json.loads((tmp_path / f"{name}.json").read_text()) == claims
+    assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) == claims
     assert all(np.isfinite(c["measured"]) and c["holds"] == figures.holds(c["expected"], c["measured"]) for c in claims)

@@ -236,7 +236,7 @@ def test_split_is_by_document_fixed_and_without_duplicates():
 def test_corpora_of_ones_own(tmp_path):
     documents = prose(30)
     rows = "\n".join(json.dumps({"text": text.decode(), "meta": 1}) for _, text in documents)
-    (tmp_path / "a.jsonl").write_text(rows)
+    (tmp_path / "a.jsonl").write_text(rows, encoding="utf-8")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     assert [t for _, t in la.documents_in(tmp_path / "a.jsonl")] == [t for _, t in la.documents_in(tmp_path / "b.jsonl.gz")] == \
         [t for _, t in documents]
@@ -402,7 +402,7 @@ def test_a_corpus_and_a_prompt_from_the_command_line(tmp_path, monkeypatch, caps
     assert "language, mine.txt" in command("language", "--kinds", "linear,hybrid")
     said = command("--prompt", "12 ")
     assert said.count("---") == 2 and "linear small" in said and "6 steps\n12 " in said
-    claims = json.loads((tmp_path / "out" / "language.json").read_text())
+    claims = json.loads((tmp_path / "out" / "language.json").read_text(encoding="utf-8"))
     assert {c["sha256"] for c in claims} == {la.corpus(str(tmp_path / "mine.txt")).sha256}
 
 
@@ -441,5 +441,5 @@ def test_figure_smoke(name, tmp_path):
     lab.prepare(figures.FIGURES[name][1])
     claims = figures.make(name, lab, tmp_path)
     assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
-    assert json.loads((tmp_path / f"{name}.json").read_text()) == claims
+    assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) == claims
     assert all(np.isfinite(c["measured"]) and c["holds"] == figures.holds(c["expected"], c["measured"]) for c in claims)

@@ -368,12 +368,13 @@ def fit(loss_fn, state, sample, update, steps, batch, evaluate=None, report=100,
                     state.heldout.append((state.step, evaluate(state.params)))
                 if state.step in snapshots:
                     snapshot(state.params, state.step)
-                if state.step >= steps or interrupted or began - saved_at >= save_seconds:
+                stop = bool(interrupted)                # an interrupt from here on waits for the next step's end, and is saved there
+                if state.step >= steps or stop or began - saved_at >= save_seconds:
                     save(state)
                     saved_at = time.perf_counter()
                 if progress:
                     progress(state)
-                if interrupted:
+                if stop:
                     raise KeyboardInterrupt
                 if state.step >= steps:
                     return state
@@ -459,7 +460,7 @@ def alone_in(folder):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
+        lock = open(folder / ".lock", "w", encoding="utf-8")
     except OSError as e:
         raise UserError(f"cannot write to {folder}: {e.strerror or e}") from None
     with lock:
