@@ -31,18 +31,19 @@ AUTHORS = Path(__file__).parent / "golden" / "authors_mesa1.json"      # loss ov
 WHILE = (0, 100, 250, 500, 750, 1_000, 1_500, 2_000, 2_500, 3_000, 4_000, 5_000, 6_000, 7_500, 10_000, 12_500, 15_000, 17_500,
          20_000)                                        # steps of the training at which weights are kept
 FIRST = (0, 50, 100, 150, 200, 250, 300, 400, 500, 750, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000)
-_quick = dict(d=5, T=25, steps=4_000)
+_quick = dict(d=5, T=25, steps=3_000)
+_short = _quick | dict(T=80, steps=2_500)
 _partial = _quick | dict(d=3, d_state=8, T=40)
-_linear = dict(steps=2_500, batch=128, lr=1e-3, warmup=300)
+_linear = dict(steps=2_000, batch=128, lr=1e-3, warmup=300)
 _few = dict(T=100, steps=10_000)                        # room for two tasks of ten pairs with EOS tokens, and two prefixes
 _attention = dict(layer_norm=False, mlp_width=0)
 RUNS = {
     "linear-1": ("linear-1", dict(snapshots=FIRST), dict(steps=1_500, report=50)),
     "linear-2": ("linear-2", dict(snapshots=WHILE), _linear),
     "linear-6": ("linear-6", dict(snapshots=WHILE), _linear),
-    "linear-6, K = 40": ("linear-6", dict(snapshots=WHILE, key_size=40), _linear),
+    "linear-6, K = 40": ("linear-6", dict(snapshots=WHILE, key_size=40), _linear | dict(steps=1_500)),
     "mesa-1": ("mesa-1", {}, dict(steps=600, warmup=100, lr=1e-2, lr_end=1e-3, clamp=0.0)),
-    "softmax-3": ("softmax-3", {}, _quick),
+    "softmax-3": ("softmax-3", {}, _quick | dict(steps=6_000)),
     "softmax-7": ("softmax-7", {}, _quick),
     "hybrid-2": ("hybrid-2", {}, _quick),
     "softmax-7, partial": ("softmax-7", dict(task="partial", d=5), _partial),
@@ -50,10 +51,10 @@ RUNS = {
     "softmax-7, nonlinear": ("softmax-7", dict(task="nonlinear", snapshots=WHILE), _quick),
     "hybrid-2, nonlinear": ("hybrid-2", dict(task="nonlinear", snapshots=WHILE), _quick),
     "attention-7": ("softmax-7", _attention, _quick),
-    "softmax-3, few": ("softmax-3", _few, _quick | dict(T=80)),
-    "softmax-5, few": ("softmax-7", _few | dict(kinds=("softmax",) * 5), _quick | dict(T=80)),
-    "softmax-7, few": ("softmax-7", _few, _quick | dict(T=80)),
-    "hybrid-2, few": ("hybrid-2", _few, _quick | dict(T=80)),
+    "softmax-3, few": ("softmax-3", _few, _short),
+    "softmax-5, few": ("softmax-7", _few | dict(kinds=("softmax",) * 5), _short),
+    "softmax-7, few": ("softmax-7", _few, _short),
+    "hybrid-2, few": ("hybrid-2", _few, _short),
     **{f"attention-7, {size}": ("softmax-7", _attention | dict(d=full, T=5 * full, width=4 * full, key_size=2 * full),
                                 _quick | dict(d=d, T=5 * d, width=4 * d, key_size=2 * d, kinds=("softmax",) * 3))
        for size, full, d in (("small", 5, 4), ("medium", 10, 7), ("large", 16, 12))},
@@ -266,7 +267,7 @@ def one_layer_rows(panel, ones):
          "paper, 3B", "> 0.9", [o["prop1"] for o in ones]))]
 
 
-def mesa_rows(panel, ones, mesas):
+def mesa_rows(lab, panel, ones, mesas):
     """What is claimed of mesa-1, from results of measure.mesa_layer, beside those of measure.one_layer, one per seed."""
     MESA, mu, near = "paper, section on the mesa layer", float(mesas[0]["mu"]), np.mean([m["near"] for m in mesas])
     authors = json.loads(AUTHORS.read_text(encoding="utf-8"))["loss_by_position"]
@@ -275,13 +276,15 @@ def mesa_rows(panel, ones, mesas):
             (panel, f"R² of mesa-1's outputs on those of the ridge regression nearest to it ({near:.2g})", "measured", "> 0.99",
              [m["r2_ridge"] for m in mesas], "mesa-1"),
             (panel, "mesa-1's loss over linear-1's", "paper, mesa against linear attention", "< 1",
-             ratios([m["mesa"] for m in mesas], [o["linear"] for o in ones]), "mesa-1", "linear-1")]
-    for n in (15, 20, 50):
+             ratios([m["mesa"] for m in mesas], [o["linear"] for o in ones]), "mesa-1", "linear-1"),
+            (panel, "mesa-1's mean loss over that of least squares", MESA, "< 1.1",
+             ratios([m["mesa"] for m in mesas], [m["lsq"] for m in mesas]), "mesa-1")]
+    for n in (15, 20, 50):                              # the ridge goes on falling for long: no verdict after a brief training
         if n <= mesas[0]["T"]:
             ridge = np.mean([m["ridge"][n - 1] / m["lsq"][n - 1] for m in mesas])
             rows.append((panel, f"mesa-1's loss at t = {n} over that of least squares, {mesas[0]['lsq'][n - 1]:.2g} (authors' code after "
                          f"1,500 steps: {authors[n - 1]:.2g}; the ridge regression nearest to the layer: {ridge:.2g} times)", MESA,
-                         "0.9 .. 1.1", [m["mesa"][n - 1] / m["lsq"][n - 1] for m in mesas], "mesa-1"))
+                         "0.9 .. 1.1" if lab.profile == "full" else "", [m["mesa"][n - 1] / m["lsq"][n - 1] for m in mesas], "mesa-1"))
     return rows
 
 
@@ -342,7 +345,7 @@ def draw_head(ax, A, title):
 
 
 def overview_claims(lab, ones, mesas, firsts, bound, curves):
-    return (one_layer_rows("overview", ones) + mesa_rows("overview", ones, mesas)
+    return (one_layer_rows("overview", ones) + mesa_rows(lab, "overview", ones, mesas)
             + [("overview", *row[1:]) for row in attention_rows("softmax-3", firsts)]
             + binding_rows("overview", "softmax-3", bound, False) + band_rows("overview", "softmax-3", 0, 3, curves))
 
@@ -548,7 +551,7 @@ def fig4_claims(lab, ones, compressed, curves, depths):
         ("4A", "correlation over snapshots between linear-1's loss and 1 - R² of its outputs on one gradient step's",
          "paper, inner against outer objective", "> 0.9", [np.corrcoef(x[:, 1], 1 - x[:, 2])[0, 1] for x in along], "linear-1")]
     m = compressed[0]
-    for n in (n for n in AT if n in m["snapshots"]):
+    for n in [n for n in AT if n in m["snapshots"]] or m["snapshots"][-1:]:
         at = list(m["snapshots"]).index(n)
         for i, text in ((1, "CompressedAlg's loss"), (2, "loss of the half-and-half interpolation")):
             rows.append(("4B", f"{text} over that of {WIDE}, step {n:,}", "paper, 4B", "0.95 .. 1.05",

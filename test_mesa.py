@@ -1026,7 +1026,6 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
 
 def test_interrupting_saves_and_says_how_to_go_on(tmp_path):
     args = ["mesa-1", *TINY_ARGS, f"--steps={ENDLESS}", "--out", tmp_path]
-    args += [f"--report={ENDLESS}"]         # an interrupt while a line is shown would not save
     with running("train.py", *args) as process:
         wait_until((tmp_path / "weights-000007.npz").exists, process)       # the snapshot of step 7
         process.send_signal(signal.SIGINT)
