@@ -31,10 +31,9 @@ import numpy as np
 import scipy.integrate
 import scipy.linalg
 
-import figures
 import mesa
 import train
-from figures import claim, end_labels, figure, label, mean_line
+from lab import COLOUR, Figure, command_line, end_labels, label, mean_line
 
 # --------------------------------------------------------------------------------------------------- the process
 
@@ -233,7 +232,7 @@ def least_squares(x, ridge=1e-6):
     return mesa.mesa_attention(q, k, v, np.array([1 / ridge]))[:, 0]
 
 
-# ------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------- measurements
 
 STARTS = ((0.1, 0.1), (0.5, 1.5), (2.0, 2.0))
 SIZE = {"full": dict(d=5, T=100, B=240_000, lr=4e-5, epochs=1_500, judge=4_000, lengths=(100, 400, 1_600), dtype="complex64"),
@@ -325,18 +324,73 @@ def capability(size, seed):
     return out | {"rows": rows, "scatter": np.stack([x[:, 0].real.ravel(), (p / x[:, -1]).real.ravel()])}
 
 
-SKEWED = ("these entries are learned: E x_j^3 x_k^3 is not zero, which pulls at them (emergence.theorem1) though Assumption 2 holds")
-SAMPLE = ("sampled moments of sixth order scatter: gradient descent on a finite sample ends with entries off the diagonals, larger on a "
-          "quarter of the sequences (below)")
+# ------------------------------------------------------------------------------------------- claims
 
 
-@figure((dynamics,), (conditions,), (laws,))
-def emergence(lab, found, others, all_laws):
+def emergence_claims(lab, found, others, all_laws):
+    """Theorem 1 and Corollary 1 after training; the conditions on the law of the first state."""
+    rows, full = [], lab.profile == "full"
+    for law in ("Gaussian", "sparse"):
+        rows += [("Theorem 1", f"{law}: a b at the end of sampled training over Theorem 1's, mean "
+                  "of three starts", "paper, Theorem 1", "0.98 .. 1.02" if full else "0.95 .. 1.05",
+                  [f[f"{law} ends"].mean() / f[f"{law} theory"] for f in found]),
+                 ("Theorem 1", f"{law}: largest entry off the two diagonals, relative to them",
+                  "paper, Theorem 1", "< 0.05", [f[f"{law} off"].max() for f in found]),
+                 ("Corollary 1", f"{law}: relative distance of the trained model's predictions to "
+                  "one gradient step of size ab/(t-1), held out", "paper, Corollary 1", "< 0.02",
+                  [f[f"{law} corollary"] for f in found])]
+    rows += [("conditions", f"{law}: largest odd moment, in standard errors (Assumption 2 wants 0)",
+              "paper, Assumption 2", "< 4" if law != "ones" else "> 4",
+              [f[f"{law} odd"] for f in all_laws]) for law in LAWS]
+    for law in ("signs", "skewed"):
+        rows += [("conditions", f"{law}: a b at the end over Theorem 1's", "paper, Theorem 1",
+                  "0.95 .. 1.05", [o[f"{law} ends"].mean() / o[f"{law} theory"] for o in others]),
+                 ("conditions", f"{law}: largest entry off the two diagonals, relative to them",
+                  "paper, Theorem 1", "< 0.05", [o[f"{law} off"].max() for o in others])]
+    rows.append(("conditions", "ones: the same, where Assumption 2 does not hold",
+                 "paper, Assumption 2", "> 0.05", [o["ones off"].max() for o in others]))
+    for law, why, expected, results in (
+            ("Gaussian", "due to sampling: about 2", "1.6 .. 2.5", found),
+            ("skewed", "learned: about 1", "0.8 .. 1.25", others),
+            ("ones", "learned: about 1", "0.8 .. 1.25", others)):
+        rows.append(("conditions", f"{law}: norm of these entries after training on a quarter of "
+                     f"the sequences over that on all ({why})", "derived", expected,
+                     [f[f"{law} due to sampling"] for f in results]))
+    longest = lab.sizes[lab.profile]["lengths"][-1]
+    for law, says, expected in (("Gaussian", "does not recover", "> 0.2"),
+                                ("sparse", "recovers", "< 0.2"), ("signs", "recovers", "< 0.2"),
+                                ("skewed", "does not recover", "> 0.2")):
+        rows.append(("conditions", f"{law}: relative error at T = {longest:,} of the step that "
+                     f"Theorem 1 predicts ({says} the process)", "derived, Theorem 2", expected,
+                     [f[f"{law} far"] for f in all_laws]))
+    return rows
+
+
+def limits_claims(lab, found):
+    """Theorem 2's limits of prediction / truth, and the errors that they imply."""
+    last = np.array([f["rows"][-1] for f in found])     # [seeds, (T, mean, median, slope)]
+    expectations = (("mean", "0.18 .. 0.22"), ("median", "0.08 .. 0.11"), ("slope", "0.55 .. 0.65"))
+    return [("Theorem 2", f"Gaussian, T = {int(last[0, 0]):,}: {name} of prediction / truth",
+             "paper, Theorem 2" if i == 1 else "derived", expected, last[:, i])
+            for i, (name, expected) in enumerate(expectations, 1)] + [
+        ("Theorem 2", "Gaussian: squared error of one gradient step at the last position, relative "
+         "to the truth's (limit 0.4)", "derived", "0.35 .. 0.6",
+         [f["Gaussian step"][-1] for f in found]),
+        ("Theorem 2", "sparse: the same", "paper, Theorem 2", "< 0.05",
+         [f["sparse step"][-1] for f in found]),
+        ("Theorem 2", "Gaussian: the same for one complex mesa layer", "beyond the paper", "< 1e-6",
+         [f["Gaussian mesa"][-1] for f in found])]
+
+
+# ------------------------------------------------------------------------------------------ figures
+
+
+def draw_emergence(lab, found, others, all_laws):
     """Theorem 1: gradient descent on sampled sequences beside the population flow; what other first states lead to."""
     import matplotlib.pyplot as plt
     fig = plt.figure(figsize=(10, 3.6))
     left, right = fig.subfigures(1, 2, width_ratios=(2.4, 1))
-    rows, d = [], found[0]["Gaussian KQ"].shape[0] // 2
+    d = found[0]["Gaussian KQ"].shape[0] // 2
     for ax, law in zip(left.subplots(1, 2), ("Gaussian", "sparse")):
         theory = float(found[0][f"{law} theory"])
         for i, (start, colour) in enumerate(zip(STARTS, ("#0072B2", "#D55E00", "#009E73"))):
@@ -352,34 +406,6 @@ def emergence(lab, found, others, all_laws):
         label(ax, 0.97, 0.64, f"wide: population flow\nthin: {len(found)} sampled run{'s' * (len(found) > 1)}\n"
               f"dashes: Theorem 1, {theory:.4f}\ndots: its limit {float(found[0][f'{law} limit']):.3g}", "k",
               transform=ax.transAxes, fontsize=7.5)
-        ratio = [f[f"{law} ends"].mean() / theory for f in found]
-        full = lab.profile == "full"
-        rows += [claim(lab, "Theorem 1", f"{law}: a b at the end of sampled training over Theorem 1's, mean of three starts",
-                       "paper, Theorem 1", "0.98 .. 1.02" if full else "0.95 .. 1.05", ratio),
-                 claim(lab, "Theorem 1", f"{law}: largest entry off the two diagonals, relative to them", "paper, Theorem 1", "< 0.05",
-                       [f[f"{law} off"].max() for f in found], SAMPLE),
-                 claim(lab, "Corollary 1", f"{law}: relative distance of the trained model's predictions to one gradient step of size "
-                       "ab/(t-1), held out", "paper, Corollary 1", "< 0.02", [f[f"{law} corollary"] for f in found], SAMPLE)]
-    for law in LAWS:
-        rows.append(claim(lab, "conditions", f"{law}: largest odd moment, in standard errors (Assumption 2 wants 0)",
-                          "paper, Assumption 2", "< 4" if law != "ones" else "> 4", [f[f"{law} odd"] for f in all_laws]))
-    for law in ("signs", "skewed"):
-        rows += [claim(lab, "conditions", f"{law}: a b at the end over Theorem 1's", "paper, Theorem 1", "0.95 .. 1.05",
-                       [o[f"{law} ends"].mean() / o[f"{law} theory"] for o in others]),
-                 claim(lab, "conditions", f"{law}: largest entry off the two diagonals, relative to them", "paper, Theorem 1",
-                       "< 0.05", [o[f"{law} off"].max() for o in others], SKEWED if law == "skewed" else SAMPLE)]
-    rows.append(claim(lab, "conditions", "ones: the same, where Assumption 2 does not hold", "paper, Assumption 2", "> 0.05",
-                      [o["ones off"].max() for o in others]))
-    for law, expected in (("Gaussian", "1.6 .. 2.5"), ("skewed", "0.8 .. 1.25"), ("ones", "0.8 .. 1.25")):
-        source = found if law == "Gaussian" else others
-        rows.append(claim(lab, "conditions", f"{law}: norm of these entries after training on a quarter of the sequences over that on "
-                          f"all ({'due to sampling: about 2' if law == 'Gaussian' else 'learned: about 1'})", "derived", expected,
-                          [f[f"{law} due to sampling"] for f in source]))
-    for law, recovers in (("Gaussian", False), ("sparse", True), ("signs", True), ("skewed", False)):
-        rows.append(claim(lab, "conditions", f"{law}: relative error at T = {lab.sizes[lab.profile]['lengths'][-1]:,} of the step that "
-                          f"Theorem 1 predicts ({'recovers' if recovers else 'does not recover'} the process)", "derived, Theorem 2",
-                          "< 0.2" if recovers else "> 0.2", [f[f"{law} far"] for f in all_laws],
-                          "T is too short for the limit" if recovers else ""))
     right.suptitle("Learned for signs (left), all ones (right)", fontsize=10, x=0.02, ha="left")
     for row, name in zip(right.subplots(2, 2, height_ratios=(2, 1)), ("KQ", "PV")):
         M = {law: np.mean([o[f"{law} {name}"] for o in others], axis=0) for law in ("signs", "ones")}
@@ -389,18 +415,17 @@ def emergence(lab, found, others, all_laws):
             ax.set_yticks([(d - 1) / 2, d + (d - 1) / 2][:len(M[law]) // d], ["$x_s$", "$x_{s-1}$"] if name == "KQ" else ["out"])
             ax.set_title(f"$|W^{{{name}}}|$", fontsize=9)
         right.colorbar(image, ax=row, fraction=0.05)
-    return fig, rows
+    return fig
 
 
-@figure((capability,))
-def limits(lab, found):
+def draw_limits(lab, found):
     """Theorem 2: a linear layer does not recover the process from Gaussian first states; one complex mesa layer does."""
     import matplotlib.pyplot as plt
     fig, (scatter, ratio, error) = plt.subplots(1, 3, figsize=(10, 3.3))
     x1, r = found[0]["scatter"]
     grid = np.linspace(-3.5, 3.5, 100)
     scatter.plot(grid, theorem2(grid, 3, 15), color="k", lw=4, alpha=0.25)
-    scatter.plot(x1, r, ".", ms=2.5, color=figures.COLOUR["linear"])
+    scatter.plot(x1, r, ".", ms=2.5, color=COLOUR["linear"])
     scatter.axhline(1, color="0.7", lw=1)
     label(scatter, 0.5, 0.93, "Theorem 2: $x_{1j}^2/5$", "k", transform=scatter.transAxes, ha="center")
     label(scatter, 0, 1.05, "truth", "0.5", "bottom", ha="center")
@@ -423,19 +448,17 @@ def limits(lab, found):
     error.minorticks_off()
     for law, style in (("Gaussian", "-"), ("sparse", "--")):
         for kind, colour in (("step", "gradient descent"), ("mesa", "mesa")):
-            mean = mean_line(error, at, np.maximum([f[f"{law} {kind}"] for f in found], 1e-14), color=figures.COLOUR[colour], ls=style)
+            mean = mean_line(error, at, np.maximum([f[f"{law} {kind}"] for f in found], 1e-14),
+                             color=COLOUR[colour], ls=style)
             ends.append((mean[-1], f"{'one step' if kind == 'step' else 'mesa layer'}, {law}", colour))
     error.set(title="Error over context (floor 1e-14)", xlabel="context length $t$", ylabel="squared error / truth", xlim=(at[0], at[-1]))
     end_labels(error, ends, 7.5)
-    expectations = (("mean", "0.18 .. 0.22"), ("median", "0.08 .. 0.11"), ("slope", "0.55 .. 0.65"))
-    tell = [(f"Gaussian, T = {int(T[-1]):,}: {name} of prediction / truth", "paper, Theorem 2" if i == 1 else "derived", expected,
-             rows[:, -1, i]) for i, (name, expected) in enumerate(expectations, 1)]
-    tell += [("Gaussian: squared error of one gradient step at the last position, relative to the truth's (limit 0.4)", "derived",
-              "0.35 .. 0.6", [f["Gaussian step"][-1] for f in found]),
-             ("sparse: the same", "paper, Theorem 2", "< 0.05", [f["sparse step"][-1] for f in found]),
-             ("Gaussian: the same for one complex mesa layer", "beyond the paper", "< 1e-6", [f["Gaussian mesa"][-1] for f in found])]
-    return fig, [claim(lab, "Theorem 2", *row) for row in tell]
+    return fig
 
 
-if __name__ == "__main__":
-    train.command(lambda: figures.command_line("emergence.py", *2 * (["emergence", "limits"],), sizes=SIZE))
+FIGURES = {"emergence": Figure([(dynamics,), (conditions,), (laws,)], emergence_claims,
+                               draw_emergence),
+           "limits": Figure([(capability,)], limits_claims, draw_limits)}
+
+if __name__ == "__main__":                              # no runs are trained, so no settings
+    train.command(lambda: command_line("emergence.py", FIGURES, list(FIGURES), None, SIZE))

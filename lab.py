@@ -91,6 +91,8 @@ def definitions():
         for node in tree.body:
             names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
                 n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+            if not names and isinstance(node, ast.Assign):
+                names = [""]                            # what a module puts into another's table
             uses = set()
             for n in ast.walk(node):
                 if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n) is not None:
@@ -99,14 +101,17 @@ def definitions():
                     uses.add((imported[n.value.id][0], n.attr))
                 elif isinstance(n, ast.Name):
                     uses.add(imported.get(n.id, (module, n.id)))
-            found |= {(module, name): (ast.dump(node), uses) for name in names}
+            for name in names:                          # a name may be bound more than once
+                code, before = found.get((module, name), ("", set()))
+                found[module, name] = code + ast.dump(node), before | uses
     return found
 
 
 def code_behind(f):
     """The code that a measurement can run, of this project's modules: its own function and, in turn, all that is named in it.
     Comments, docstrings, drawing and whatever else it does not name are not in it: editing those keeps what was measured."""
-    known, todo, seen = definitions(), [(f.__module__, f.__name__)], {}
+    module = Path(f.__code__.co_filename).stem          # a script calls itself __main__
+    known, todo, seen = definitions(), [(module, ""), (module, f.__name__)], {}
     while todo:
         name = todo.pop()
         if name in known and name not in seen:
@@ -228,7 +233,8 @@ def slug(text):
 
 def kept(f, names, seed):
     """The name of the file in OUT/data that holds what a measurement found."""
-    return f"{slug(f.__name__)}{''.join('+' + slug(name)[-40:] for name in names)}+{seed}.npz"
+    short = [slug(n) if len(n) <= 40 else f"{slug(n)[:30]}-{digest(n)}" for n in names]
+    return "+".join([slug(f.__name__), *short, f"{seed}.npz"])
 
 
 @lru_cache

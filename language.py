@@ -39,7 +39,7 @@ import tracemalloc
 import zlib
 from collections import namedtuple
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, update_wrapper
 from pathlib import Path
 
 import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
@@ -48,10 +48,10 @@ from autodiff import Tensor, adjoint, record, to_backend, to_numpy, value, xp
 import numpy as np
 import scipy.optimize
 
-import figures
+import lab
 import mesa
 import train
-from figures import claim, end_labels, mean_line
+from lab import Figure, end_labels, mean_line
 from mesa import cut, join, tril
 from train import UserError
 
@@ -154,10 +154,10 @@ def corpus(name):
     return divide(CORPORA[name]() if name in CORPORA else documents_in(name))
 
 
-def word_perplexity(bits, text):
-    """What bits per byte are in the measure that is usual for WikiText: 2^(bits per word), where a line's end is a word as well."""
-    words = len(bytes(text).split()) + bytes(text).count(b"\n")
-    return 2.0 ** (bits * len(text) / words)
+def bytes_per_word(text):
+    """What takes bits per byte to the measure that is usual for WikiText, the perplexity of a word,
+    2^(bits per word): a line's end is a word as well."""
+    return len(text) / (len(bytes(text).split()) + bytes(text).count(b"\n"))
 
 
 # ------------------------------------------------------------------------------------------------------- anchors
@@ -462,7 +462,7 @@ def continuation(params, s, prompt, n, rng, temperature=0.7):
 SIZE = {"full": dict(lengths=(64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192), heads=2, key_size=16, stream=10_000,
                      windows=None),
         "smoke": dict(lengths=(64, 128, 256, 512), heads=1, key_size=4, stream=40, windows=50)}
-SIZE["quick"] = SIZE["full"]
+SIZE |= {"quick": SIZE["full"]}
 
 
 def learned(size, seed, run):
@@ -489,8 +489,9 @@ def residuals(params, s, count=8):
 
 
 def compressors(size, seed, run):
-    """The anchors of a run's corpus."""
-    return anchors(corpus(run.settings.corpus))
+    """The anchors of a run's corpus, the name of its split and the length of its words."""
+    text = corpus(run.settings.corpus)
+    return anchors(text) | {"sha256": text.sha256, "bytes per word": bytes_per_word(text.heldout)}
 
 
 PRICED = ("softmax", "linear", "mesa", "gated")
@@ -565,10 +566,137 @@ def stream(s, n, windows=20):
     return np.array(rows)
 
 
-# ------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------- claims
 
-COLOUR = figures.COLOUR | {"gated": "#5E3C99"}
 SHOWN = {"softmax": "softmax", "linear": "linear", "mesa": "mesa", "hybrid": "hybrid", "gated": "gated mesa"}
+
+
+def by_corpus(texts, found):
+    """What was found in each corpus: (text, its compressors, the results of its runs)."""
+    n = len(found) // len(texts)
+    return [(text, found[i * n][0], found[i * n + 1:(i + 1) * n]) for i, text in enumerate(texts)]
+
+
+def briefs(kinds):
+    """The kinds that are also compared with softmax after equal time."""
+    return tuple(kind for kind in SHARE if {kind, "softmax"} <= set(kinds))
+
+
+def language_claims(texts, kinds, lab, *found):
+    """What the models of each corpus say about the paper's question."""
+    rows = []
+    for text, known, results in by_corpus(texts, found):
+        # {kind: results of its seeds}, after equal steps and after equal time
+        runs, brief = dict(zip(kinds, results)), dict(zip(briefs(kinds), results[len(kinds):]))
+        rows += [(f"language, {Path(text).name}", *row)
+                 for row in claims_of_corpus(text, known, runs, brief)]
+    return rows
+
+
+def claims_of_corpus(text, known, runs, brief):
+    """Those of one corpus, without the name of a panel."""
+    bits = {kind: np.array([float(r["bits"]) for r in seeds]) for kind, seeds in runs.items()}
+    name = {kind: f"{kind} small {text}" for kind in runs}                  # of the run
+    gzip_bits, split = f"< {float(known['gzip']):.3f}", str(known["sha256"])[:12]
+    rows = [("bits per byte of xz, which sees nothing else (less than gzip -9's; held-out text of "
+             f"split {split})", "anchor", gzip_bits, [float(known["xz"])]),
+            ("bits per byte of an order-5 model (Witten-Bell) of the training text", "anchor",
+             gzip_bits, [float(known["order 5"])])]
+    rows += [(f"bits per byte of {SHOWN[kind]}, {int(seeds[0]['weights']):,} weights", "anchor",
+              gzip_bits, bits[kind], name[kind]) for kind, seeds in runs.items()]
+    best = min(bits, key=lambda kind: bits[kind].mean())
+    perplexity = 2 ** (bits[best].mean() * float(known["bytes per word"]))
+    rows += [(f"the best of them, {SHOWN[best]} (perplexity of a word {perplexity:.0f}), over "
+              f"{anchor}", "anchor", "< 1", bits[best] / float(known[anchor]), name[best])
+             for anchor in ("xz", "order 5")]
+    for kind, rival, who in (("hybrid", "softmax", "paper"), ("mesa", "linear", "measured"),
+                             ("mesa", "softmax", "measured"), ("gated", "mesa", "MesaNet"),
+                             ("gated", "softmax", "MesaNet")):
+        if {kind, rival} <= runs.keys():
+            rows.append((f"bits per byte of {SHOWN[kind]} over those of {SHOWN[rival]}, equal "
+                         "steps", who, "< 1", bits[kind] / bits[rival], name[kind], name[rival]))
+    for kind, seeds in brief.items():
+        spent = [np.median([r["seconds"] for r in x]) for x in (seeds, runs["softmax"])]
+        rows += [(f"bits per byte of {SHOWN[kind]} over those of softmax, equal time", "measured",
+                  "< 1", [float(r["bits"]) for r in seeds] / bits["softmax"],
+                  f"{kind} brief {text}", name["softmax"]),
+                 ("time that this training took over softmax's (medians)", "measured", "0.9 .. 1.1",
+                  [spent[0] / spent[1]])]
+    if {"hybrid", "softmax"} <= runs.keys():
+        gains = np.array([s["by_position"] - h["by_position"]
+                          for s, h in zip(runs["softmax"], runs["hybrid"])])
+        quarter = max(1, gains.shape[1] // 4)
+        rows += [("gain of hybrid over softmax in the last quarter of the context, in bits per "
+                  "byte", "paper", "> 0.01", gains[:, -quarter:].mean(axis=1), name["hybrid"],
+                  name["softmax"]),
+                 ("the same in the first quarter", "measured", "> 0.01",
+                  gains[:, :quarter].mean(axis=1), name["hybrid"], name["softmax"])]
+    if "gated" in runs:
+        last = np.array([r["residuals"] for r in runs["gated"]])
+        rows += [(f"gated mesa: median residual of {STEPS} conjugate-gradient steps, relative",
+                  "measured", "< 0.01", last[:, 0], name["gated"]),
+                 ("the same, largest", "measured", "< 0.1", last[:, 1], name["gated"])]
+    return rows
+
+
+def sizes_bits(kinds, results):
+    """{kind: bits per byte [sizes, seeds]} of the runs of one corpus."""
+    bits = np.array([[float(r["bits"]) for r in seeds] for seeds in results])
+    return dict(zip(kinds, bits.reshape(len(kinds), len(MODELS), -1)))
+
+
+def sizes_claims(texts, kinds, lab, *found):
+    """Whether larger models are better, and whether hybrid's advantage stays."""
+    rows = []
+    for text, known, results in by_corpus(texts, found):
+        bits, panel = sizes_bits(kinds, results), f"sizes, {Path(text).name}"
+        split = f" (split {str(known['sha256'])[:12]})"
+        for kind in kinds:
+            rows.append((panel, f"{SHOWN[kind]}: bits per byte, large over small{split}",
+                         "measured", "< 1", bits[kind][-1] / bits[kind][0],
+                         f"{kind} large {text}", f"{kind} small {text}"))
+            split = ""                                  # named once
+        if {"softmax", "hybrid"} <= bits.keys():
+            rows += [(panel, f"bits per byte of hybrid over those of softmax, {size}", "paper",
+                      "< 1", hybrid / softmax, f"hybrid {size} {text}", f"softmax {size} {text}")
+                     for size, hybrid, softmax in zip(MODELS, bits["hybrid"], bits["softmax"])]
+    return rows
+
+
+def price_claims(lab, found):
+    """How memory and time grow, and how well operations and turns of a loop explain time."""
+    T, rows = found[0]["lengths"], []
+    half = len(T) // 2
+    for kind in PRICED:
+        grows, shown = kind == "softmax", SHOWN[kind]
+        slope = [np.polyfit(np.log(T[half:]), np.log(f[f"{kind} bytes"][half:]), 1)[0]
+                 for f in found]
+        worst = [np.exp(np.abs(np.log(f[f"{kind} seconds"] / f[f"{kind} model"])[1::2]).max())
+                 for f in found]
+        operation, turn = np.mean([f[f"{kind} cost"] for f in found], axis=0)
+        rows += [(f"{shown}: exponent of peak memory per token over T, from T = {T[half]:,} on",
+                  "derived", "> 0.8" if grows else "< 0.2", slope),
+                 (f"{shown}: time against the cost model, {1e9 * operation:.2g} ns per multiply-add"
+                  f" and {1e6 * turn:.2g} µs per turn of a loop, at lengths it was not fitted to: "
+                  "largest factor", "derived", "< 1.5", worst)]
+        streams = [f[f"{kind} stream"] for f in found]
+        if not grows:
+            rows += [(f"{shown}: time per byte written at {int(streams[0][-1, 0]):,} over that at "
+                      f"{int(streams[0][1, 0]):,}", "derived", "< 1.2",
+                      [s[-1, 1] / s[1, 1] for s in streams]),
+                     (f"{shown}: state after the last over that after the first window", "derived",
+                      "<= 1", [s[-1, 2] / s[0, 2] for s in streams])]
+    rows += [(f"{SHOWN[kind]} over softmax: time per token at T = {T[2]:,}", "measured", "> 1",
+              [f[f"{kind} seconds"][2] / f["softmax seconds"][2] for f in found])
+             for kind in ("mesa", "gated")]
+    rows.append((f"gated mesa over softmax: time per token at T = {T[-1]:,}", "derived", "< 1",
+                 [f["gated seconds"][-1] / f["softmax seconds"][-1] for f in found]))
+    return [("price", *row) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------ figures
+
+COLOUR = lab.COLOUR | {"gated": "#5E3C99"}
 ANCHORS = {"gzip": ("gzip -9", "-"), "xz": ("xz", "--"), "order 5": ("order 5", ":")}
 
 
@@ -579,25 +707,14 @@ def draw_anchors(ax, known):
     return [(float(known[name]), text, "0.4") for name, (text, _) in ANCHORS.items()]
 
 
-def by_corpus(texts, found, per):
-    """The results of measurements, in the order they were declared in: {text: `per` of them}."""
-    return {text: found[i * per:(i + 1) * per] for i, text in enumerate(texts)}
-
-
-def briefs(kinds):
-    """The kinds that are also compared with softmax after equal time."""
-    return tuple(kind for kind in SHARE if {kind, "softmax"} <= set(kinds))
-
-
 def draw_language(texts, kinds, lab, *found):
     """Bits per byte over training and over context, at equal parameters."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(len(texts), 3, figsize=(10, 3.1 * len(texts)), squeeze=False)
-    rows = []
-    per = 1 + len(kinds) + len(briefs(kinds))
-    for (text, (known, *runs)), (over_steps, over_time, over_context) in zip(by_corpus(texts, found, per).items(), axes):
-        brief = dict(zip(briefs(kinds), runs[len(kinds):]))
-        runs, ends = dict(zip(kinds, runs)), []
+    for (text, known, results), (over_steps, over_time, over_context) in zip(
+            by_corpus(texts, found), axes):
+        runs, brief = dict(zip(kinds, results)), dict(zip(briefs(kinds), results[len(kinds):]))
+        ends = []
         for kind, seeds in runs.items():
             steps, minutes = seeds[0]["course"][:, 0], np.median([r["seconds"] for r in seeds]) / 60
             curves, style = [r["course"][:, 1] for r in seeds], dict(color=COLOUR[kind], lw=1.5)
@@ -613,8 +730,9 @@ def draw_language(texts, kinds, lab, *found):
                            mfc="white", mec=COLOUR[kind], mew=1.5, zorder=5)
         low = min(r["course"][:, 1].min() for seeds in runs.values() for r in seeds)
         for ax in (over_steps, over_time):
-            ax.set_ylim(min([low] + [float(known[0][a]) for a in ANCHORS]) - 0.1, float(known[0]["gzip"]) + 1.5)
-            named = draw_anchors(ax, known[0])
+            ax.set_ylim(min([low] + [float(known[a]) for a in ANCHORS]) - 0.1,
+                        float(known["gzip"]) + 1.5)
+            named = draw_anchors(ax, known)
         over_steps.set(title=f"{Path(text).name}: over training", xlabel="step", ylabel="bits per byte, all positions")
         end_labels(over_steps, named, 7.5)
         over_time.set(title="over time (circles: as long as softmax)" if brief else "over time on one core",
@@ -625,77 +743,33 @@ def draw_language(texts, kinds, lab, *found):
         shown = [r["by_position"][min(3, T - 1):] for seeds in runs.values() for r in seeds]    # what less than a token predicts is off
         over_context.set_ylim(min(map(np.min, shown)) - 0.05, max(map(np.max, shown)) + 0.2)
         end_labels(over_context, ends)
-        rows += language_claims(lab, text, known[0], runs, brief)
-    return fig, rows
-
-
-def language_claims(lab, text, known, runs, brief):
-    """What the models of one corpus say about the paper's question.  runs, brief: {kind: results of its seeds}, after equal steps and
-    after equal time."""
-    bits = {kind: np.array([float(r["bits"]) for r in seeds]) for kind, seeds in runs.items()}
-    gzip_bits = f"< {float(known['gzip']):.3f}"
-    tell = [("bits per byte of xz, which sees nothing else (less than gzip -9's)", "anchor", gzip_bits, [float(known["xz"])]),
-            ("bits per byte of an order-5 model (Witten-Bell) of the training text", "anchor", gzip_bits, [float(known["order 5"])])]
-    tell += [(f"bits per byte of {SHOWN[kind]}, {int(runs[kind][0]['weights']):,} weights", "anchor", gzip_bits, bits[kind])
-             for kind in runs]
-    best = min(bits, key=lambda kind: bits[kind].mean())
-    perplexity = word_perplexity(bits[best].mean(), corpus(text).heldout)
-    tell += [(f"the best of them, {SHOWN[best]} (perplexity of a word {perplexity:.0f}), over {name}", "anchor", "< 1",
-              bits[best] / float(known[name])) for name in ("xz", "order 5")]
-    pairs = [("hybrid", "softmax", "paper"), ("mesa", "linear", "measured"), ("mesa", "softmax", "measured"), ("gated", "mesa", "MesaNet"),
-             ("gated", "softmax", "MesaNet")]
-    for kind, rival, who in [pair for pair in pairs if set(pair[:2]) <= runs.keys()]:
-        tell.append((f"bits per byte of {SHOWN[kind]} over those of {SHOWN[rival]}, equal steps", who, "< 1", bits[kind] / bits[rival]))
-    for kind, seeds in brief.items():
-        spent = np.median([r["seconds"] for r in seeds]) / np.median([r["seconds"] for r in runs["softmax"]])
-        tell += [(f"bits per byte of {SHOWN[kind]} over those of softmax, equal time", "measured", "< 1",
-                  [float(r["bits"]) for r in seeds] / bits["softmax"]),
-                 ("time that this training took over softmax's (medians)", "measured", "0.9 .. 1.1", [spent])]
-    if {"hybrid", "softmax"} <= runs.keys():
-        gains = np.array([s["by_position"] - h["by_position"] for s, h in zip(runs["softmax"], runs["hybrid"])])
-        quarter = max(1, gains.shape[1] // 4)
-        tell += [("gain of hybrid over softmax in the last quarter of the context, in bits per byte", "paper", "> 0.01",
-                  gains[:, -quarter:].mean(axis=1)),
-                 ("the same in the first quarter", "measured", "> 0.01", gains[:, :quarter].mean(axis=1))]
-    if "gated" in runs:
-        last = np.array([r["residuals"] for r in runs["gated"]])
-        tell += [(f"gated mesa: median residual of {STEPS} conjugate-gradient steps, relative", "measured", "< 0.01", last[:, 0]),
-                 ("the same, largest", "measured", "< 0.1", last[:, 1])]
-    return [claim(lab, f"language, {Path(text).name}", *row) | {"sha256": corpus(text).sha256} for row in tell]
+    return fig
 
 
 def draw_sizes(texts, kinds, lab, *found):
     """Bits per byte of three sizes."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(texts), figsize=(4.5 * len(texts), 3.3), squeeze=False)
-    rows = []
-    for ax, (text, (known, *runs)) in zip(axes[0], by_corpus(texts, found, 1 + len(kinds) * len(MODELS)).items()):
-        ends, found_bits, tell = [], {}, []
-        for i, kind in enumerate(kinds):
-            sizes = runs[i * len(MODELS):(i + 1) * len(MODELS)]
-            bits = np.array([[float(r["bits"]) for r in seeds] for seeds in sizes])         # [sizes, seeds]
+    for ax, (text, known, results) in zip(axes[0], by_corpus(texts, found)):
+        ends = []
+        for i, (kind, bits) in enumerate(sizes_bits(kinds, results).items()):
+            sizes = results[i * len(MODELS):(i + 1) * len(MODELS)]
             weights = [int(seeds[0]["weights"]) for seeds in sizes]
             mean = mean_line(ax, weights, bits.T, color=COLOUR[kind], marker="o", ms=4)
             ends.append((mean[-1], SHOWN[kind], COLOUR[kind]))
-            found_bits[kind] = bits
-            tell.append((f"{SHOWN[kind]}: bits per byte, large over small", "measured", "< 1", bits[-1] / bits[0]))
-        if {"softmax", "hybrid"} <= found_bits.keys():
-            tell += [(f"bits per byte of hybrid over those of softmax, {size}", "paper", "< 1", hybrid / softmax)
-                     for size, hybrid, softmax in zip(MODELS, found_bits["hybrid"], found_bits["softmax"])]
-        rows += [claim(lab, f"sizes, {Path(text).name}", *row) | {"sha256": corpus(text).sha256} for row in tell]
-        ends += draw_anchors(ax, known[0])
+        ends += draw_anchors(ax, known)
         ax.set(title=Path(text).name, xlabel="millions of weights", ylabel="held-out bits per byte", xscale="log")
         ax.set_xticks(weights, [f"{w / 1e6:.2g}" for w in weights])
         ax.minorticks_off()
         end_labels(ax, ends)
-    return fig, rows
+    return fig
 
 
 def draw_price(lab, found):
     """Time, memory and operations of each layer over the length of the sequence, and of writing."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 4, figsize=(11, 3.1))
-    T, rows = found[0]["lengths"], []
+    T = found[0]["lengths"]
     for ax, what, unit, scale in zip(axes, ("seconds", "bytes", "operations"), ("µs", "kB", "1,000 multiply-adds"), (1e6, 1e-3, 1e-3)):
         ends = []
         for kind in PRICED:
@@ -719,52 +793,31 @@ def draw_price(lab, found):
     times = np.concatenate([found[0][f"{kind} stream"][:, 1] for kind in PRICED])
     axes[3].set_ylim(800 * times.min(), 1_200 * times.max())
     end_labels(axes[3], ends, 7.5)
-    half = len(T) // 2
-    for kind in PRICED:
-        slope = [np.polyfit(np.log(T[half:]), np.log(f[f"{kind} bytes"][half:]), 1)[0] for f in found]
-        grows = kind == "softmax"
-        worst = [np.exp(np.abs(np.log(f[f"{kind} seconds"] / f[f"{kind} model"])[1::2]).max()) for f in found]
-        operation, turn = np.mean([f[f"{kind} cost"] for f in found], axis=0)
-        rows += [claim(lab, "price", f"{SHOWN[kind]}: exponent of peak memory per token over T, from T = {T[half]:,} on", "derived",
-                       "> 0.8" if grows else "< 0.2", slope),
-                 claim(lab, "price", f"{SHOWN[kind]}: time against the cost model, {1e9 * operation:.2g} ns per multiply-add and "
-                       f"{1e6 * turn:.2g} µs per turn of a loop, at lengths it was not fitted to: largest factor", "derived", "< 1.5",
-                       worst)]
-        streams = [f[f"{kind} stream"] for f in found]
-        if not grows:
-            rows += [claim(lab, "price", f"{SHOWN[kind]}: time per byte written at {int(streams[0][-1, 0]):,} over that at "
-                           f"{int(streams[0][1, 0]):,}", "derived", "< 1.2", [s[-1, 1] / s[1, 1] for s in streams]),
-                     claim(lab, "price", f"{SHOWN[kind]}: state after the last over that after the first window", "derived", "<= 1",
-                           [s[-1, 2] / s[0, 2] for s in streams])]
-    for kind in ("mesa", "gated"):
-        rows.append(claim(lab, "price", f"{SHOWN[kind]} over softmax: time per token at T = {T[2]:,}", "measured", "> 1",
-                          [f[f"{kind} seconds"][2] / f["softmax seconds"][2] for f in found]))
-    rows.append(claim(lab, "price", f"gated mesa over softmax: time per token at T = {T[-1]:,}", "derived", "< 1",
-                      [f["gated seconds"][-1] / f["softmax seconds"][-1] for f in found]))
-    return fig, rows
+    return fig
 
 
-# -------------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------------- command line
 
 
 def declare(texts=tuple(CORPORA), kinds=tuple(BLOCKS)):
-    """Make the figures of these corpora and kinds known by name."""
-    def register(name, draw, *measurements):
-        def named(lab, *found):
-            return draw(lab, *found)
-        named.__name__, named.__doc__ = name, draw.__doc__
-        figures.figure(*measurements)(named)
-    register("language", partial(draw_language, texts, kinds), *(m for text in texts for m in (
-        (compressors, f"{kinds[0]} small {text}"), *((learned, f"{kind} small {text}") for kind in kinds),
-        *((learned, f"{kind} brief {text}") for kind in briefs(kinds)))))
-    register("sizes", partial(draw_sizes, texts, kinds), *(m for text in texts for m in (
-        (compressors, f"{kinds[0]} small {text}"), *((learned, f"{kind} {size} {text}") for kind in kinds for size in MODELS))))
-    register("price", draw_price, (price,))
+    """The figures of these corpora and kinds."""
+    def of(f):
+        return update_wrapper(partial(f, texts, kinds), f)                  # with its docstring
+
+    def learned_by(names):
+        return [m for text in texts for m in ((compressors, f"{kinds[0]} small {text}"),
+                                              *((learned, f"{name} {text}") for name in names))]
+    small = [f"{kind} small" for kind in kinds]
+    brief = [f"{kind} brief" for kind in briefs(kinds)]
+    all_sizes = [f"{kind} {size}" for kind in kinds for size in MODELS]
+    return {"language": Figure(learned_by(small + brief), of(language_claims), of(draw_language)),
+            "sizes": Figure(learned_by(all_sizes), of(sizes_claims), of(draw_sizes)),
+            "price": Figure([(price,)], price_claims, draw_price)}
 
 
 def main():
-    names = ["language", "sizes", "price"]
-    parser = figures.parser_for("language.py", names, ["language", "price"])
+    default = ["language", "price"]
+    parser = lab.parser_for("language.py", list(declare()), default)
     parser.add_argument("--corpus", metavar="PATH", help=f"a text of your own instead of {' and '.join(CORPORA)} (or one of these): a "
                         "file, a folder or .jsonl")
     parser.add_argument("--kinds", default=",".join(BLOCKS), metavar="A,B", help=f"of {', '.join(BLOCKS)} (default: all)")
@@ -772,12 +825,12 @@ def main():
     args = parser.parse_args()
     texts = tuple(CORPORA) if args.corpus is None else (args.corpus if args.corpus in CORPORA else str(Path(args.corpus).resolve()),)
     kinds = tuple(train.choose("kind", kind, BLOCKS) for kind in args.kinds.split(","))
-    declare(texts, kinds)
     if args.prompt is None:
-        return figures.reproduce(args, names, ["language", "price"], sizes=SIZE, settings=settings_of)
-    lab = figures.Lab(figures.profile_of(args), settings=settings_of)
+        return lab.reproduce(args, declare(texts, kinds), default, settings_of, SIZE)
+    here = lab.Lab(settings_of, SIZE, lab.profile_of(args))
     prompt, runs = args.prompt.encode(errors="surrogateescape") or b"\n", [
-        (name, lab.run(name, 0)) for name in (f"{kind} {size} {text}" for text in texts for size in MODELS for kind in kinds)]
+        (name, here.run(name, 0)) for name in (
+            f"{kind} {size} {text}" for text in texts for size in MODELS for kind in kinds)]
     trained = [(name, run) for name, run in runs if run.steps_done()]
     if not trained:
         raise UserError("there are no trained models of these yet: the same command without --prompt trains them")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import emergence as em
-import figures
+import lab
 
 
 @pytest.fixture
@@ -177,11 +177,40 @@ def test_a_complex_mesa_layer_is_least_squares_and_recovers_the_process(x):
     assert np.allclose(em.one_step(sparse[:, :-1], 1.0), sparse[:, -1])     # where one step suffices
 
 
-@pytest.mark.parametrize("name", ["emergence", "limits"])
-def test_figure_smoke(name, tmp_path):
-    lab = figures.Lab("smoke", seeds=(0, 1), cache=tmp_path / "runs", sizes=em.SIZE)
-    lab.prepare(figures.FIGURES[name][1])
-    claims = figures.make(name, lab, tmp_path)
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A laboratory that has measured everything for both figures."""
+    laboratory = lab.Lab(None, em.SIZE, "smoke", (0, 1), cache=tmp_path_factory.mktemp("runs"))
+    laboratory.prepare([m for figure in em.FIGURES.values() for m in figure.measurements])
+    return laboratory
+
+
+@pytest.mark.parametrize("name", em.FIGURES)
+def test_figure_smoke(name, smoke, tmp_path):
+    claims = lab.make(name, em.FIGURES[name], smoke, tmp_path)
     assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
     assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) == claims
-    assert all(np.isfinite(c["measured"]) and c["holds"] == figures.holds(c["expected"], c["measured"]) for c in claims)
+    for c in claims:
+        assert np.isfinite(c["measured"]) and np.isfinite(c["spread"]) and c["seeds"] == [0, 1]
+        assert c["holds"] == lab.holds(c["expected"], c["measured"])
+
+
+@pytest.mark.parametrize("name", em.FIGURES)
+def test_drawing_again_from_the_arrays_gives_the_same_claims(name, smoke, tmp_path):
+    figure = em.FIGURES[name]
+    claims = lab.make(name, figure, smoke, tmp_path / "first")
+    stored = lab.stored(figure, tmp_path / "first" / "data")
+    assert stored == ("smoke", (0, 1))
+    again = lab.Lab(None, em.SIZE, *stored, data=tmp_path / "first" / "data")
+    assert lab.make(name, figure, again, tmp_path / "again") == claims
+
+
+def test_what_is_measured_is_in_the_key_of_a_measurement_and_drawing_is_not(monkeypatch):
+    known, code = lab.definitions(), lab.code_behind(em.dynamics)
+
+    def inside(*names):
+        return [known["emergence", name][0] in code for name in names]
+    assert all(inside("LAWS", "facts", "moment_loss", "flow"))
+    assert not any(inside("draw_emergence", "emergence_claims", "FIGURES", "capability"))
+    monkeypatch.setattr(em.dynamics, "__module__", "__main__")              # as a script
+    assert lab.code_behind(em.dynamics) == code
