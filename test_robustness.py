@@ -29,7 +29,7 @@ from test_mesa import DEADLINE, ENDLESS, HERE, command_line, running, tiny, wait
 
 MAIN = {"train": train.main, "bench": bench.main, "probes": probes.main,
         "figures": lambda: lab.command_line("figures.py", figures.FIGURES, ["overview"], figures.settings_of, figures.SIZE),
-        "emergence": emergence.main,
+        "emergence": lambda: lab.command_line("emergence.py", emergence.FIGURES, list(emergence.FIGURES), None, emergence.SIZE),
         "language": language.main}
 
 
