@@ -117,7 +117,7 @@ def code_behind(f):
         if name in known and name not in seen:
             seen[name], uses = known[name]
             todo += uses
-    return [seen[name] for name in sorted(seen)]
+    return sorted(seen.values())                        # wherever it stands
 
 
 # ---------------------------------------------------------------------------------------------------- the work
