@@ -1,13 +1,18 @@
-"""The frame of every study: runs and their cache, the work shared among processes, claims, drawing, a command line.
+"""The frame of every study: runs and their cache, the work, claims, drawing, a command line.
 
-A study is a table of Figures.  Each names its measurements, functions of trained runs that return a dict of arrays; makes its
-claims, rows of data; and draws.  The frame trains the runs, measures, judges and draws:
+A study is a table of Figures.  Each names its measurements, functions of trained runs that return a
+dict of arrays; makes its claims, rows of data; and draws.  The frame trains the runs, measures,
+judges and draws:
 
-    runs/NAME-KEY/           a training run; the key is a digest of the settings that differ from their defaults
-    runs/measured-NAME-KEY   what a measurement found; its key covers the code it runs, the runs' settings and the seed
-    OUT/NAME.png, .json      a figure's picture and its claims: what is claimed and by whom, the predicate that would make it
-                             hold, the number measured here, and whether it holds;  OUT/claims.md: all of them as a table
-    OUT/data, OUT/weights    the arrays behind the figures, one file a measurement and seed, and the weights of the first seed
+    runs/NAME-KEY/          a training run; the key is a digest of the settings that differ from
+                            their defaults
+    runs/measured-NAME-KEY  what a measurement found; its key covers the code it runs, the settings
+                            of its runs and the seed
+    OUT/NAME.png, .json     a figure's picture and its claims: what is claimed and by whom, the
+                            predicate that would make it hold, the number measured here, and whether
+                            it holds;  OUT/claims.md: all of them as a table
+    OUT/data, OUT/weights   the arrays behind the figures, one file a measurement and seed, and the
+                            weights of the first seed
 
 A second call only draws, and `--redraw` needs nothing but OUT/data.
 """
@@ -26,31 +31,40 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
-from autodiff import xp                                 # before NumPy: it sets the number of BLAS threads
+from autodiff import xp                                 # before NumPy: it sets BLAS's threads
 
 import numpy as np
 
 import train
 
-# One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind readers too).
-COLOUR = {"linear": "#0072B2", "mesa": "#009E73", "softmax": "#CC79A7", "hybrid": "#D55E00", "gradient descent": "#E69F00",
-          "normalised": "#8C6D1F", "least squares": "#000000", "kernel regression": "#7F7F7F",
-          "CompressedAlg": "#56B4E9", "optimum": "#7F7F7F", "control": "#B0B0B0"}
+# One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind
+# readers too).
+COLOUR = {"linear": "#0072B2", "mesa": "#009E73", "softmax": "#CC79A7", "hybrid": "#D55E00",
+          "gradient descent": "#E69F00", "normalised": "#8C6D1F", "least squares": "#000000",
+          "kernel regression": "#7F7F7F", "CompressedAlg": "#56B4E9", "optimum": "#7F7F7F",
+          "control": "#B0B0B0"}
 
-# measurements: tuples (function, *names of runs).  claims(lab, *found) -> rows and draw(lab, *found) -> a matplotlib figure
-# take, for each measurement, the list of what it found, one dict per seed.
+# measurements: tuples (function, *names of runs).  claims(lab, *found) -> rows and
+# draw(lab, *found) -> a matplotlib figure take, for each measurement, a list of what it found, one
+# dict per seed.
 Figure = namedtuple("Figure", "measurements claims draw")
 
 
-# ------------------------------------------------------------------------------------------------------ the cache
+# -------------------------------------------------------------------------------------- the cache
 
 
 def digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def slug(text):
+    """A text as part of a file's name."""
+    return re.sub(r"[^a-z0-9.]+", "-", str(text).lower()).strip("-")
+
+
 def different(s):
-    """The settings that are not their defaults, as a dict: a setting that is new does not change what older runs are."""
+    """The settings that are not their defaults, as a dict: a setting that is new does not change
+    what older runs are."""
     return {f.name: getattr(s, f.name) for f in fields(s) if getattr(s, f.name) != f.default}
 
 
@@ -71,13 +85,15 @@ class Run:
     def weights_at(self, step):
         return train.load_arrays(self.folder / f"weights-{step:06d}.npz")
 
-    def steps_done(self):
-        return self.state.step if (self.folder / "checkpoint.npz").exists() else 0
+    def steps_left(self):
+        there = (self.folder / "checkpoint.npz").exists()
+        return self.settings.steps - (self.state.step if there else 0)
 
 
 @lru_cache
 def definitions():
-    """What the modules beside this one define: a dict (module, name) -> (code without docstrings, names that it uses)."""
+    """What the modules beside this one define: a dict (module, name) -> (its code without
+    docstrings, the names that it uses)."""
     found, here = {}, Path(__file__).parent
     modules = {path.stem for path in here.glob("*.py")}
     for module in sorted(modules):
@@ -85,22 +101,23 @@ def definitions():
         imported = {}                                   # name here -> (module, name there)
         for node in tree.body:
             if isinstance(node, ast.Import):
-                imported |= {a.asname or a.name: (a.name, None) for a in node.names if a.name in modules}
+                imported |= {a.asname or a.name: (a.name, None) for a in node.names
+                             if a.name in modules}
             elif isinstance(node, ast.ImportFrom) and node.module in modules:
                 imported |= {a.asname or a.name: (node.module, a.name) for a in node.names}
         for node in tree.body:
+            parts = list(ast.walk(node))
             names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
-                n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+                n.id for n in parts if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
             if not names and isinstance(node, ast.Assign):
                 names = [""]                            # what a module puts into another's table
-            uses = set()
-            for n in ast.walk(node):
-                if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n) is not None:
+            uses = {imported.get(n.id, (module, n.id)) for n in parts if isinstance(n, ast.Name)}
+            uses |= {(imported[n.value.id][0], n.attr) for n in parts
+                     if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
+                     and n.value.id in imported}
+            for n in parts:
+                if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n):
                     n.body = n.body[1:]
-                if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in imported:
-                    uses.add((imported[n.value.id][0], n.attr))
-                elif isinstance(n, ast.Name):
-                    uses.add(imported.get(n.id, (module, n.id)))
             for name in names:                          # a name may be bound more than once
                 code, before = found.get((module, name), ("", set()))
                 found[module, name] = code + ast.dump(node), before | uses
@@ -108,8 +125,9 @@ def definitions():
 
 
 def code_behind(f):
-    """The code that a measurement can run, of this project's modules: its own function and, in turn, all that is named in it.
-    Comments, docstrings, drawing and whatever else it does not name are not in it: editing those keeps what was measured."""
+    """The code that a measurement can run, of this project's modules: its own function and, in
+    turn, all that is named in it.  Comments, docstrings, drawing and whatever else it does not name
+    are not in it: editing those keeps what was measured."""
     module = Path(f.__code__.co_filename).stem          # a script calls itself __main__
     known, todo, seen = definitions(), [(module, ""), (module, f.__name__)], {}
     while todo:
@@ -120,7 +138,13 @@ def code_behind(f):
     return sorted(seen.values())                        # wherever it stands
 
 
-# ---------------------------------------------------------------------------------------------------- the work
+def kept(f, names, seed):
+    """The name of the file in OUT/data that holds what a measurement found."""
+    short = [slug(n) if len(n) <= 40 else f"{slug(n)[:30]}-{digest(n)}" for n in names]
+    return "+".join([slug(f.__name__), *short, f"{seed}.npz"])
+
+
+# --------------------------------------------------------------------------------------- the work
 
 
 def train_run(run, name, workers, lines_every):
@@ -129,55 +153,75 @@ def train_run(run, name, workers, lines_every):
 
 
 def measure_run(path, f, size, seed, runs):
-    """A job for an executor: f(size, seed, *runs) -> dict of arrays, kept in the file `path` with the held-out losses of the
-    runs over training.  Runs may train on a GPU; they are measured in NumPy."""
+    """A job for an executor: f(size, seed, *runs) -> dict of arrays, kept in the file `path` with
+    the held-out losses of the runs over training.  Runs may train on a GPU; they are measured in
+    NumPy."""
     with xp.using("numpy"):
-        found = f(size, seed, *runs) | {f"course {i}": run.state.heldout for i, run in enumerate(runs)}
+        courses = {f"course {i}": run.state.heldout for i, run in enumerate(runs)}
+        found = f(size, seed, *runs) | courses
         train.save_arrays(path, {k: np.asarray(v) for k, v in found.items()})
+
+
+@lru_cache
+def seconds_per_step(s):
+    """An estimate of the time that a step of training takes on one core, from two of them."""
+    times, (loss_fn, sample) = [], s.objective()
+    train.fit(loss_fn, train.start(s), sample, train.adamw(lambda step: 0.0), 3, s.batch, workers=1,
+              progress=lambda state: times.append(time.perf_counter()))
+    return (times[3] - times[1]) / 2
+
+
+def cores():
+    """How many processes to run at a time."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @dataclass
 class Lab:
-    """Where figures get their results from: the profile, the seeds, the cache, and an executor that shares the work.
+    """Where figures get their results from: profile, seeds, cache, and an executor for the work.
 
-    Profiles: "full", the lengths and sizes of the papers; "quick", what shows the effect in minutes; "smoke", models too
-    small to show anything, to see in seconds that a figure can be made.
-    settings: (name, profile) -> the train.Settings of a run;  sizes: of measurements, for each profile.
-    executor: any concurrent.futures executor whose workers see the folder `cache`; None does one job after another, each
-    on all cores.
-    data: a folder with the arrays of earlier measurements, to read instead of measuring (--redraw).
+    settings  (name, profile) -> the train.Settings of a run
+    sizes     of measurements, for each profile
+    profile   "full", the sizes of the papers; "quick", what shows the effect in minutes; "smoke",
+              models too small to show anything, to see in seconds that a figure can be made
+    executor  any concurrent.futures executor whose workers see the folder `cache`; None does one
+              job after another, each on all cores
+    data      a folder with the arrays of earlier measurements, to read instead (--redraw)
     """
     settings: object
     sizes: dict
     profile: str = "quick"
     seeds: tuple = (0,)
-    cache: Path = field(default_factory=lambda: Path("runs").resolve())     # a worker may be in another folder
+    cache: Path = field(default_factory=lambda: Path("runs").resolve())     # workers' may differ
     executor: object = None
     data: Path = None
 
     def run(self, name, seed):
         """The Run of that name, trained or not."""
         s = replace(self.settings(name, self.profile), seed=seed).check()
-        # names that mean the same settings share a folder; its first words are for people, the digest tells runs apart
+        # Names that mean the same settings share a folder. Its first words are for people, the
+        # digest tells runs apart.
         blocks = "-".join(f"{len(list(same))}-{kind}" for kind, same in itertools.groupby(s.kinds))
         return Run(s, self.cache / f"{s.task}-{blocks}-{digest(different(s))}")
 
     def place(self, f, names, seed):
         """The file in which the results of a measurement are kept."""
-        code = code_behind(f)
-        size = {k: v for k, v in self.sizes[self.profile].items() if any(repr(k) in part for part in code)}     # what it uses
+        code, size = code_behind(f), self.sizes[self.profile]
+        used = {k: v for k, v in size.items() if any(repr(k) in part for part in code)}
         runs = [different(self.run(n, seed).settings) for n in names]
-        return self.cache / f"measured-{f.__name__}-{digest([code, size, seed, runs])}.npz"
+        return self.cache / f"measured-{f.__name__}-{digest([code, used, seed, runs])}.npz"
 
     def map(self, job, arguments, done=lambda n: None):
-        """job(*a) for all a in arguments, in parallel where there is an executor; done(n) when n of them are."""
+        """job(*a) for all a in arguments, in parallel where there is an executor; done(n) when n of
+        them are."""
         if self.executor is None:
             for n, a in enumerate(arguments, 1):
                 job(*a)
                 done(n)
             return
-        # A pool takes jobs in advance, and those cannot be cancelled any more: it is given no more than it has processes, or
-        # Ctrl-C would begin new runs.
+        # A pool takes jobs in advance, and those cannot be cancelled any more: it is given no more
+        # than it has processes, or Ctrl-C would begin new runs.
         jobs, n = iter(arguments), 0
 
         def begin(count):
@@ -196,65 +240,57 @@ class Lab:
                 future.cancel()
             raise
 
+    def untrained(self, measurements):
+        """Runs that measurements need and the cache lacks: {folder: (run, name, seconds of one core
+        that it still takes)}; how many runs they need in all."""
+        wanted = {(name, seed): self.run(name, seed)
+                  for _, *names in measurements for name in names for seed in self.seeds}
+        left = {}
+        for (name, seed), run in wanted.items():        # names that mean the same settings: once
+            if run.folder not in left and run.steps_left() > 0:
+                seconds = seconds_per_step(replace(run.settings, seed=0)) * run.steps_left()
+                left[run.folder] = run, f"{name} seed {seed}", seconds
+        return left, len({run.folder for run in wanted.values()})
+
     def prepare(self, measurements):
-        """Train and measure whatever the cache lacks; drawing needs some of the runs, too."""
-        wanted = {self.place(f, names, seed): (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
+        """Train and measure whatever the cache lacks."""
+        wanted = {self.place(f, names, seed):
+                  (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
                   for f, *names in measurements for seed in self.seeds}
         wanted = {path: rest for path, rest in wanted.items() if not path.exists()}
-        runs, names, left = {}, {}, {}                  # by folder: names that mean the same settings share one
-        for name, seed in dict.fromkeys((name, seed) for _, *names in measurements for name in names for seed in self.seeds):
-            run = self.run(name, seed)
-            steps = run.settings.steps - run.steps_done()
-            if steps > 0:
-                runs[run.folder], names[run.folder], left[run.folder] = run, f"{name} seed {seed}", steps
-        if runs:
-            seconds = {folder: seconds_per_step(replace(run.settings, seed=0)) * left[folder] for folder, run in runs.items()}
-            print(f"{len(runs)} runs to train, about {sum(seconds.values()) / 60:.0f} minutes of one core in all (Ctrl-C keeps "
-                  f"what is done), then {len(wanted)} measurements", flush=True)
-            order = sorted(runs, key=seconds.get, reverse=True)     # the longest first, so that all cores end together
-            workers, lines = None, {}
+        left, _ = self.untrained(measurements)
+        if left:
+            minutes = sum(seconds for *_, seconds in left.values()) / 60
+            print(f"{len(left)} runs to train, about {minutes:.0f} minutes of one core in all "
+                  f"(Ctrl-C keeps what is done), then {len(wanted)} measurements", flush=True)
+            # the longest first, so that all cores end together
+            order = sorted(left.values(), key=lambda entry: entry[2], reverse=True)
+            workers, quarter = None, lambda run: None
             if self.executor is not None:               # runs share the cores, and the terminal
-                workers, lines = max(1, os.cpu_count() // len(order)), {f: max(1, runs[f].settings.steps // 4) for f in order}
-            self.map(train_run, [(runs[f], names[f], workers, lines.get(f)) for f in order])
-        self.map(measure_run, [(path, *rest) for path, rest in wanted.items()],
-                 lambda n: print(f"measured {n} of {len(wanted)}", file=sys.stderr, flush=True))
+                workers = max(1, cores() // len(order))
+
+                def quarter(run):
+                    return max(1, run.settings.steps // 4)
+            self.map(train_run, [(run, name, workers, quarter(run)) for run, name, _ in order])
+        self.map(measure_run, [(path, *rest) for path, rest in wanted.items()], lambda n: print(
+            f"measured {n} of {len(wanted)}", file=sys.stderr, flush=True))
 
     def results(self, f, *names):
         """What a measurement has found, for each seed."""
-        if self.data:
-            return [train.load_arrays(self.data / kept(f, names, seed)) for seed in self.seeds]
-        return [train.load_arrays(self.place(f, names, seed)) for seed in self.seeds]
-
-
-def slug(text):
-    """A text as part of a file's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", str(text).lower()).strip("-")
-
-
-def kept(f, names, seed):
-    """The name of the file in OUT/data that holds what a measurement found."""
-    short = [slug(n) if len(n) <= 40 else f"{slug(n)[:30]}-{digest(n)}" for n in names]
-    return "+".join([slug(f.__name__), *short, f"{seed}.npz"])
-
-
-@lru_cache
-def seconds_per_step(s):
-    """An estimate of the time that a step of training takes on one core, from two of them."""
-    times, (loss_fn, sample) = [], s.objective()
-    train.fit(loss_fn, train.start(s), sample, train.adamw(lambda step: 0.0), 3, s.batch, workers=1,
-              progress=lambda state: times.append(time.perf_counter()))
-    return (times[3] - times[1]) / 2
+        return [train.load_arrays(self.data / kept(f, names, seed) if self.data else
+                                  self.place(f, names, seed)) for seed in self.seeds]
 
 
 def executor_named(text):
-    """The executor of that name, as a context: "processes", one per core; "serial"; "dask" or "dask:ADDRESS", a cluster's
-    workers, or "mpi" (start with mpiexec -n N python -m mpi4py.futures figures.py ...); workers must see the same files."""
+    """The executor of that name, as a context: "processes", one per core; "serial"; "dask" or
+    "dask:ADDRESS", a cluster's workers; or "mpi" (start with mpiexec -n N python -m mpi4py.futures
+    figures.py ...).  Workers must see the same files."""
     kind, _, address = text.partition(":")
     train.choose("executor", kind, ["processes", "serial", "dask", "mpi"])
-    if kind == "serial" or kind == "processes" and xp.module is not np:    # processes cannot share a GPU in use
+    if kind == "serial" or kind == "processes" and xp.module is not np:     # they can share no GPU
         return nullcontext()
     if kind == "processes":
-        return ProcessPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+        return ProcessPoolExecutor(cores())
     try:
         if kind == "dask":
             from distributed import Client
@@ -262,15 +298,17 @@ def executor_named(text):
         from mpi4py.futures import MPIPoolExecutor
         return MPIPoolExecutor()
     except ImportError as e:
-        raise train.UserError(f"--executor {kind} needs the package {e.name}: pip install {e.name}") from None
+        raise train.UserError(f"--executor {kind} needs the package {e.name}: "
+                              f"pip install {e.name}") from None
 
 
-# ------------------------------------------------------------------------------------------------------- claims
-# A row: (panel, claim, source, expected, values, one per seed, *names of the runs that it is about).
+# ----------------------------------------------------------------------------------------- claims
+# A row: (panel, claim, source, expected, values, one per seed, *names of the runs it is about).
 
 
 def holds(expected, measured):
-    """Whether a number satisfies a predicate: "< 1", "<= 1", "> 0.9", ">= 0.9" or "0.99 .. 1.01"; None if there is none, ""."""
+    """Whether a number satisfies a predicate: "< 1", "<= 1", "> 0.9", ">= 0.9" or "0.99 .. 1.01";
+    None if there is none, ""."""
     if not expected:
         return None
     if ".." in expected:
@@ -281,10 +319,11 @@ def holds(expected, measured):
                  ">": measured > float(bound), ">=": measured >= float(bound)}[sign])
 
 
-def untrained(courses):
-    """Which runs have not arrived, from the held-out losses (step, loss) of all seeds of a run: {seed: why}.  A run that is
-    still getting better by more than 2 % in the last tenth of its steps, or that ends at more than 1.5 times the median of the
-    seeds, says nothing about what trained models do."""
+def not_arrived(courses):
+    """Which runs have not arrived, from the held-out losses (step, loss) of all seeds: {seed: why}.
+
+    A run that is still getting better by more than 2 % in the last tenth of its steps, or that ends
+    at more than 1.5 times the median of the seeds, says nothing about what trained models do."""
     why, ends = {}, {seed: course[-1, 1] for seed, course in courses.items()}
     for seed, course in courses.items():
         before = np.interp(0.9 * course[-1, 0], *course.T)
@@ -296,19 +335,23 @@ def untrained(courses):
 
 
 def judged(lab, rows, courses):
-    """Rows of claims as dicts, with mean, spread (standard deviation over seeds; None for one seed) and verdict.  courses: for
-    each name of a run {seed: held-out losses}.  Seeds in which a run that a claim is about has not arrived are left out and
-    named; where none is left, all are shown and nothing is judged."""
-    claims, late = [], {name: untrained(of_seed) for name, of_seed in courses.items()}
+    """Rows of claims as dicts, with mean, spread (standard deviation over seeds; None for one seed)
+    and verdict.  courses: for each name of a run {seed: held-out losses}.
+
+    Seeds in which a run that a claim is about has not arrived are left out and named; where none is
+    left, all are shown and nothing is judged."""
+    claims, late = [], {name: not_arrived(of_seed) for name, of_seed in courses.items()}
     for panel, text, source, expected, values, *runs in rows:
-        out = {seed: f"{name}, seed {seed}: {why}" for name in runs for seed, why in late[name].items()}
+        out = {seed: f"{name}, seed {seed}: {why}"
+               for name in runs for seed, why in late[name].items()}
         values = dict(zip(lab.seeds, map(float, values)))
         counted = {seed: v for seed, v in values.items() if seed not in out} or values
         measured = float(np.mean(list(counted.values())))
-        claims.append({
-            "figure": panel, "claim": text, "source": source, "expected": expected, "measured": measured,
-            "spread": float(np.std(list(counted.values()), ddof=1)) if len(counted) > 1 else None, "seeds": list(counted),
-            "profile": lab.profile, "holds": None if out.keys() >= values.keys() else holds(expected, measured)})
+        spread = float(np.std(list(counted.values()), ddof=1)) if len(counted) > 1 else None
+        verdict = None if out.keys() >= values.keys() else holds(expected, measured)
+        claims.append({"figure": panel, "claim": text, "source": source, "expected": expected,
+                       "measured": measured, "spread": spread, "seeds": list(counted),
+                       "profile": lab.profile, "holds": verdict})
         if out:
             claims[-1]["not judged"] = sorted(out.values())
     return claims
@@ -316,33 +359,45 @@ def judged(lab, rows, courses):
 
 def markdown(claims):
     """Claims as a Markdown table."""
-    rows = ["| figure | claim | source | expected | measured | holds | profile, seeds |", "|---|---|---|---|---|---|---|"]
+    rows = ["| figure | claim | source | expected | measured | holds | profile, seeds |",
+            "|---|---|---|---|---|---|---|"]
     for c in claims:
         spread = "" if c["spread"] is None else f" ± {c['spread']:.2g}"
-        verdict = {True: "yes", False: "**no**", None: "–" if not c["expected"] else "not judged"}[c["holds"]]
-        rows.append(f"| {c['figure']} | {c['claim']} | {c['source']} | {c['expected']} | {c['measured']:.4g}{spread} | {verdict} | "
-                    f"{c['profile']}, {len(c['seeds'])} |")
-    left_out = sorted({text for c in claims for text in c.get("not judged", [])})
-    return "\n".join(rows) + "\n" + (f"\nRuns that have not arrived: {'; '.join(left_out)}.\n" if left_out else "")
+        verdict = {True: "yes", False: "**no**",
+                   None: "not judged" if c["expected"] else "–"}[c["holds"]]
+        who = f"{c['profile']}, {len(c['seeds'])}"
+        rows.append(f"| {c['figure']} | {c['claim']} | {c['source']} | {c['expected']} | "
+                    f"{c['measured']:.4g}{spread} | {verdict} | {who} |")
+    late = "; ".join(sorted({text for c in claims for text in c.get("not judged", [])}))
+    return "\n".join([*rows, ""] + [f"\nRuns that have not arrived: {late}.\n"] * bool(late))
+
+
+def totals(claims):
+    """How many claims there are, and what became of them, as a sentence."""
+    yes, no, late = (sum(c["holds"] is verdict for c in claims if c["expected"])
+                     for verdict in (True, False, None))
+    return f"{yes} claims hold, {no} do not" + (
+        f", {late} are not judged: their runs have not arrived" if late else "")
 
 
 def claims_in(path):
     """The claims in a JSON file; none if it is somebody else's."""
+    needed = {"figure", "claim", "expected", "measured", "spread", "seeds", "profile", "holds"}
     try:
-        claims = json.loads(path.read_text(encoding="utf-8"))
-        needed = {"figure", "claim", "expected", "measured", "spread", "seeds", "profile", "holds"}
-        return [c for c in claims if needed <= c.keys()]
+        return [c for c in json.loads(path.read_text(encoding="utf-8")) if needed <= c.keys()]
     except (ValueError, AttributeError, TypeError):
         return []
 
 
 def make(name, figure, lab, out):
-    """Draw one figure, from what has been measured, and write picture, claims, data and weights to the folder `out`."""
+    """Draw one figure, from what has been measured; write picture, claims, data and weights to the
+    folder `out`.  Returns the claims."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
-                         "axes.titlelocation": "left", "figure.constrained_layout.use": True})
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+                         "axes.titlesize": 10, "axes.titlelocation": "left",
+                         "figure.constrained_layout.use": True})
     found, courses = [lab.results(*m) for m in figure.measurements], {}
     for (_, *names), results in zip(figure.measurements, found):
         for (i, run), (seed, r) in itertools.product(enumerate(names), zip(lab.seeds, results)):
@@ -352,23 +407,28 @@ def make(name, figure, lab, out):
     if not lab.data:
         for (f, *names), results in zip(figure.measurements, found):
             for seed, r in zip(lab.seeds, results):
-                train.save_arrays(out / "data" / kept(f, names, seed), r | {"profile": np.array(lab.profile)})
+                train.save_arrays(out / "data" / kept(f, names, seed),
+                                  r | {"profile": np.array(lab.profile)})
         for run_name in courses:
             run = lab.run(run_name, lab.seeds[0])
-            if type(run.settings) is train.Settings:    # a study's own models are too large to be left about
-                train.save_model(out / "weights" / f"{slug(run_name)}.npz", run.params, run.settings)
+            if type(run.settings) is train.Settings:    # a study's own models are too large
+                path = out / "weights" / f"{slug(run_name)}.npz"
+                train.save_model(path, run.params, run.settings)
+    text = json.dumps(claims, indent=1) + "\n"
     train.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
-    train.write_whole(out / f"{name}.json", lambda f: f.write((json.dumps(claims, indent=1) + "\n").encode()))
+    train.write_whole(out / f"{name}.json", lambda f: f.write(text.encode()))
     plt.close(fig)
     everything = [c for path in sorted(out.glob("*.json")) for c in claims_in(path)]
-    train.write_whole(out / "claims.md", lambda f: f.write(markdown(everything).encode()))
-    print(f"\n{out / name}.png\n\n{markdown(claims)}", flush=True)
+    table = f"{totals(everything)}.\n\n{markdown(everything)}"
+    train.write_whole(out / "claims.md", lambda f: f.write(table.encode()))
+    print(f"\n{out / name}.png: {totals(claims)}\n\n{markdown(claims)}", flush=True)
     return claims
 
 
 def stored(figure, folder):
     """(profile, seeds) for which the folder holds the arrays of all measurements of a figure."""
-    seeds = [{int(path.stem.rsplit("+", 1)[1]) for path in folder.glob(kept(f, names, "*"))} for f, *names in figure.measurements]
+    seeds = [{int(path.stem.rsplit("+", 1)[1]) for path in folder.glob(kept(f, names, "*"))}
+             for f, *names in figure.measurements]
     seeds = tuple(sorted(set.intersection(*seeds)))
     if not seeds:
         return None, ()
@@ -376,34 +436,37 @@ def stored(figure, folder):
     return str(train.load_arrays(folder / kept(f, names, seeds[0]))["profile"]), seeds
 
 
-# ------------------------------------------------------------------------------------------------------- drawing
+# ---------------------------------------------------------------------------------------- drawing
+
 
 def mean_line(ax, x, ys, **style):
-    """The mean of one curve per seed, with a band over the range of the seeds where there are several."""
+    """The mean of one curve per seed, with a band over their range where there are several."""
     mean = np.mean(ys, axis=0)
     ax.plot(x, mean, **style)
     if len(ys) > 1:
-        ax.fill_between(x, np.min(ys, axis=0), np.max(ys, axis=0), color=style["color"], alpha=0.25, lw=0)
+        ax.fill_between(x, np.min(ys, axis=0), np.max(ys, axis=0), color=style["color"], alpha=0.25,
+                        lw=0)
     return mean
 
 
 def label(ax, x, y, text, colour, va="center", ha="right", **style):
-    """Write directly at a curve, in its colour; a white rim keeps the letters legible where they meet a line."""
+    """Write directly at a curve, in its colour; a white rim keeps letters legible on a line."""
     from matplotlib.patheffects import withStroke
     ax.text(x, y, text, color=COLOUR.get(colour, colour), va=va, ha=ha,
             path_effects=[withStroke(linewidth=2.5, foreground="white")], **style)
 
 
 def end_labels(ax, ends, size=8, gap=0.075):
-    """Names of curves to the right of the axes, at the heights where the curves end, pushed apart where they would overlap.
-    ends: list of (y, text, colour).  Call it when the limits of the axes are final."""
+    """Names of curves to the right of the axes, at the heights where the curves end, pushed apart
+    where they would overlap.  ends: list of (y, text, colour).  Call it when the limits of the axes
+    are final."""
     def height(y):
         low, high = ax.get_ylim()
         scale = np.log if ax.get_yscale() == "log" else float
         return np.clip((scale(y) - scale(low)) / (scale(high) - scale(low)), 0, 1)
     ends = sorted((height(y), text, colour) for y, text, colour in ends)
     at = np.array([h for h, *_ in ends])
-    for _ in range(200):                                # neighbours that are too near push each other apart
+    for _ in range(200):                                # neighbours push each other apart
         push = np.maximum(0, gap - np.diff(at)) / 2
         at[:-1] -= push
         at[1:] += push
@@ -411,32 +474,42 @@ def end_labels(ax, ends, size=8, gap=0.075):
         if push.max(initial=0) < 1e-3:
             break
     for h, (_, text, colour) in zip(at, ends):
-        ax.text(1.02, h, text, color=COLOUR.get(colour, colour), transform=ax.transAxes, va="center", fontsize=size)
+        ax.text(1.02, h, text, color=COLOUR.get(colour, colour), transform=ax.transAxes,
+                va="center", fontsize=size)
 
 
 def shades(colour, n):
-    """n shades of an algorithm's colour, from light over full to dark: for depths or sizes of the same kind of model."""
+    """n shades of an algorithm's colour, from light over full to dark: for depths or sizes of the
+    same kind of model."""
     from matplotlib.colors import to_rgb
     full = np.array(to_rgb(COLOUR.get(colour, colour)))
     at = np.linspace(-0.5, 0.5 if n > 2 else 0, n)      # -1 white, 0 full, 1 black
     return [tuple(full + (1 - full) * -u if u < 0 else full * (1 - u)) for u in at]
 
 
-# -------------------------------------------------------------------------------------------------- command line
+# ----------------------------------------------------------------------------------- command line
 
 
 def parser_for(prog, known, default):
     """The command line of a study: `known` are the names of its figures."""
-    parser = train.Parser(prog=f"python {prog}", description=f"Reproduce figures; without arguments: {' '.join(default)}.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(known)}, or all (default: {' '.join(default)})")
-    parser.add_argument("--list", action="store_true", help="list the figures")
-    parser.add_argument("--full", action="store_true", help="the papers' sizes instead of quick ones")
-    parser.add_argument("--smoke", action="store_true", help="tiny models: only to see that a figure can be made")
+    usual = " ".join(default)
+    parser = train.Parser(prog=f"python {prog}",
+                          description=f"Reproduce figures; without arguments: {usual}.")
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help=f"{', '.join(known)}, or all (default: {usual})")
+    parser.add_argument("--list", action="store_true",
+                        help="list the figures, about how long they take, and what is cached")
+    parser.add_argument("--full", action="store_true", help="the papers' sizes, not quick ones")
+    parser.add_argument("--smoke", action="store_true",
+                        help="tiny models: only to see that a figure can be made")
     parser.add_argument("--seeds", default="1", metavar="N", help="how many seeds (default 1)")
-    parser.add_argument("--out", default="out", type=Path, metavar="FOLDER", help="where pictures and claims go (default out)")
-    parser.add_argument("--redraw", action="store_true", help="draw and judge again what is in OUT/data; nothing is trained")
-    parser.add_argument("--executor", default="processes", metavar="E", help="who does the work: processes (one per core), serial, "
-                        "dask, dask:ADDRESS or mpi")
+    parser.add_argument("--out", default="out", type=Path, metavar="FOLDER",
+                        help="where pictures and claims go (default out)")
+    parser.add_argument("--redraw", action="store_true",
+                        help="draw and judge again what is in OUT/data; nothing is trained")
+    parser.add_argument("--executor", default="processes", metavar="E",
+                        help="who does the work: processes (one per core), serial, dask, "
+                        "dask:ADDRESS or mpi")
     return parser
 
 
@@ -447,31 +520,46 @@ def profile_of(args):
     return "full" if args.full else "smoke" if args.smoke else "quick"
 
 
+def show(figures, settings, sizes):
+    """What the figures are, how long their training takes here on all cores, and what is cached."""
+    for name, figure in figures.items():
+        print(f"{name:10s} {figure.draw.__doc__.splitlines()[0]}", flush=True)
+        runs = dict.fromkeys(run for _, *runs in figure.measurements for run in runs)
+        if runs:
+            print(f"{'':10s} runs: {'; '.join(runs)}", flush=True)
+        for profile in ("quick", "full") if runs else ():
+            left, count = Lab(settings, sizes, profile).untrained(figure.measurements)
+            minutes = sum(seconds for *_, seconds in left.values()) / 60 / cores()
+            print(f"{'':10s} {profile}: {count - len(left)} of {count} runs are trained"
+                  + (f", the others take about {minutes:.0f} minutes" if left else ""), flush=True)
+
+
 def reproduce(args, figures, default, settings, sizes):
     """Make those of a study's figures, {name: Figure}, that a command line asks for."""
     if args.list:
-        for name, figure in figures.items():
-            runs = "; ".join(dict.fromkeys(run for _, *runs in figure.measurements for run in runs))
-            print(f"{name:10s} {figure.draw.__doc__.splitlines()[0]}" + (f"\n{'':10s} runs: {runs}" if runs else ""))
-        return
+        return show(figures, settings, sizes)
     if not (args.seeds.isascii() and args.seeds.isdigit() and int(args.seeds)):
         raise train.UserError(f"--seeds must be a whole number of at least 1, not '{args.seeds}'")
     names = [train.choose("figure", n, [*figures, "all"]) for n in args.names or default]
     names = list(figures) if "all" in names else names
     if args.redraw:
+        data = args.out / "data"
         for name in names:
-            profile, seeds = stored(figures[name], args.out / "data")
+            profile, seeds = stored(figures[name], data)
             if not seeds:
-                raise train.UserError(f"{args.out / 'data'} does not hold what {name} needs: make it once without --redraw")
-            make(name, figures[name], Lab(settings, sizes, profile, seeds, data=args.out / "data"), args.out)
-        return
+                raise train.UserError(f"{data} does not hold what {name} needs: make it once "
+                                      f"without --redraw")
+            make(name, figures[name], Lab(settings, sizes, profile, seeds, data=data), args.out)
+        return None
     lab = Lab(settings, sizes, profile_of(args), tuple(range(int(args.seeds))))
     with executor_named(args.executor) as lab.executor:
         lab.prepare([m for name in names for m in figures[name].measurements])
     for name in names:
         make(name, figures[name], lab, args.out)
+    return None
 
 
 def command_line(prog, figures, default, settings, sizes):
     """The two together."""
-    reproduce(parser_for(prog, list(figures), default).parse_args(), figures, default, settings, sizes)
+    args = parser_for(prog, list(figures), default).parse_args()
+    reproduce(args, figures, default, settings, sizes)

@@ -1141,9 +1141,9 @@ def test_runs_that_have_not_arrived_are_named_and_not_judged():
     def course(before, end):                            # held-out losses that fall to `before` at nine tenths, then to `end`
         return np.array([[0, 2.0], [90, before], [100, end]])
     arrived, falling, plateau = course(0.101, 0.1), course(0.11, 0.1), course(0.2, 0.2)
-    assert lab.untrained({0: arrived, 1: arrived}) == {}
-    assert lab.untrained({0: arrived, 1: falling}) == {1: "still learning"}
-    assert lab.untrained({0: arrived, 1: arrived, 2: plateau}) == {2: "on a plateau"}
+    assert lab.not_arrived({0: arrived, 1: arrived}) == {}
+    assert lab.not_arrived({0: arrived, 1: falling}) == {1: "still learning"}
+    assert lab.not_arrived({0: arrived, 1: arrived, 2: plateau}) == {2: "on a plateau"}
     courses = {"good": {0: arrived, 1: arrived, 2: arrived}, "mixed": {0: arrived, 1: arrived, 2: plateau},
                "bad": {0: falling, 1: falling, 2: falling}}
     rows = [("f", "text", "source", "< 2", [1.0, 1.0, 9.0], *names) for names in (["good"], ["good", "mixed"], ["bad"])]
