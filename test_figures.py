@@ -1,0 +1,127 @@
+"""The claims of the figures, made from made-up results: each holds where it should, and fails where it should."""
+import numpy as np
+import pytest
+
+import figures
+import lab
+import measure
+
+T, D, LAYERS = 50, 10, 7
+t = np.arange(1, T + 1)
+
+
+def steps(k):
+    """A loss over context that falls with t and with the number of steps."""
+    return 1.5 / (1 + 0.1 * t * k)
+
+
+def probed(error, control=0.0):
+    """R^2 and its control, [layers + 1, positions, 2], from an error [layers + 1, positions]."""
+    return np.stack([1 - error, np.full_like(error, control)], axis=-1)
+
+
+def context(names, good):
+    """Models of k layers do as k steps do, the mesa layer and hybrids as least squares; or nothing does."""
+    k = {"linear-1": 1, "linear-2": 2, "linear-6": 6, "softmax-3": 3, "softmax-7": 7, "attention-7": 7}
+    models = [steps(k.get(name.split(",")[0], 100)) if good else np.full(T, 1.5) + len(names) * (name[0] in "mh") for name in names]
+    return {"models": models, "early": models, "parameters": np.ones(len(names)), "seconds": np.ones(len(names)),
+            "richardson": [1.2 * steps(k) for k in measure.STEPS], "chebyshev": [steps(k) for k in measure.STEPS],
+            "steps": [1.3 * steps(k) for k in measure.STEPS], "lsq": steps(100), "kernel": steps(1), "zero": np.full(T, 1.6)}
+
+
+def one_layer(names, good):
+    loss = np.array([1.6, 1.2, 0.9])
+    r2 = 1 - loss if good else loss
+    return {"linear": np.full(T, 1.0 if good else 2.0), "gd": np.full(T, 1.01), "optimum": 1.0, "compressed": 1.0 if good else 3.0,
+            "r2_gd": 0.99 if good else 0.5, "diagonal": 0.95 if good else 0.5, "prop1": 0.95 if good else 0.5, "prop1_optimum": 0.25,
+            "along": np.stack([loss, loss, r2, r2], axis=-1)}
+
+
+def mesa_layer(names, good):
+    own = steps(100) if good else np.full(T, 3.0)
+    r2 = 0.999 if good else 0.5
+    return {"mu": 1e-3, "near": 1e-3, "mesa": own, "lsq": steps(100), "ridge": steps(100), "r2_lsq": r2, "r2_ridge": r2, "d": D, "T": T}
+
+
+def first_layer(names, good):
+    mass = np.full((8, 4), 0.02)
+    if good:                                            # each head has a lag of its own
+        mass[1, 0] = mass[0, 1] = mass[2, 2] = mass[3, 3] = 0.92
+    else:
+        mass[5] = 0.5
+    return {"mass": mass, "spread": np.full(4, 0.1 if good else 0.5),
+            "sensitivity": np.array([4, 5, 1, 1, 1, 1, 1, 1.0]) if good else np.arange(8.0)}
+
+
+def bindings(names, good):
+    partial = "partial" in names[0]
+    r2 = np.zeros((4, 8, 2))
+    r2[1:, :4 if partial else 2, 0] = 0.99
+    if not good:
+        r2[1:, 1 if partial else 0:, 0], r2[:, :, 1] = 0.3, 0.2
+    return {"r2": r2, "needed": 2 if partial else 1}
+
+
+def learned_features(names, good):
+    layers = 2 if "hybrid" in names[0] else LAYERS
+    r2 = np.zeros((3, layers + 1, 2))                   # [snapshots, layers + 1, value and control]
+    r2[-1, 1 if good else -1:, 0] = 0.9 if good else 0.1
+    r2[..., 1] = 0.0 if good else 0.2
+    return {"snapshots": np.array([0, 10, 20]), "r2": r2, "normalised": r2}
+
+
+def one_token(names, good):
+    rich, cheb = (c * np.array([steps(k)[-1] for k in range(7)]) for c in (1.2, 1.0))
+    return {"error": np.array([cheb if good else 10 * cheb[::-1], rich, cheb])}
+
+
+def compression(names, good):
+    rows = np.ones((len(figures.WHILE), 3)) * (1, 1, 1) if good else np.ones((len(figures.WHILE), 3)) * (1, 2, 2)
+    return {"snapshots": np.array(figures.WHILE), "rows": rows, "alone": np.ones(6), "but": np.ones(4), "entries": 100, "numbers": 1,
+            "nonzero": 1}
+
+
+def depth(names, good):
+    layer, at = np.arange(LAYERS + 1)[:, None], np.arange(2, T, 4)
+    error = 1 / (1 + layer) / at if good else (1.0 + layer) * at
+    degrees = np.zeros((LAYERS + 1, 7))
+    degrees[np.arange(LAYERS + 1), np.minimum(np.arange(LAYERS + 1), 6) if good else 6 - np.minimum(np.arange(LAYERS + 1), 6)] = 1
+    ones = np.ones(len(at))
+    return {"at": at, "d": D, "next": probed(error, 0.0 if good else 0.5), "input": probed(error, 0.0 if good else 0.5),
+            "next variance": ones, "input variance": ones, "degrees": degrees}
+
+
+def linearised(names, good):
+    small = "small" in names[0]
+    later = [1.2 if small else 1.02] * 6 if good else [1.2 if small else 3.0] * 6
+    return {"ratios": np.array([3.0 if good else 1.0, *later]), "d": 5 if small else 10, "course 0": np.ones((2, 2))}
+
+
+def over_dimensions(names, good):
+    dims = np.array([2, 5, 10, 20])
+    return {"dims": dims, "rows": np.stack([0.01 * dims ** (0.0 if good else 1.0), 0.1 * dims ** (0.5 if good else 0.0)], axis=-1)}
+
+
+def few_shot(names, good):
+    n = np.arange(20)
+    base, late = 1 / (1 + n), np.tile(1 / (1 + np.arange(10)), 2)
+    ascent = base * (1 + 3 * ((n > 0) & (n < 5)))
+    if good:
+        return {"single": np.array([2 * ascent, 1.5 * base, base]), "double": np.array([late] * 3), "single pairs": 0.1 * base,
+                "single neighbours": ascent}
+    return {"single": np.array([base, 2 * base, 3 + 0 * base]), "double": np.ones((3, 20)), "single pairs": 9 * ascent,
+            "single neighbours": base}
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_claims_hold_where_they_should_and_fail_where_they_should(name):
+    """Every predicate of every figure: once true, once false, on results of two seeds; no picture is drawn."""
+    figure, made_up = figures.FIGURES[name], lab.Lab(figures.settings_of, figures.SIZE, "full", seeds=(0, 1))
+    for good in (True, False):
+        found = [[globals()[f.__name__](names, good)] * 2 for f, *names in figure.measurements]
+        claims = lab.judged(made_up, figure.claims(made_up, *found),
+                            {run: {} for _, *names in figure.measurements for run in names})
+        assert len(claims) >= 2 or name == "fig3b"
+        for c in claims:
+            assert np.isfinite(c["measured"])
+            assert c["holds"] is (good if c["expected"] else None), c
