@@ -213,7 +213,7 @@ def our_step(s):
     state = train.start(s)
     first = state.params
     crew = train.Workers(*s.objective(), state.params, s.batch)
-    update = train.adamw(train.warmup_cosine(s), s.weight_decay, s.clip)
+    update = s.update()
 
     def step():
         _, grads = crew.gradient(state.params, state.rng)

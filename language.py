@@ -52,7 +52,7 @@ import lab
 import mesa
 import train
 from lab import Figure, end_labels, mean_line
-from mesa import cut, join, tril
+from mesa import Weight, cut, join, tril
 from train import UserError
 
 # ------------------------------------------------------------------------------------------------------ the text
@@ -352,8 +352,9 @@ def gates(weight, z):
 
 
 mesa.KINDS["gated"] = mesa.Kind(gated_attention, gated_step, lambda c: {
-    "gamma": (c.width, c.heads), "gamma.bias": (c.heads,), "beta": (c.width, c.heads), "beta.bias": (c.heads,),
-    "ridge.bias": (c.heads, c.key_size)}, gates)
+    "gamma": Weight((c.width, c.heads)), "gamma.bias": Weight((c.heads,), 0.0),
+    "beta": Weight((c.width, c.heads)), "beta.bias": Weight((c.heads,), 0.0),
+    "ridge.bias": Weight((c.heads, c.key_size), 0.0)}, gates)
 
 # ------------------------------------------------------------------------------------------------------ the runs
 

@@ -859,19 +859,28 @@ def same_checkpoint(a, b, but=("seconds",)):
 
 
 def test_adamw_equals_its_formula(rng):
-    """Two steps by hand: clipped elementwise, bias-corrected, decay decoupled and on neither log(lambda) nor layer norms."""
-    undecayed = ("blocks.0.log_lam", "blocks.0.ln1.scale", "blocks.0.ln2.bias")
-    params = {k: rng.standard_normal(4) for k in ("w", *undecayed)}
+    """Two steps by hand: clipped elementwise, bias-corrected, decay decoupled and only where it is named."""
+    params = {k: rng.standard_normal(4) for k in ("w", "undecayed")}
     grads = [{k: np.array([3, -2, 0.1, 1e-8]) * rng.standard_normal(4) for k in params} for _ in range(2)]
-    update, got, slots = train.adamw(lambda n: 0.1 * (n + 1), weight_decay=0.5, clip=1.0), params, {}
+    update, got, slots = train.adamw(lambda n: 0.1 * (n + 1), weight_decay={"w": 0.5}, clip=1.0), params, {}
     for n in range(2):
         got, slots = update(got, grads[n], slots, n)
-    for k, decay in (("w", 0.5), *((k, 0.0) for k in undecayed)):
+    for k, decay in (("w", 0.5), ("undecayed", 0.0)):
         g1, g2 = (np.clip(g[k], -1, 1) for g in grads)
         w = params[k]
         w = w - 0.1 * (g1 / (np.abs(g1) + 1e-8) + decay * w)                # after one step m^ = g and sqrt(v^) = |g|
         m, v = (0.09 * g1 + 0.1 * g2) / (1 - 0.81), (0.000999 * g1 ** 2 + 0.001 * g2 ** 2) / (1 - 0.998001)
         assert np.allclose(got[k], w - 0.2 * (m / (np.sqrt(v) + 1e-8) + decay * w))
+
+
+def test_weights_that_start_at_a_number_do_not_decay(rng):
+    """Neither log(lambda) = 0 nor the identity of layer norms; all others shrink where there is no gradient."""
+    s = tiny("hybrid-2", weight_decay=0.5)
+    params = mesa.init_params(rng, s.config)
+    new, _ = s.update()(params, {k: 0 * w for k, w in params.items()}, {}, 0)
+    fixed = {k for k in params if np.array_equal(new[k], params[k])}
+    assert fixed == {k for k in params if k.endswith(("log_lam", "scale", "bias"))} and len(fixed) == 9
+    assert np.allclose(new["embed"], (1 - 0.5 * train.warmup_cosine(s)(0)) * params["embed"])
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine():

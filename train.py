@@ -102,6 +102,12 @@ class Settings:
                 lambda rng, n: [to_backend(a, self.dtype) for a in
                                 data.next_token_batch(rng, n, self.T, self.task, self.tokens, **self.family)])
 
+    def update(self):
+        """The update as `fit` takes it: AdamW, with weight decay where mesa.weights has it."""
+        decay = {name: self.weight_decay for name, w in mesa.weights(self.config).items()
+                 if w.start is None}
+        return adamw(warmup_cosine(self), decay, self.clip)
+
     def judge(self):
         """A function params -> held-out loss."""
         x = heldout_sequences(self)
@@ -164,13 +170,13 @@ PRESETS = {
 # An update maps (params, grads, slots, step) to new (params, slots); slots is a dict of whatever arrays it remembers.
 
 
-def adamw(schedule, weight_decay=0.0, clip=math.inf, b1=0.9, b2=0.999, eps=1e-8):
+def adamw(schedule, weight_decay=None, clip=math.inf, b1=0.9, b2=0.999, eps=1e-8):
     """Adam with decoupled weight decay (Loshchilov & Hutter): for each weight w with gradient g, clipped elementwise,
 
         m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   w <- w - lr (m^ / (sqrt(v^) + eps) + weight_decay w),
 
-    m^ = m / (1 - b1^n) and v^ = v / (1 - b2^n) at the n-th step.  schedule: step -> lr.  log(lambda) and the scales and
-    biases of layer norms do not decay: zero means nothing special for them.
+    m^ = m / (1 - b1^n) and v^ = v / (1 - b2^n) at the n-th step.  schedule: step -> lr.
+    weight_decay: a dict name -> rate; weights that it does not name do not decay.
     """
     def update(params, grads, slots, step):
         lr, n, new, new_slots = schedule(step), step + 1, {}, {}
@@ -178,7 +184,7 @@ def adamw(schedule, weight_decay=0.0, clip=math.inf, b1=0.9, b2=0.999, eps=1e-8)
             g = xp.clip(grads[name], -clip, clip)
             m = b1 * slots.get("m." + name, 0.0) + (1 - b1) * g
             v = b2 * slots.get("v." + name, 0.0) + (1 - b2) * g * g
-            decay = 0.0 if name.endswith(("log_lam", "scale", "bias")) else weight_decay
+            decay = (weight_decay or {}).get(name, 0.0)
             new[name] = w - lr * (m / (1 - b1 ** n) / (xp.sqrt(v / (1 - b2 ** n)) + eps) + decay * w)
             new_slots["m." + name], new_slots["v." + name] = m, v
         return new, new_slots
@@ -505,7 +511,7 @@ def load_model(path):
 
 def shapes_of(settings):
     """The shapes of a model's weights: a dict name -> shape."""
-    return {k: w.shape for k, w in mesa.init_params(np.random.default_rng(0), settings.config).items()}
+    return {name: w.shape for name, w in mesa.weights(settings.config).items()}
 
 
 def need_arrays(arrays, shapes, dtype, what):
@@ -639,7 +645,7 @@ def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lin
         loss_fn, sample = s.objective()
         return fit(
             loss_fn, state, sample,
-            update=adamw(warmup_cosine(s), s.weight_decay, s.clip),
+            update=s.update(),
             steps=s.steps, batch=s.batch, report=s.report, snapshots=s.snapshots, save_seconds=save_seconds, workers=workers,
             evaluate=s.judge(),
             save=lambda state: save_checkpoint(folder, state, s),
