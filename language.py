@@ -51,9 +51,10 @@ import scipy.optimize
 import lab
 import mesa
 import train
+import workers
 from lab import Figure, end_labels, mean_line
 from mesa import Weight, cut, join, tril
-from train import UserError
+from store import UserError
 
 # ------------------------------------------------------------------------------------------------------ the text
 
@@ -517,7 +518,7 @@ def price(size, seed):
     growing length, as many as make up the longest; seconds per token and bytes of state of a model that writes."""
     heads, Dk, lengths, rng = size["heads"], size["key_size"], size["lengths"], np.random.default_rng([301, seed])
     out = {"lengths": lengths}
-    train.keep_memory()
+    workers.keep_memory()
     for kind in PRICED:
         times, memory = [], []
         for T in lengths:

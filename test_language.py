@@ -13,6 +13,7 @@ import pytest
 import lab
 import language as la
 import mesa
+import store
 import train
 
 
@@ -271,13 +272,13 @@ def test_corpora_of_ones_own(tmp_path):
     ("damaged.txt.gz", gzip.compress(bytes(range(256)) * 99)[:40] + b"?" * 300, "cannot read")])
 def test_a_corpus_that_will_not_do_is_answered_by_one_sentence(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(train.UserError, match=says):
+    with pytest.raises(store.UserError, match=says):
         la.divide(la.documents_in(tmp_path / name))
     for missing, message in (("none", "there is no file"), ("n" * 300, "cannot read")):
-        with pytest.raises(train.UserError, match=message):
+        with pytest.raises(store.UserError, match=message):
             la.documents_in(tmp_path / missing)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(train.UserError, match="no file in the folder .* ends in .txt"):
+    with pytest.raises(store.UserError, match="no file in the folder .* ends in .txt"):
         la.documents_in(tmp_path / "empty")
 
 
@@ -323,8 +324,8 @@ def test_a_text_run_is_resumed_to_the_same_bits(tmp_path):
     whole = train.run(s, tmp_path / "whole", quiet=True)
     loss, sample = s.objective()
     state = train.start(s)
-    train.fit(loss, state, sample, s.update(), 3, s.batch, evaluate=s.judge(), report=s.report)
-    train.save_checkpoint(tmp_path / "half", state, s)
+    train.fit(loss, state, sample, s.update(), 3, s.batch, train.evaluation(s.judge(), s.report, s.steps))
+    store.save_checkpoint(tmp_path / "half", state, s)
     again = train.run(s, tmp_path / "half", quiet=True)
     assert again.losses == whole.losses and all(np.array_equal(again.params[k], w) for k, w in whole.params.items())
 
@@ -398,7 +399,7 @@ def test_a_corpus_and_a_prompt_from_the_command_line(tmp_path, monkeypatch, caps
         monkeypatch.setattr("sys.argv", ["language.py", "--corpus", "mine.txt", "--smoke", "--executor", "serial", *args])
         la.main()
         return capsys.readouterr().out
-    with pytest.raises(train.UserError, match="no trained models"):
+    with pytest.raises(store.UserError, match="no trained models"):
         command("--prompt", "12 ")
     assert "language, mine.txt" in command("language", "--kinds", "linear,hybrid")
     said = command("--prompt", "12 ")
