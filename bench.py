@@ -24,7 +24,9 @@ from autodiff import Tensor
 import numpy as np
 
 import mesa
+import store
 import train
+import workers
 
 try:
     if sys.argv[1:2] == ["--peak"]:                     # our own peak memory is measured without PyTorch in the process
@@ -209,11 +211,10 @@ def torch_step(s, params, compiled=False):
 
 def our_step(s):
     """The same with this project's loop: (a function that makes one step, the initial weights)."""
-    train.keep_memory()
+    workers.keep_memory()
     state = train.start(s)
     first = state.params
-    crew = train.Workers(*s.objective(), state.params, s.batch)
-    update = train.adamw(train.warmup_cosine(s), s.weight_decay, s.clip)
+    crew, update = workers.Workers(*s.objective(), state.params, s.batch), s.update()
 
     def step():
         _, grads = crew.gradient(state.params, state.rng)
@@ -267,7 +268,7 @@ def steps(repeats=15):
 
 def peak(name):
     """Train a preset; print the memory of all its processes after 10 and after 30 steps, in MB.  As freed memory is kept
-    (train.keep_memory), that is the peak."""
+    (workers.keep_memory), that is the peak."""
     step, _ = our_step(train.PRESETS[name])
     for n in range(30):
         step()
@@ -335,7 +336,7 @@ def layer_inputs(lam, B=32, heads=4, T=50, K=20):
 
 def layer(repeats=7):
     """The mesa layer alone: forward and backward for 32 sequences in one thread."""
-    train.keep_memory()
+    workers.keep_memory()
     exact = {lam: direct_layer(*(a.astype(float) for a in layer_inputs(lam))) for lam in (1, 100)}
     if torch:
         threads = torch.get_num_threads()
@@ -363,7 +364,7 @@ def layer(repeats=7):
 
 def peak_layer(i):
     """Print this process's memory before and after one forward and backward of the i-th form, in MB; freed memory is kept."""
-    train.keep_memory()
+    workers.keep_memory()
     inputs = layer_inputs(1)
     small = layer_inputs(1, B=1, T=3)
     list(LAYERS.values())[i](*small)                    # what loading and first calls need is not counted
@@ -374,7 +375,7 @@ def peak_layer(i):
 
 def length(lengths=(1_000, 5_000, 20_000, 50_000), repeats=3, B=4):
     """Time per token of attention over T (forward and backward), and of streaming."""
-    train.keep_memory()
+    workers.keep_memory()
     rng, rows, result = np.random.default_rng(0), [], {"attention": {}, "streaming": {}}
     arrays = {T: rng.standard_normal((4, B, 4, T, 20)).astype("float32") for T in lengths}
 
@@ -480,7 +481,7 @@ def main():
         return peak_layer(args.peak_layer)
     result = {name: TABLES[name]() for name in [train.choose("table", n, TABLES) for n in args.tables or TABLES]}
     if args.json:
-        train.write_whole(args.json, lambda f: f.write((json.dumps(result, indent=1) + "\n").encode()))
+        store.write_whole(args.json, lambda f: f.write((json.dumps(result, indent=1) + "\n").encode()))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import scipy.integrate
 import scipy.linalg
 
 import mesa
+import store
 import train
 from lab import COLOUR, Figure, command_line, end_labels, label, mean_line
 
@@ -172,8 +173,8 @@ def descend(moments, a0, b0, lr, epochs, report):
     """Full-batch gradient descent in the one training loop: (params, [(epoch, a b)])."""
     d = moments[1].shape[1]
     start = {k: w.astype(moments[0].dtype) for k, w in initial(a0, b0, d).items()}
-    state = train.fit(moment_loss, train.State(start, np.random.default_rng(0)), lambda rng, n: moments, train.sgd(lr), epochs, batch=1,
-                      workers=1, report=report, evaluate=product)
+    state = train.fit(moment_loss, store.State(start, np.random.default_rng(0)), lambda rng, n: moments, train.sgd(lr), epochs, batch=1,
+                      workers=1, watch=train.evaluation(product, report, epochs))
     return state.params, np.array(state.heldout)
 
 

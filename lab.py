@@ -35,6 +35,7 @@ from autodiff import xp                                 # before NumPy: it sets 
 
 import numpy as np
 
+import store
 import train
 
 # One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind
@@ -76,18 +77,20 @@ class Run:
 
     @property
     def state(self):
-        return train.load_checkpoint(self.folder, self.settings)[0]
+        return store.load_checkpoint(self.folder, type(self.settings))[0]
 
     @property
     def params(self):
         return self.state.params
 
     def weights_at(self, step):
-        return train.load_arrays(self.folder / f"weights-{step:06d}.npz")
+        return store.load_arrays(self.folder / f"weights-{step:06d}.npz")
+
+    def steps_done(self):
+        return self.state.step if (self.folder / "checkpoint.npz").exists() else 0
 
     def steps_left(self):
-        there = (self.folder / "checkpoint.npz").exists()
-        return self.settings.steps - (self.state.step if there else 0)
+        return self.settings.steps - self.steps_done()
 
 
 @lru_cache
@@ -159,7 +162,7 @@ def measure_run(path, f, size, seed, runs):
     with xp.using("numpy"):
         courses = {f"course {i}": run.state.heldout for i, run in enumerate(runs)}
         found = f(size, seed, *runs) | courses
-        train.save_arrays(path, {k: np.asarray(v) for k, v in found.items()})
+        store.save_arrays(path, {k: np.asarray(v) for k, v in found.items()})
 
 
 @lru_cache
@@ -167,7 +170,7 @@ def seconds_per_step(s):
     """An estimate of the time that a step of training takes on one core, from two of them."""
     times, (loss_fn, sample) = [], s.objective()
     train.fit(loss_fn, train.start(s), sample, train.adamw(lambda step: 0.0), 3, s.batch, workers=1,
-              progress=lambda state: times.append(time.perf_counter()))
+              watch=lambda state: times.append(time.perf_counter()))
     return (times[3] - times[1]) / 2
 
 
@@ -277,7 +280,7 @@ class Lab:
 
     def results(self, f, *names):
         """What a measurement has found, for each seed."""
-        return [train.load_arrays(self.data / kept(f, names, seed) if self.data else
+        return [store.load_arrays(self.data / kept(f, names, seed) if self.data else
                                   self.place(f, names, seed)) for seed in self.seeds]
 
 
@@ -298,7 +301,7 @@ def executor_named(text):
         from mpi4py.futures import MPIPoolExecutor
         return MPIPoolExecutor()
     except ImportError as e:
-        raise train.UserError(f"--executor {kind} needs the package {e.name}: "
+        raise store.UserError(f"--executor {kind} needs the package {e.name}: "
                               f"pip install {e.name}") from None
 
 
@@ -407,20 +410,20 @@ def make(name, figure, lab, out):
     if not lab.data:
         for (f, *names), results in zip(figure.measurements, found):
             for seed, r in zip(lab.seeds, results):
-                train.save_arrays(out / "data" / kept(f, names, seed),
+                store.save_arrays(out / "data" / kept(f, names, seed),
                                   r | {"profile": np.array(lab.profile)})
         for run_name in courses:
             run = lab.run(run_name, lab.seeds[0])
             if type(run.settings) is train.Settings:    # a study's own models are too large
                 path = out / "weights" / f"{slug(run_name)}.npz"
-                train.save_model(path, run.params, run.settings)
+                store.save_model(path, run.params, run.settings)
     text = json.dumps(claims, indent=1) + "\n"
-    train.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
-    train.write_whole(out / f"{name}.json", lambda f: f.write(text.encode()))
+    store.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
+    store.write_whole(out / f"{name}.json", lambda f: f.write(text.encode()))
     plt.close(fig)
     everything = [c for path in sorted(out.glob("*.json")) for c in claims_in(path)]
     table = f"{totals(everything)}.\n\n{markdown(everything)}"
-    train.write_whole(out / "claims.md", lambda f: f.write(table.encode()))
+    store.write_whole(out / "claims.md", lambda f: f.write(table.encode()))
     print(f"\n{out / name}.png: {totals(claims)}\n\n{markdown(claims)}", flush=True)
     return claims
 
@@ -433,7 +436,7 @@ def stored(figure, folder):
     if not seeds:
         return None, ()
     f, *names = figure.measurements[0]
-    return str(train.load_arrays(folder / kept(f, names, seeds[0]))["profile"]), seeds
+    return str(store.load_arrays(folder / kept(f, names, seeds[0]))["profile"]), seeds
 
 
 # ---------------------------------------------------------------------------------------- drawing
@@ -516,7 +519,7 @@ def parser_for(prog, known, default):
 def profile_of(args):
     """The profile that a command line asks for."""
     if args.full and args.smoke:
-        raise train.UserError("--full and --smoke exclude each other")
+        raise store.UserError("--full and --smoke exclude each other")
     return "full" if args.full else "smoke" if args.smoke else "quick"
 
 
@@ -539,7 +542,7 @@ def reproduce(args, figures, default, settings, sizes):
     if args.list:
         return show(figures, settings, sizes)
     if not (args.seeds.isascii() and args.seeds.isdigit() and int(args.seeds)):
-        raise train.UserError(f"--seeds must be a whole number of at least 1, not '{args.seeds}'")
+        raise store.UserError(f"--seeds must be a whole number of at least 1, not '{args.seeds}'")
     names = [train.choose("figure", n, [*figures, "all"]) for n in args.names or default]
     names = list(figures) if "all" in names else names
     if args.redraw:
@@ -547,7 +550,7 @@ def reproduce(args, figures, default, settings, sizes):
         for name in names:
             profile, seeds = stored(figures[name], data)
             if not seeds:
-                raise train.UserError(f"{data} does not hold what {name} needs: make it once "
+                raise store.UserError(f"{data} does not hold what {name} needs: make it once "
                                       f"without --redraw")
             make(name, figures[name], Lab(settings, sizes, profile, seeds, data=data), args.out)
         return None

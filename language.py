@@ -51,9 +51,10 @@ import scipy.optimize
 import lab
 import mesa
 import train
+import workers
 from lab import Figure, end_labels, mean_line
-from mesa import cut, join, tril
-from train import UserError
+from mesa import Weight, cut, join, tril
+from store import UserError
 
 # ------------------------------------------------------------------------------------------------------ the text
 
@@ -352,8 +353,9 @@ def gates(weight, z):
 
 
 mesa.KINDS["gated"] = mesa.Kind(gated_attention, gated_step, lambda c: {
-    "gamma": (c.width, c.heads), "gamma.bias": (c.heads,), "beta": (c.width, c.heads), "beta.bias": (c.heads,),
-    "ridge.bias": (c.heads, c.key_size)}, gates)
+    "gamma": Weight((c.width, c.heads)), "gamma.bias": Weight((c.heads,), 0.0),
+    "beta": Weight((c.width, c.heads)), "beta.bias": Weight((c.heads,), 0.0),
+    "ridge.bias": Weight((c.heads, c.key_size), 0.0)}, gates)
 
 # ------------------------------------------------------------------------------------------------------ the runs
 
@@ -516,7 +518,7 @@ def price(size, seed):
     growing length, as many as make up the longest; seconds per token and bytes of state of a model that writes."""
     heads, Dk, lengths, rng = size["heads"], size["key_size"], size["lengths"], np.random.default_rng([301, seed])
     out = {"lengths": lengths}
-    train.keep_memory()
+    workers.keep_memory()
     for kind in PRICED:
         times, memory = [], []
         for T in lengths:

@@ -342,35 +342,49 @@ def softmax_step(memory, q, k, v):
     return ad.softmax(q @ adjoint(K) * K.shape[-1] ** -0.5) @ V, (K, V)
 
 
-# What makes a kind of attention: the function, the same one token at a time, the shapes of the weights it has beyond wq, wk, wv
-# and wo, and how its further arguments follow from these and from the layer's input z [B, T, D].
-Kind = namedtuple("Kind", "attention step shapes arguments", defaults=(lambda config: {}, lambda weight, z: ()))
+# A weight: its shape, and how it starts.  Without a number it is drawn from N(0, std^2), and decays
+# under weight decay; with one, all its entries start there, and none decays: zero is nothing special.
+Weight = namedtuple("Weight", "shape start", defaults=(None,))
+
+# What makes a kind of attention: the function, the same one token at a time, the Weights it has
+# beyond wq, wk, wv and wo, and how its further arguments follow from these and from the layer's
+# input z [B, T, D].
+Kind = namedtuple("Kind", "attention step weights arguments",
+                  defaults=(lambda config: {}, lambda weight, z: ()))
 KINDS = {"linear": Kind(linear_attention, linear_step),
          "softmax": Kind(softmax_attention, softmax_step),
          "mesa": Kind(mesa_attention, mesa_step,        # lambda > 0 is stored as its logarithm
-                      lambda config: {"log_lam": (config.heads,)}, lambda weight, z: (ad.exp(weight("log_lam")),))}
+                      lambda config: {"log_lam": Weight((config.heads,), 0.0)},
+                      lambda weight, z: (ad.exp(weight("log_lam")),))}
+
+
+def weights(config):
+    """The weights of a model, in the order in which they are drawn: a dict name -> Weight."""
+    c, D = config, config.width
+    scale, bias = Weight((D,), 1.0), Weight((D,), 0.0)  # a layer norm starts as the identity
+    found = {"embed": Weight((c.d_in, D))} if c.embed else {}
+    for l, kind in enumerate(c.kinds):
+        b, D_qk = f"blocks.{l}.", 2 * D if c.positional == "concat" and l == 0 else D
+        found |= {b + "wq": Weight((D_qk, c.heads, c.key_size)),
+                  b + "wk": Weight((D_qk, c.heads, c.key_size)),
+                  b + "wv": Weight((D, c.heads, c.key_size)),
+                  b + "wo": Weight((c.heads, c.key_size, D))}
+        found |= {b + name: weight for name, weight in KINDS[kind].weights(c).items()}
+        if c.layer_norm:
+            found |= {b + "ln1.scale": scale, b + "ln1.bias": bias}
+        if c.mlp_width:
+            found |= {b + "w1": Weight((D, c.mlp_width)), b + "w2": Weight((c.mlp_width, D))}
+            if c.layer_norm:
+                found |= {b + "ln2.scale": scale, b + "ln2.bias": bias}
+    if c.embed:
+        found["unembed"] = Weight((D, c.d_out))
+    return found
 
 
 def init_params(rng, config, std=0.02):
-    """Weights ~ N(0, std^2), log(lambda) = 0, layer norms the identity: a dict name -> float64 array."""
-    c, D = config, config.width
-    shapes = {"embed": (c.d_in, D)} if c.embed else {}
-    for l, kind in enumerate(c.kinds):
-        b, D_qk = f"blocks.{l}.", 2 * D if c.positional == "concat" and l == 0 else D
-        shapes |= {b + "wq": (D_qk, c.heads, c.key_size), b + "wk": (D_qk, c.heads, c.key_size),
-                   b + "wv": (D, c.heads, c.key_size), b + "wo": (c.heads, c.key_size, D)}
-        shapes |= {b + name: shape for name, shape in KINDS[kind].shapes(c).items()}
-        if c.layer_norm:
-            shapes |= {b + "ln1.scale": (D,), b + "ln1.bias": (D,)}
-        if c.mlp_width:
-            shapes |= {b + "w1": (D, c.mlp_width), b + "w2": (c.mlp_width, D)}
-            if c.layer_norm:
-                shapes |= {b + "ln2.scale": (D,), b + "ln2.bias": (D,)}
-    if c.embed:
-        shapes["unembed"] = (D, c.d_out)
-    return {name: np.ones(s) if name.endswith("scale") else
-            np.zeros(s) if name.endswith(("bias", "log_lam")) else
-            std * rng.standard_normal(s) for name, s in shapes.items()}
+    """Weights before training, as `weights` declares them: a dict name -> float64 array."""
+    return {name: std * rng.standard_normal(w.shape) if w.start is None else
+            np.full(w.shape, float(w.start)) for name, w in weights(config).items()}
 
 
 def position_code(start, T, D, dtype):

@@ -6,7 +6,7 @@
     is a softmax layer linear attention?    distil a linear one from it, and swap it in
     does it learn from few shots?           few_shot_tokens, and EOS and prefix tokens tuned with the model frozen
 
-A model is (params, settings) as train.load_model returns it.  Probes are linear regressions, fitted on the first half of the
+A model is (params, settings) as store.load_model returns it.  Probes are linear regressions, fitted on the first half of the
 sequences and scored on the second, beside the same regression with targets shuffled among sequences.  NumPy throughout, but
 for what is trained.  Run it: `python probes.py` opens the trained models in results/weights.
 """
@@ -21,7 +21,9 @@ import scipy.optimize
 
 import data
 import mesa
+import store
 import train
+import workers
 
 # ------------------------------------------------------------------------------------------------------ measures
 
@@ -53,8 +55,8 @@ def cosine(a, b):
 def activations(params, s, x, names):
     """Traced arrays of mesa.transformer (acts.l, blocks.l.map, ...) for states x [B, T+1, d]: a dict name -> [B, ...]."""
     tokens, parts = data.TOKENS[s.tokens](x[:, :-1]), []
-    for i in range(0, len(x), train.PIECE):
-        trace = mesa.activations(params, to_backend(tokens[i:i + train.PIECE], s.dtype), s.config, names)
+    for i in range(0, len(x), workers.PIECE):
+        trace = mesa.activations(params, to_backend(tokens[i:i + workers.PIECE], s.dtype), s.config, names)
         parts.append({name: to_numpy(a) for name, a in trace.items()})
     return {name: np.concatenate([p[name] for p in parts]) for name in names}
 
@@ -262,7 +264,7 @@ def distil(params, s, l, steps, batch=64, lr=5e-3, seed=0, **fit):
 
     layer = {n: to_backend(0.3 * rng.standard_normal(params[b + n].shape) / params[b + n].shape[0] ** 0.5, s.dtype) for n in names}
     layer["wq"] = layer["wq"] / s.T                     # a sum over t terms starts at the size of a mean
-    state = train.State(layer, rng)
+    state = store.State(layer, rng)
     train.fit(loss_fn, state, sample, train.adamw(train.warmup_cosine(replace(s, lr=lr, lr_end=lr / 100, steps=steps,
               warmup=steps // 20))), steps, batch, **fit)
     kinds = s.kinds[:l] + ("linear",) + s.kinds[l + 1:]
@@ -304,7 +306,7 @@ def tune_tokens(params, s, n, start, frozen, steps, lr, batch=64, seed=0, noise=
 
     def loss_fn(tokens, x, y):
         return mesa.squared_error(few_shot_predictions(params, s, x, y, frozen | tokens), y)
-    state = train.State({k: to_backend(a, s.dtype) for k, a in start.items()}, np.random.default_rng(seed))
+    state = store.State({k: to_backend(a, s.dtype) for k, a in start.items()}, np.random.default_rng(seed))
     train.fit(loss_fn, state, sample, train.adamw(lambda step: lr), steps, batch, **fit)
     return state.params
 
@@ -329,7 +331,7 @@ def least_squares_on_pairs(x, y, ridge=1e-3):
 def main():
     folder = Path(__file__).parent / "results" / "weights"
     for path in sorted(folder.glob("*.npz")):
-        params, s = train.load_model(path)
+        params, s = store.load_model(path, train.Settings)
         rng = np.random.default_rng(0)
         x_tune, x = train.sequences(s, rng, 2_048), train.sequences(s, rng, 512)
         tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]

@@ -17,6 +17,7 @@ import lab
 import measure
 import language
 import mesa
+import store
 import strict_backend
 import train
 from test_mesa import OPERATIONS, REAL_OPERATIONS, relative
@@ -115,10 +116,10 @@ def test_a_run_on_the_device_can_be_resumed(strict, tmp_path):
     s = tiny("hybrid-2")
     train.run(s, tmp_path / "whole", quiet=True)
     train.run(replace(s, steps=4), tmp_path / "again", quiet=True)
-    state, settings = train.load_checkpoint(tmp_path / "whole")
+    state, settings = store.load_checkpoint(tmp_path / "whole", train.Settings)
     assert settings == s and state.step == 4
     assert all(isinstance(w, strict_backend.ndarray) for w in [*state.params.values(), *state.slots.values()])
-    for a, b in zip(*(train.load_checkpoint(tmp_path / n)[0].params.values() for n in ("whole", "again"))):
+    for a, b in zip(*(store.load_checkpoint(tmp_path / n, train.Settings)[0].params.values() for n in ("whole", "again"))):
         assert np.array_equal(to_numpy(a), to_numpy(b))
 
 

@@ -13,6 +13,7 @@ import pytest
 import lab
 import language as la
 import mesa
+import store
 import train
 
 
@@ -65,7 +66,8 @@ def test_fading_attention_is_linear_attention_where_nothing_fades(layer, short_c
 def test_gates_start_where_they_should_and_stay_in_their_range(rng):
     """Near gamma = 0.98, beta = 1/2 and at Lambda = 1; gamma and beta in (0, 1), Lambda above 1/4, whatever the weights."""
     c = tiny("gated").config
-    shapes, z = mesa.KINDS["gated"].shapes(c), rng.standard_normal((2, 5, c.width))
+    shapes = {name: w.shape for name, w in mesa.KINDS["gated"].weights(c).items()}
+    z = rng.standard_normal((2, 5, c.width))
     log_gamma, beta, ridge = la.gates(lambda name: np.zeros(shapes[name]), z)
     assert np.allclose(np.exp(log_gamma), 0.982, atol=1e-3) and np.allclose(beta, 0.5) and np.allclose(ridge, 1)
     assert log_gamma.shape == beta.shape == (2, c.heads, 5) and ridge.shape == (c.heads, c.key_size)
@@ -270,13 +272,13 @@ def test_corpora_of_ones_own(tmp_path):
     ("damaged.txt.gz", gzip.compress(bytes(range(256)) * 99)[:40] + b"?" * 300, "cannot read")])
 def test_a_corpus_that_will_not_do_is_answered_by_one_sentence(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(train.UserError, match=says):
+    with pytest.raises(store.UserError, match=says):
         la.divide(la.documents_in(tmp_path / name))
     for missing, message in (("none", "there is no file"), ("n" * 300, "cannot read")):
-        with pytest.raises(train.UserError, match=message):
+        with pytest.raises(store.UserError, match=message):
             la.documents_in(tmp_path / missing)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(train.UserError, match="no file in the folder .* ends in .txt"):
+    with pytest.raises(store.UserError, match="no file in the folder .* ends in .txt"):
         la.documents_in(tmp_path / "empty")
 
 
@@ -312,7 +314,7 @@ def test_tokens_hold_the_last_bytes():
 
 def test_kinds_have_equal_parameters_and_the_sizes_they_claim():
     for size, about in (("small", 1e5), ("medium", 4e5), ("large", 1.5e6)):
-        counts = [sum(np.prod(shape) for shape in train.shapes_of(la.settings_of(f"{kind} {size} documentation", "full")).values())
+        counts = [sum(np.prod(w.shape) for w in mesa.weights(la.settings_of(f"{kind} {size} documentation", "full").config).values())
                   for kind in la.BLOCKS]
         assert max(counts) < 1.02 * min(counts) and 0.9 * about < min(counts) and max(counts) < 1.2 * about
 
@@ -322,8 +324,8 @@ def test_a_text_run_is_resumed_to_the_same_bits(tmp_path):
     whole = train.run(s, tmp_path / "whole", quiet=True)
     loss, sample = s.objective()
     state = train.start(s)
-    train.fit(loss, state, sample, train.adamw(train.warmup_cosine(s), s.weight_decay, s.clip), 3, s.batch, evaluate=s.judge(), report=s.report)
-    train.save_checkpoint(tmp_path / "half", state, s)
+    train.fit(loss, state, sample, s.update(), 3, s.batch, train.evaluation(s.judge(), s.report, s.steps))
+    store.save_checkpoint(tmp_path / "half", state, s)
     again = train.run(s, tmp_path / "half", quiet=True)
     assert again.losses == whole.losses and all(np.array_equal(again.params[k], w) for k, w in whole.params.items())
 
@@ -397,7 +399,7 @@ def test_a_corpus_and_a_prompt_from_the_command_line(tmp_path, monkeypatch, caps
         monkeypatch.setattr("sys.argv", ["language.py", "--corpus", "mine.txt", "--smoke", "--executor", "serial", *args])
         la.main()
         return capsys.readouterr().out
-    with pytest.raises(train.UserError, match="no trained models"):
+    with pytest.raises(store.UserError, match="no trained models"):
         command("--prompt", "12 ")
     assert "language, mine.txt" in command("language", "--kinds", "linear,hybrid")
     said = command("--prompt", "12 ")

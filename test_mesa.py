@@ -30,7 +30,9 @@ import lab
 import measure
 import mesa
 import probes
+import store
 import train
+import workers
 
 HERE = Path(__file__).parent
 GOLDEN = sorted(Path(os.environ.get("MESA_GOLDEN", HERE / "golden")).glob("*.npz"))
@@ -849,7 +851,7 @@ def wait_until(condition, process):
 
 def same_checkpoint(a, b, but=("seconds",)):
     """Equal bits in everything but the time spent."""
-    a, b = (train.load_arrays(Path(f) / "checkpoint.npz") for f in (a, b))
+    a, b = (store.load_arrays(Path(f) / "checkpoint.npz") for f in (a, b))
     meta = [json.loads(str(x.pop("meta"))) for x in (a, b)]
     for m in meta:
         for name in but:
@@ -859,19 +861,28 @@ def same_checkpoint(a, b, but=("seconds",)):
 
 
 def test_adamw_equals_its_formula(rng):
-    """Two steps by hand: clipped elementwise, bias-corrected, decay decoupled and on neither log(lambda) nor layer norms."""
-    undecayed = ("blocks.0.log_lam", "blocks.0.ln1.scale", "blocks.0.ln2.bias")
-    params = {k: rng.standard_normal(4) for k in ("w", *undecayed)}
+    """Two steps by hand: clipped elementwise, bias-corrected, decay decoupled and only where it is named."""
+    params = {k: rng.standard_normal(4) for k in ("w", "undecayed")}
     grads = [{k: np.array([3, -2, 0.1, 1e-8]) * rng.standard_normal(4) for k in params} for _ in range(2)]
-    update, got, slots = train.adamw(lambda n: 0.1 * (n + 1), weight_decay=0.5, clip=1.0), params, {}
+    update, got, slots = train.adamw(lambda n: 0.1 * (n + 1), weight_decay={"w": 0.5}, clip=1.0), params, {}
     for n in range(2):
         got, slots = update(got, grads[n], slots, n)
-    for k, decay in (("w", 0.5), *((k, 0.0) for k in undecayed)):
+    for k, decay in (("w", 0.5), ("undecayed", 0.0)):
         g1, g2 = (np.clip(g[k], -1, 1) for g in grads)
         w = params[k]
         w = w - 0.1 * (g1 / (np.abs(g1) + 1e-8) + decay * w)                # after one step m^ = g and sqrt(v^) = |g|
         m, v = (0.09 * g1 + 0.1 * g2) / (1 - 0.81), (0.000999 * g1 ** 2 + 0.001 * g2 ** 2) / (1 - 0.998001)
         assert np.allclose(got[k], w - 0.2 * (m / (np.sqrt(v) + 1e-8) + decay * w))
+
+
+def test_weights_that_start_at_a_number_do_not_decay(rng):
+    """Neither log(lambda) = 0 nor the identity of layer norms; all others shrink where there is no gradient."""
+    s = tiny("hybrid-2", weight_decay=0.5)
+    params = mesa.init_params(rng, s.config)
+    new, _ = s.update()(params, {k: 0 * w for k, w in params.items()}, {}, 0)
+    fixed = {k for k in params if np.array_equal(new[k], params[k])}
+    assert fixed == {k for k in params if k.endswith(("log_lam", "scale", "bias"))} and len(fixed) == 9
+    assert np.allclose(new["embed"], (1 - 0.5 * train.warmup_cosine(s)(0)) * params["embed"])
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine():
@@ -891,9 +902,9 @@ def test_gradient_is_that_of_the_whole_batch_whatever_the_number_of_workers(monk
     def sample(g, n):
         return data.next_token_batch(g, n, s.T, d=s.d, tokens=s.tokens)
     results = []
-    for workers, platform in ((1, "linux"), (3, "linux"), (2, "darwin")):   # forks; threads elsewhere
-        monkeypatch.setattr(train.sys, "platform", platform)
-        with train.Workers(loss, sample, params, 70, workers) as crew:
+    for count, platform in ((1, "linux"), (3, "linux"), (2, "darwin")):     # forks; threads elsewhere
+        monkeypatch.setattr(workers.sys, "platform", platform)
+        with workers.Workers(loss, sample, params, 70, count) as crew:
             results.append(crew.gradient(params, np.random.default_rng(5)))
     for other in results[1:]:
         assert results[0][0] == other[0] and all(np.array_equal(results[0][1][k], other[1][k]) for k in params)
@@ -912,7 +923,7 @@ def test_what_goes_wrong_in_a_worker_is_raised_here():
             raise FloatingPointError("key")
         return (np.zeros(n),)
     params = {"w": np.ones(2)}
-    with train.Workers(lambda p, x: p["w"].sum(), sample, params, 38, 2) as crew, pytest.raises(FloatingPointError, match="key"):
+    with workers.Workers(lambda p, x: p["w"].sum(), sample, params, 38, 2) as crew, pytest.raises(FloatingPointError, match="key"):
         crew.gradient(params, np.random.default_rng(0))
     assert not any(p.is_alive() for p in crew.processes)
 
@@ -921,7 +932,7 @@ def test_fit_is_the_loop_of_anything_that_has_a_gradient(rng):
     """A frozen model with a trained prompt, cross-entropy and plain gradient descent: three calls of the same loop."""
     s = tiny("linear-1", steps=60)
     frozen = mesa.init_params(rng, s.config, 0.5)
-    state = train.State({"prompt": np.zeros(8)}, np.random.default_rng(0))
+    state = store.State({"prompt": np.zeros(8)}, np.random.default_rng(0))
     train.fit(lambda p, e, y: mesa.squared_error(mesa.transformer(frozen, e + p["prompt"], s.config), y), state,
               lambda g, n: data.next_token_batch(g, n, 8, tokens="constructed", d=2), train.adamw(lambda n: 0.01), 20, 8)
     assert state.step == 20 and state.params.keys() == {"prompt"} and np.abs(state.params["prompt"]).min() > 1e-3
@@ -929,7 +940,7 @@ def test_fit_is_the_loop_of_anything_that_has_a_gradient(rng):
     def labelled(g, n):
         x = g.standard_normal((n, 2))
         return x, (x[:, 0] > x[:, 1]).astype(int)
-    state = train.State({"w": np.zeros((2, 2))}, np.random.default_rng(0))
+    state = store.State({"w": np.zeros((2, 2))}, np.random.default_rng(0))
     train.fit(lambda p, x, label: ad.cross_entropy(x @ p["w"], label), state, labelled, train.sgd(1.0), 50, 64)
     assert state.losses[0] == pytest.approx(np.log(2)) and np.mean(state.losses[-5:]) < 0.3
 
@@ -974,7 +985,7 @@ def test_metrics_and_snapshots_are_written(tmp_path):
     assert float(rows[-1].split(",")[1]) == pytest.approx(np.mean(state.losses[10:12]), rel=1e-5)
     assert [n for n, _ in state.heldout] == [0, 5, 10, 12]
     start = mesa.init_params(np.random.default_rng(0), state_settings.config, state_settings.init_std)
-    first, later = (train.load_arrays(tmp_path / f"weights-{n:06d}.npz") for n in (0, 7))
+    first, later = (store.load_arrays(tmp_path / f"weights-{n:06d}.npz") for n in (0, 7))
     assert all(np.array_equal(first[k], start[k].astype("float32")) for k in start) and later.keys() == start.keys()
     assert not any(np.array_equal(later[k], first[k]) or np.array_equal(later[k], state.params[k]) for k in start)
     assert not list(tmp_path.glob("*.tmp"))
@@ -1004,7 +1015,7 @@ def test_resume_equals_an_uninterrupted_run(tmp_path):
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     """SIGKILL at random moments (MESA_KILLS of them), each followed by --resume."""
     s, folder = tiny("mesa-1", steps=ENDLESS), tmp_path / "killed"
-    killed, step = measure.Run(s, folder), 0
+    killed, step = lab.Run(s, folder), 0
     todo = ["mesa-1", *TINY_ARGS, f"--steps={ENDLESS}", "--out", folder]
     for more in np.random.default_rng().integers(1, 60, int(os.environ.get("MESA_KILLS", "3"))):
         with running("train.py", *todo, "--checkpoint-seconds=0.01") as process:
@@ -1015,7 +1026,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
 
     def tell(state):
         if state.step == step + 20:
-            train.save_checkpoint(folder, state, s)
+            store.save_checkpoint(folder, state, s)
             raise Stop
     for folder in (tmp_path / "killed", tmp_path / "whole"):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
@@ -1031,19 +1042,19 @@ def test_interrupting_saves_and_says_how_to_go_on(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130 and f"go on with: python train.py --resume {tmp_path}" in err
-    assert "Traceback" not in err and train.load_checkpoint(tmp_path)[0].step >= 7
+    assert "Traceback" not in err and store.load_checkpoint(tmp_path, train.Settings)[0].step >= 7
 
 
 def test_a_diverging_run_stops_names_the_step_and_keeps_the_checkpoint(tmp_path):
     run = command_line("train.py", "linear-2", *TINY_ARGS, "--lr=1e30", "--clamp=0", "--out", tmp_path)
     assert run.returncode == 1 and "diverged at step" in run.stderr and "Traceback" not in run.stderr
-    state, _ = train.load_checkpoint(tmp_path)
+    state, _ = store.load_checkpoint(tmp_path, train.Settings)
     assert all(np.isfinite(w).all() for w in state.params.values())
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_touches_the_weights():
     """d sqrt(w) at w = 0 is infinite though the loss is 0."""
-    state = train.State({"w": np.zeros(2)}, np.random.default_rng(0))
+    state = store.State({"w": np.zeros(2)}, np.random.default_rng(0))
     with pytest.warns(RuntimeWarning), pytest.raises(train.Diverged, match="step 0"):
         train.fit(lambda p, x: (p["w"] ** 0.5).sum(), state, lambda g, n: (np.zeros(n),), train.sgd(1.0), 3, 4)
     assert np.array_equal(state.params["w"], np.zeros(2))
@@ -1053,7 +1064,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_touches_the_weights():
 def test_a_damaged_checkpoint_is_refused_and_left_alone(damage, tmp_path):
     train.run(tiny("linear-1", steps=3), tmp_path, quiet=True)
     path = tmp_path / "checkpoint.npz"
-    whole, arrays = path.read_bytes(), train.load_arrays(path)
+    whole, arrays = path.read_bytes(), store.load_arrays(path)
     if damage == "truncated":
         path.write_bytes(whole[:len(whole) // 2])
     elif damage == "garbage":
@@ -1068,8 +1079,8 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(damage, tmp_path):
         np.savez(path, **arrays | {"meta": np.array(str(arrays["meta"]).replace('"version": 1', '"version": 9'))})
     before = path.read_bytes()
     if damage == "pickled":
-        with pytest.raises(train.UserError):
-            train.load_arrays(path)
+        with pytest.raises(store.UserError):
+            store.load_arrays(path)
     run = command_line("train.py", "--resume", tmp_path)
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "checkpoint.npz" in run.stderr
     assert path.read_bytes() == before
@@ -1080,7 +1091,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     before = (tmp_path / "checkpoint.npz").read_bytes()
     run = command_line("train.py", "linear-1", "--out", tmp_path)
     assert run.returncode == 2 and "--resume" in run.stderr
-    with pytest.raises(train.UserError, match="other settings"):
+    with pytest.raises(store.UserError, match="other settings"):
         train.run(tiny("linear-1", steps=4), tmp_path, quiet=True)
     assert (tmp_path / "checkpoint.npz").read_bytes() == before
 
@@ -1240,11 +1251,11 @@ def test_measurements_do_not_depend_on_who_does_the_work(executor, smoke, tmp_pa
 def test_a_failing_job_is_reported_and_the_others_are_called_off(tmp_path):
     def job(n):
         if n == 0:
-            raise train.UserError("no luck")
+            raise store.UserError("no luck")
         done.append(n)
     done = []
     with ThreadPoolExecutor(1) as pool:
-        with pytest.raises(train.UserError, match="no luck"):
+        with pytest.raises(store.UserError, match="no luck"):
             laboratory(executor=pool).map(job, [(n,) for n in range(20)])
     assert not done
 

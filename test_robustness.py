@@ -24,7 +24,9 @@ import lab
 import language
 import mesa
 import probes
+import store
 import train
+import workers
 from test_mesa import DEADLINE, ENDLESS, HERE, command_line, running, tiny, wait_until
 
 MAIN = {"train": train.main, "bench": bench.main, "probes": probes.main,
@@ -122,7 +124,7 @@ def test_the_smallest_settings_work(preset, changes, tmp_path):
     s = tiny(preset, **dict(steps=3, warmup=1) | changes)
     state = train.run(s, tmp_path, quiet=True)
     assert state.step == s.steps and np.isfinite(state.losses).all() and np.isfinite(state.heldout[-1][1])
-    assert train.load_checkpoint(tmp_path)[1] == s
+    assert store.load_checkpoint(tmp_path, train.Settings)[1] == s
 
 
 def test_a_full_disk_is_reported_and_costs_nothing(monkeypatch, tmp_path):
@@ -133,21 +135,39 @@ def test_a_full_disk_is_reported_and_costs_nothing(monkeypatch, tmp_path):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(train.UserError, match="No space left on device"):
-        train.save_arrays(tmp_path / "checkpoint.npz", {"a": np.zeros(9)})
+    with pytest.raises(store.UserError, match="No space left on device"):
+        store.save_arrays(tmp_path / "checkpoint.npz", {"a": np.zeros(9)})
     assert (tmp_path / "checkpoint.npz").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
 
 
 def test_an_interrupt_during_a_checkpoint_leaves_the_one_before(monkeypatch, tmp_path):
-    train.save_arrays(tmp_path / "checkpoint.npz", {"a": np.zeros(9)})
+    store.save_arrays(tmp_path / "checkpoint.npz", {"a": np.zeros(9)})
 
     def half(f, **arrays):
         f.write(b"half a file")
         raise KeyboardInterrupt
     monkeypatch.setattr(np, "savez", half)
     with pytest.raises(KeyboardInterrupt):
-        train.save_arrays(tmp_path / "checkpoint.npz", {"a": np.ones(9)})
-    assert not train.load_arrays(tmp_path / "checkpoint.npz")["a"].any() and not list(tmp_path.glob("*.tmp"))
+        store.save_arrays(tmp_path / "checkpoint.npz", {"a": np.ones(9)})
+    assert not store.load_arrays(tmp_path / "checkpoint.npz")["a"].any() and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("times, raised, steps", [(1, train.Interrupted, 4), (2, KeyboardInterrupt, 3)])
+def test_ctrl_c_waits_for_the_end_of_a_step_but_a_second_one_does_not(times, raised, steps):
+    state = store.State({"w": np.ones(2)}, np.random.default_rng(0))
+
+    def sample(rng, n):
+        for _ in range(times if state.step == 3 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return [np.ones((n, 2))]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            train.fit(lambda p, x: (p["w"] * x).sum(), state, sample, train.sgd(0.1), 9, 4)
+        assert caught.type is raised and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert state.step == len(state.losses) == steps
 
 
 @pytest.mark.parametrize("what", ["measurement", "checkpoint"])
@@ -166,11 +186,11 @@ def test_a_damaged_cache_is_named(what, tmp_path, monkeypatch, capsys):
 @pytest.mark.skipif(sys.platform != "linux", reason="threads elsewhere")
 def test_a_killed_worker_is_reported():
     loss, params = (lambda p, x: (p["w"] * x).sum()), {"w": np.ones(2)}
-    with train.Workers(loss, lambda rng, n: [np.ones((n, 2))], params, 2 * train.PIECE, 2) as crew:
+    with workers.Workers(loss, lambda rng, n: [np.ones((n, 2))], params, 2 * workers.PIECE, 2) as crew:
         crew.gradient(params, np.random.default_rng(0))
         crew.processes[0].kill()
         crew.processes[0].join()
-        with pytest.raises(train.UserError, match="a worker process was ended"):
+        with pytest.raises(store.UserError, match="a worker process was ended"):
             crew.gradient(params, np.random.default_rng(0))
 
 
@@ -201,9 +221,9 @@ if __name__ == "__main__":                              # not in workers that im
 
 def test_workers_of_a_cluster_find_the_backend_and_may_be_daemons(monkeypatch):
     assert pickle.loads(pickle.dumps(xp)) is xp
-    monkeypatch.setattr(train.multiprocessing.current_process(), "_config", {"daemon": True})
-    with train.Workers(lambda p, x: (p["w"] * x).sum(), lambda rng, n: [np.ones((n, 2))], {"w": np.ones(2)}, 2 * train.PIECE, 2) as crew:
-        assert not crew.forks and crew.gradient({"w": np.ones(2)}, np.random.default_rng(0))[0] == 2 * train.PIECE
+    monkeypatch.setattr(workers.multiprocessing.current_process(), "_config", {"daemon": True})
+    with workers.Workers(lambda p, x: (p["w"] * x).sum(), lambda rng, n: [np.ones((n, 2))], {"w": np.ones(2)}, 2 * workers.PIECE, 2) as crew:
+        assert not crew.forks and crew.gradient({"w": np.ones(2)}, np.random.default_rng(0))[0] == 2 * workers.PIECE
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
@@ -255,21 +275,21 @@ def test_hostile_files_are_refused_before_anything_is_allocated(attack, tmp_path
         path.write_bytes(b"")
     else:
         npz(path, a=b"\x93NUMPY\x01\x00" + (40).to_bytes(2, "little") + b"__import__('os').system('echo runs')   \n")
-    with pytest.raises(train.UserError, match="damaged, or not a file of this program"):
-        train.load_arrays(path)
-    with pytest.raises(train.UserError):
-        train.load_model(path)
+    with pytest.raises(store.UserError, match="damaged, or not a file of this program"):
+        store.load_arrays(path)
+    with pytest.raises(store.UserError):
+        store.load_model(path, train.Settings)
 
 
 def test_a_model_file_holds_weights_and_settings(tmp_path):
     s = tiny("hybrid-2")
     params = mesa.init_params(np.random.default_rng(0), s.config)
-    train.save_model(tmp_path / "m.npz", {k: w.astype("float32") for k, w in params.items()}, s)
-    loaded, settings = train.load_model(tmp_path / "m.npz")
+    store.save_model(tmp_path / "m.npz", {k: w.astype("float32") for k, w in params.items()}, s)
+    loaded, settings = store.load_model(tmp_path / "m.npz", train.Settings)
     assert settings == s and all(np.array_equal(loaded[k], params[k].astype("float32")) for k in params)
-    train.save_model(tmp_path / "m.npz", loaded, replace(s, heads=s.heads + 1))
-    with pytest.raises(train.UserError, match="not those that its settings ask for"):
-        train.load_model(tmp_path / "m.npz")
+    store.save_model(tmp_path / "m.npz", loaded, replace(s, heads=s.heads + 1))
+    with pytest.raises(store.UserError, match="not those that its settings ask for"):
+        store.load_model(tmp_path / "m.npz", train.Settings)
 
 
 def test_claims_of_others_are_left_alone(tmp_path):
@@ -329,9 +349,9 @@ def test_property_workers_do_not_change_a_bit(seed):
     s = tiny(str(rng.choice(list(train.PRESETS))), batch=int(rng.integers(1, 130)), T=int(rng.integers(1, 9)))
     loss_fn, sample = s.objective()
     results = []
-    for workers in (1, 3):
+    for count in (1, 3):
         state = train.start(s)
-        train.fit(loss_fn, state, sample, train.adamw(train.warmup_cosine(s)), 3, s.batch, workers=workers)
+        train.fit(loss_fn, state, sample, train.adamw(train.warmup_cosine(s)), 3, s.batch, workers=count)
         results.append(state)
     assert results[0].losses == results[1].losses
     assert all(np.array_equal(results[0].params[k], results[1].params[k]) for k in results[0].params)
