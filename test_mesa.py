@@ -701,12 +701,15 @@ def test_linear_sequences_follow_one_rule_each():
     assert (noisy[:, 1] - clean[:, 1]).std() == pytest.approx(0.1, rel=0.05)
 
 
-def test_doubling_equals_the_recurrence(rng):
-    W, n = data.haar_orthogonal(rng, 3, 4), rng.standard_normal((3, 12, 4))
-    x = [n[:, 0]]
-    for t in range(1, 12):
-        x.append(np.einsum("bij,bj->bi", W, x[-1]) + n[:, t])
-    assert np.allclose(data.iterate(W, n.copy()), np.stack(x, axis=1))
+def test_iterating_gives_the_sum_over_all_noise_so_far(rng):
+    """x_t = sum_{s<=t} W^{t-s} n_s, where n_1 = x_1: per sequence, and with one W for all of them."""
+    n = rng.standard_normal((3, 12, 4))
+    for B in (3, 1):
+        W = data.haar_orthogonal(rng, B, 4)
+        x = data.iterate(W, n.copy())
+        for t in range(12):
+            expected = sum(apply(np.linalg.matrix_power(W, t - s), n[:, s]) for s in range(t + 1))
+            assert relative(x[:, t], expected) < 1e-12
 
 
 def test_partial_observations_follow_from_a_window_of_them():
