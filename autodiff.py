@@ -1,24 +1,23 @@
 """Reverse-mode automatic differentiation for arrays, in one file: read this first.
 
-An operation computes its result with plain arrays and, when one of its inputs is a `Tensor`, notes on the
-result how to pull a gradient back: its vector-Jacobian product (VJP).  `backward` walks those notes from the
-loss to the parameters.  That is all; there is no graph compiler and no hidden state.
+An operation computes its result with plain arrays and, when one of its inputs is a `Tensor`,
+notes on the result how to pull a gradient back: its vector-Jacobian product (VJP).  `backward`
+walks those notes from the loss to the parameters.  That is all; there is no graph compiler and no
+hidden state.
 
     x = Tensor([1., 2.])                  # a leaf: something to differentiate by
     loss = (x * x).sum()                  # every operation on Tensors leaves a note
     [gx] = backward(loss, [x])            # array([2., 4.])
 
-Three conventions hold everywhere.
+Two conventions hold everywhere.
 
-*   Plain in, plain out.  The same functions and operators applied to plain arrays return plain arrays and note
-    nothing, so evaluating a model means calling it with arrays instead of Tensors.
-*   `backward` is a pure function.  No gradient is stored on any Tensor, so a second call gives the same answer
-    again, and nothing has to be zeroed in between.
-*   The gradient of a real loss L with respect to a complex z = a + ib is dL/da + i dL/db, the direction of steepest
-    ascent, so that z <- z - lr * gradient descends.  To first order L changes by Re<gradient, dz> with
-    <a, b> = sum conj(a) b, hence y = f(z) with dy = J dz pulls a cotangent g back to J^H g.  That is why the formulas
-    below conjugate.  (conj, real and imag have no complex J; theirs follow from Re<g, dy> directly.)  On real arrays
-    conjugation does nothing, and the same line is the formula of the textbooks.
+*   Plain in, plain out.  The same functions and operators applied to plain arrays return plain
+    arrays and note nothing, so evaluating a model means calling it with arrays instead of Tensors.
+*   `backward` is a pure function.  No gradient is stored on any Tensor, so a second call gives the
+    same answer again, and nothing has to be zeroed in between.
+
+In the order of reading: the tape; the operations, each with its VJP beside it; what changes for
+complex numbers; the gradient check; and last the array backend: `xp` stands for NumPy throughout.
 
 Run it: `python autodiff.py` prints gradients of small functions beside those worked out by hand.
 """
@@ -28,7 +27,7 @@ import itertools
 import os
 import sys
 
-# Several processes (workers.Workers), each with single-threaded BLAS, beat one with multi-threaded BLAS on the small
+# Several processes (workers.py), each with single-threaded BLAS, beat one with multi-threaded BLAS on the small
 # matrices of this project.  BLAS reads these when NumPy loads, so they are set here, if unset, and
 # this module is imported before NumPy everywhere.
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -36,67 +35,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 
 import numpy as np  # noqa: E402  (after the thread counts)
 
-# ------------------------------------------------------------------------------------------------ array backend
-
-
-class Backend:
-    """Stands for the array module in every formula: NumPy, or CuPy after `xp.use("cupy")`.
-
-    All modules say `from autodiff import xp`, so this is the one place where the choice is made.
-    The environment variable MESA_BACKEND names the module to start with.
-    """
-
-    def use(self, name):
-        """Switch to the array module called `name` ("numpy" or "cupy"); ImportError, in one sentence, where it cannot work."""
-        try:
-            module = importlib.import_module(name)
-        except ImportError as e:
-            raise ImportError(f"the array backend '{name}' is not installed ({e}): for a GPU, pip install cupy-cuda12x (or -cuda13x, "
-                              f"as your driver has it); without one, leave --backend and MESA_BACKEND out") from None
-        if name == "cupy":
-            try:
-                module.cuda.runtime.getDeviceCount()
-            except Exception as e:                      # CuPy's own error class is only there where CuPy is
-                raise ImportError(f"CuPy finds no GPU to work on ({e}): leave --backend and MESA_BACKEND out") from None
-        self.module = module
-
-    @contextlib.contextmanager
-    def using(self, name):
-        """with xp.using("numpy"): another backend for a while."""
-        before = self.module
-        self.use(name)
-        try:
-            yield
-        finally:
-            self.module = before
-
-    def __getattr__(self, name):
-        return getattr(self.module, name)
-
-    def __reduce__(self):                               # there is one, in every process
-        return "xp"
-
-
-xp = Backend()
-try:
-    xp.use(os.environ.get("MESA_BACKEND", "numpy"))
-except ImportError as error:                            # whoever set the variable typed a command: tell them, not a debugger
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
-def to_backend(a, dtype=None):
-    """A NumPy array (or numbers) as an array of the backend: where data enters."""
-    return xp.asarray(a, dtype=dtype)
-
-
-def to_numpy(a):
-    """A backend array (or a Tensor) as a NumPy array: where results leave."""
-    a = value(a)
-    return a.get() if hasattr(a, "get") else np.asarray(a)
-
-
-# ----------------------------------------------------------------------------------------------------- the tape
+# ----------------------------------------------------------------------------------------- the tape
 
 
 class Tensor:
@@ -104,7 +43,7 @@ class Tensor:
 
     data    the array; integers become float64, since they have no gradients
     inputs  the operation's inputs, Tensors and plain arrays, in order; () for a leaf
-    vjp     maps the cotangent of `data` to one cotangent per input
+    vjp     what takes the cotangent of `data` to those of the inputs: see `record`
     number  counts up with creation: inputs have smaller numbers than what is computed from them
     """
     __slots__ = ("data", "inputs", "vjp", "number")
@@ -151,8 +90,9 @@ class Tensor:
     def conj(self): return conj(self)
 
     def __setitem__(self, index, new):
-        raise TypeError("a Tensor cannot be assigned into: its old value may be needed by a gradient. Build the array "
-                        "from its parts with concatenate([...]), or mask it: mask * new + (1 - mask) * old.")
+        raise TypeError("a Tensor cannot be assigned into: its old value may be needed by a "
+                        "gradient. Build the array from its parts with concatenate([...]), or mask "
+                        "it: mask * new + (1 - mask) * old.")
 
 
 def value(x):
@@ -161,84 +101,110 @@ def value(x):
 
 
 def record(out, inputs, vjp):
-    """Finish an operation: return `out`, with a note of how gradients flow back if any input is a Tensor.
+    """Finish an operation: return `out`, noting how gradients flow back if any input is a Tensor.
 
-    This is the one mechanism behind every operation here and every hand-written primitive elsewhere.
+    This is the one mechanism behind every operation here and every primitive elsewhere.
     out     array, the result
     inputs  what it was computed from: Tensors, and constants that need no gradient
-    vjp     one function per input, each taking the cotangent of `out` to that of its input (they run only where the
-            input is a Tensor); or one function that returns all cotangents, where they share work.
+    vjp     takes the cotangent of `out` to those of the inputs.  A tuple of functions, one per
+            input, where the cotangents have nothing in common: only those of Tensors are computed.
+            One function that returns them all where they share work.
     """
     if not any(isinstance(x, Tensor) for x in inputs):
         return out
     return Tensor(out, inputs, vjp)
 
 
-def backward(output, wrt, cotangent=None):
-    """Gradients of `output` with respect to each Tensor of the list `wrt`, as a list of arrays (to be read, not written
-    into: they may share memory); zeros for a Tensor that `output` does not depend on.
+def history(output):
+    """Everything on the tape that the Tensor `output` was computed from, and itself, newest first.
 
-    cotangent  dL/d(output) where `output` is not itself the loss, an array of its shape; 1 if left out, and then
-               `output` must be a real scalar.  Raises ValueError otherwise, or when a VJP returns a wrong shape.
+    In that order a node comes after all that was computed from it, as inputs are always older than
+    results.  `backward` needs such an order: a node's cotangent is complete only when all its uses
+    have been visited.  With b = a + a and c = b * b, visiting b once per use would count paths
+    twice.
     """
-    if isinstance(wrt, Tensor):
-        raise ValueError("backward takes a list of Tensors and returns a list: [g] = backward(loss, [x]).")
-    if not isinstance(output, Tensor):
-        raise ValueError("backward needs a Tensor, and this is a plain array: nothing it was computed from was a "
-                         "Tensor. Wrap the parameters first: Tensor(array).")
-    if cotangent is None:
-        if output.shape != () or xp.iscomplexobj(output.data):
-            raise ValueError(f"backward starts from a real scalar loss, not from shape {output.shape} and "
-                             f"{output.dtype}: reduce it with .sum() or .mean(), or pass cotangent=.")
-        cotangent = xp.ones_like(output.data)
-    if xp.shape(cotangent) != output.shape:
-        raise ValueError(f"the cotangent has shape {xp.shape(cotangent)}, and the output {output.shape}")
-
-    reached, stack = {}, [output]           # a stack instead of recursion: chains may be longer than Python's stack
+    found, stack = {}, [output]         # no recursion: chains may be longer than Python's stack
     while stack:
         node = stack.pop()
-        if node.number not in reached:
-            reached[node.number] = node
+        if node.number not in found:
+            found[node.number] = node
             stack.extend(x for x in node.inputs if isinstance(x, Tensor))
+    return [found[number] for number in sorted(found, reverse=True)]
 
-    # A node's cotangent is complete only when everything computed from it has been visited: with b = a + a and
-    # c = b * b, visiting b once per use would count paths twice.  Newest first is such an order, as inputs are always
-    # older than results.
+
+def pull_back(node, g):
+    """The cotangents of the inputs of `node`, given its own, g; None or anything for a constant.
+
+    Raises ValueError when the shape of one is wrong.
+    """
+    together = callable(node.vjp)
+    cotangents = node.vjp(g) if together else (
+        f(g) if isinstance(x, Tensor) else None
+        for f, x in zip(node.vjp, node.inputs, strict=True))
+    for x, gx in zip(node.inputs, cotangents, strict=True):
+        if isinstance(x, Tensor) and gx.shape != x.shape:
+            name = (node.vjp if together else node.vjp[0]).__qualname__.split(".")[0]
+            raise ValueError(f"the VJP of {name} returned shape {gx.shape} for an input of shape "
+                             f"{x.shape}")
+        yield gx
+
+
+def backward(output, wrt, cotangent=None):
+    """Gradients of `output` with respect to each Tensor of the list `wrt`, as a list of arrays.
+
+    They are to be read, not written into: they may share memory.  Zeros for a Tensor that `output`
+    does not depend on.
+    cotangent  dL/d(output) where `output` is not itself the loss, an array of its shape; 1 if left
+               out, and then `output` must be a real scalar.
+    Raises ValueError otherwise, or when a VJP returns a wrong shape.
+    """
+    if isinstance(wrt, Tensor):
+        raise ValueError("backward takes a list of Tensors and returns a list: "
+                         "[g] = backward(loss, [x]).")
+    if not isinstance(output, Tensor):
+        raise ValueError("backward needs a Tensor, and this is a plain array: nothing it was "
+                         "computed from was a Tensor. Wrap the parameters first: Tensor(array).")
+    if cotangent is None:
+        if output.shape != () or xp.iscomplexobj(output.data):
+            raise ValueError(f"backward starts from a real scalar loss, not from shape "
+                             f"{output.shape} and {output.dtype}: reduce it with .sum() or "
+                             f".mean(), or pass cotangent=.")
+        cotangent = xp.ones_like(output.data)
+    if xp.shape(cotangent) != output.shape:
+        raise ValueError(f"the cotangent has shape {xp.shape(cotangent)}, and the output "
+                         f"{output.shape}")
+
     grads, keep = {output.number: cotangent}, {x.number for x in wrt}
-    for number in sorted(reached, reverse=True):
-        node = reached[number]
+    for node in history(output):
         if not node.inputs:
             continue
-        g = grads[number] if number in keep else grads.pop(number)      # popped: memory is given back on the way
-        joint = callable(node.vjp)
-        cotangents = node.vjp(g) if joint else (f(g) if isinstance(x, Tensor) else None
-                                                for f, x in zip(node.vjp, node.inputs))
-        for x, gx in zip(node.inputs, cotangents):
+        # popped, so that memory is given back on the way
+        g = grads[node.number] if node.number in keep else grads.pop(node.number)
+        for x, gx in zip(node.inputs, pull_back(node, g), strict=True):
             if isinstance(x, Tensor):
-                if gx.shape != x.shape:
-                    name = (node.vjp if joint else node.vjp[0]).__qualname__.split(".")[0]
-                    raise ValueError(f"the VJP of {name} returned shape {gx.shape} for an input of shape {x.shape}")
-                if gx.dtype != x.dtype:         # before version 2 NumPy made float32 scalar * 2.0 a float64
+                if gx.dtype != x.dtype:     # NumPy 1: a float32 scalar * 2.0 is a float64
                     gx = gx.astype(x.dtype)
                 grads[x.number] = grads[x.number] + gx if x.number in grads else gx
     return [grads[x.number] if x.number in grads else xp.zeros_like(x.data) for x in wrt]
 
 
 def value_and_grad(f, params, *args):
-    """(loss, gradients) of f(params, *args) with respect to a dict of arrays; gradients is a dict of the same keys."""
+    """(loss, gradients) of f(params, *args) with respect to a dict of arrays; so are gradients."""
     leaves = {name: Tensor(a) for name, a in params.items()}
     loss = f(leaves, *args)
-    return loss.data, dict(zip(leaves, backward(loss, list(leaves.values()))))
+    return loss.data, dict(zip(leaves, backward(loss, list(leaves.values())), strict=True))
 
 
-# --------------------------------------------------------------------------------------------------- operations
-# Each is its forward and, beside it, what it does to the cotangent g of its result.  Capitals are plain arrays.
+# --------------------------------------------------------------------------------------- operations
+# Each is its forward and, beside it, what it does to the cotangent g of its result.  Capitals are
+# plain arrays.  conj does nothing to real arrays: read past it until "complex numbers" below.
 
 
 def unbroadcast(g, A):
-    """Bring the cotangent g of a broadcast result back to the shape (and, if A is real, the reals) of its input A.
+    """Bring the cotangent g of a broadcast result back to the shape of its input A.
 
-    Broadcasting copies A along some axes; the gradient of a copy is the sum over the copies.
+    Broadcasting copies A along some axes; the gradient of a copy is the sum over the copies.  If A
+    is real and g is not, only the real part of g arrives.
     """
     shape = xp.shape(A)
     if g.shape != shape:
@@ -255,17 +221,20 @@ def adjoint(A):
 
 def add(a, b):
     A, B = value(a), value(b)
-    return record(A + B, (a, b), (lambda g: unbroadcast(g, A), lambda g: unbroadcast(g, B)))
+    return record(A + B, (a, b), (lambda g: unbroadcast(g, A),
+                                  lambda g: unbroadcast(g, B)))
 
 
 def subtract(a, b):
     A, B = value(a), value(b)
-    return record(A - B, (a, b), (lambda g: unbroadcast(g, A), lambda g: unbroadcast(-g, B)))
+    return record(A - B, (a, b), (lambda g: unbroadcast(g, A),
+                                  lambda g: unbroadcast(-g, B)))
 
 
 def multiply(a, b):
     A, B = value(a), value(b)
-    return record(A * B, (a, b), (lambda g: unbroadcast(g * conj(B), A), lambda g: unbroadcast(g * conj(A), B)))
+    return record(A * B, (a, b), (lambda g: unbroadcast(g * conj(B), A),
+                                  lambda g: unbroadcast(g * conj(A), B)))
 
 
 def divide(a, b):
@@ -281,27 +250,22 @@ def power(a, n):
 
 
 def matmul(a, b):
-    """a @ b for arrays of two or more axes, batched over the leading ones: [..., N, M] @ [..., M, P]."""
+    """a @ b for arrays of two or more axes, batched over the leading ones.
+
+    [..., N, M] @ [..., M, P] -> [..., N, P]
+    """
     A, B = value(a), value(b)
-    if B.ndim == 2 < A.ndim:       # a weight matrix: one large product, not one per batch
+    if B.ndim == 2 < A.ndim:                # a weight matrix: one large product, not one per batch
         rows = A.reshape(-1, A.shape[-1])
-        return record((rows @ B).reshape(*A.shape[:-1], B.shape[-1]), (a, b),
-                      (lambda g: unbroadcast((g.reshape(-1, g.shape[-1]) @ adjoint(B)).reshape(A.shape), A),
-                       lambda g: unbroadcast(adjoint(rows) @ g.reshape(-1, g.shape[-1]), B)))
-    return record(A @ B, (a, b), (lambda g: unbroadcast(g @ adjoint(B), A), lambda g: unbroadcast(adjoint(A) @ g, B)))
+        out = (rows @ B).reshape(*A.shape[:-1], B.shape[-1])
 
-
-def conj(a):
-    A = value(a)
-    return record(A.conjugate(), (a,), (lambda g: g.conj(),)) if xp.iscomplexobj(A) else a
-
-
-def real(a):
-    return record(value(a).real, (a,), (lambda g: unbroadcast(g + 0j, value(a)),))
-
-
-def imag(a):
-    return record(value(a).imag, (a,), (lambda g: unbroadcast(g * 1j, value(a)),))
+        def flat(g):
+            return g.reshape(-1, g.shape[-1])
+        return record(out, (a, b), (
+            lambda g: unbroadcast((flat(g) @ adjoint(B)).reshape(A.shape), A),
+            lambda g: unbroadcast(adjoint(rows) @ flat(g), B)))
+    return record(A @ B, (a, b), (lambda g: unbroadcast(g @ adjoint(B), A),
+                                  lambda g: unbroadcast(adjoint(A) @ g, B)))
 
 
 def total(a, axis=None, keepdims=False):
@@ -332,11 +296,13 @@ def swapaxes(a, i, j):
 def getitem(a, index):
     """a[index] with integers, slices, None, ... or integer arrays (looking up embeddings)."""
     A = value(a)
+    parts = index if isinstance(index, tuple) else (index,)
+    by_array = any(isinstance(i, list) or hasattr(i, "shape") for i in parts)
 
     def vjp(g):
         out = xp.zeros(A.shape, g.dtype)
-        if any(isinstance(i, list) or hasattr(i, "shape") for i in (index if isinstance(index, tuple) else (index,))):
-            xp.add.at(out, index, g)        # an index array may name a row twice: its gradients add up
+        if by_array:                        # it may name a row twice: its gradients add up
+            xp.add.at(out, index, g)
         else:
             out[index] = g
         return out
@@ -350,7 +316,8 @@ def concatenate(parts, axis=-1):
     ends = list(itertools.accumulate(A.shape[axis] for A in arrays))
 
     def vjp(g):
-        return [unbroadcast(piece, A) for piece, A in zip(xp.split(g, ends[:-1], axis), arrays)]
+        pieces = xp.split(g, ends[:-1], axis)
+        return [unbroadcast(piece, A) for piece, A in zip(pieces, arrays, strict=True)]
     return record(xp.concatenate(arrays, axis), parts, vjp)
 
 
@@ -377,7 +344,8 @@ def clip(a, low, high):
 
 
 def gelu(a):
-    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the tanh form of the Gaussian error linear unit; real."""
+    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the tanh form of the Gaussian error linear
+    unit; real."""
     A, c = value(a), (2 / np.pi) ** 0.5
     tanh_inner = xp.tanh(c * (A + 0.044715 * A * A * A))
 
@@ -388,13 +356,17 @@ def gelu(a):
 
 
 def row_sum(A):
-    """Sums over the last axis, which stays with length 1.  Over rows as short as those of an attention map or of a layer
-    norm a product with ones takes BLAS a fifth of the time that NumPy's reduction takes."""
+    """Sums over the last axis, which stays with length 1.
+
+    Over rows as short as those of an attention map or of a layer norm a product with ones takes
+    BLAS a fifth of the time that NumPy's reduction takes.
+    """
     return A @ xp.ones((A.shape[-1], 1), A.dtype)
 
 
 def softmax(a):
-    """exp(x_i) / sum_j exp(x_j) over the last axis; real. The largest entry is taken off first: no overflow."""
+    """exp(x_i) / sum_j exp(x_j) over the last axis; real. The largest entry is taken off first: no
+    overflow."""
     A = value(a)
     Y = xp.exp(A - A.max(axis=-1, keepdims=True))
     Y /= Y.sum(axis=-1, keepdims=True)
@@ -402,10 +374,11 @@ def softmax(a):
 
 
 def layer_norm(a, scale, bias, eps=1e-6):
-    """scale * (x - mean) / sqrt(variance + eps) + bias over the last axis (length D), with the biased variance; real.
+    """scale * (x - mean) / sqrt(variance + eps) + bias over the last axis, of length D; real.
 
-    With c = x - mean x and n = c / deviation:  dc = dx - mean dx,  dn = (dc - n mean(n dc)) / deviation.  Both maps are
-    symmetric, so the VJP applies the same two projections to the cotangent of n.
+    The variance is the biased one.  With c = x - mean x and n = c / deviation:
+        dc = dx - mean dx,      dn = (dc - n mean(n dc)) / deviation.
+    Both maps are symmetric, so the VJP applies the same two projections to the cotangent of n.
     """
     A, S, D = value(a), value(scale), value(a).shape[-1]
     centred = A - row_sum(A) / D
@@ -415,89 +388,194 @@ def layer_norm(a, scale, bias, eps=1e-6):
     def vjp(g):
         gn = g * S
         ga = (gn - row_sum(gn) / D - N * (row_sum(gn * N) / D)) / deviation
-        rows = xp.ones(g.size // D, g.dtype)                                # summing over all rows, likewise by BLAS
+        rows = xp.ones(g.size // D, g.dtype)            # summing over all rows, likewise by BLAS
         return ga, rows @ (g * N).reshape(-1, D), rows @ g.reshape(-1, D)
     return record(N * S + value(bias), (a, scale, bias), vjp)
 
 
 def cross_entropy(logits, targets):
-    """Mean over all positions of -log softmax(logits)[target], in nats. logits [..., V], targets [...] integers."""
+    """Mean over all positions of -log softmax(logits)[target], in nats.
+
+    logits [..., V], targets [...] integers -> scalar
+    """
     A = value(logits)
     V = A.shape[-1]
-    A = A.reshape(-1, V)                                                # [N, V]
+    A = A.reshape(-1, V)                                # [N, V]
     rows, columns = xp.arange(len(A)), value(targets).reshape(-1)
     shifted = A - A.max(axis=-1, keepdims=True)
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
 
     def vjp(g):
-        out = xp.exp(log_p)                                             # the classic: softmax - one_hot
+        out = xp.exp(log_p)                             # the classic: softmax - one_hot
         out[rows, columns] -= 1
         return (g / len(A) * out).reshape(*value(logits).shape)
     return record(-log_p[rows, columns].mean(), (logits,), (vjp,))
 
 
-# ------------------------------------------------------------------------------------------------ gradient check
+# ---------------------------------------------------------------------------------- complex numbers
+# The gradient of a real loss L with respect to a complex z = a + ib is dL/da + i dL/db, the
+# direction of steepest ascent, so that z <- z - lr * gradient descends.  To first order L changes
+# by Re<gradient, dz> with <a, b> = sum conj(a) b, hence y = f(z) with dy = J dz pulls a cotangent g
+# back to J^H g.  That is why the formulas above conjugate.  On real arrays conjugation does
+# nothing, and the same line is the formula of the textbooks.  The three operations below have no
+# complex J; their VJPs follow from Re<g, dy> directly.
+
+
+def conj(a):
+    A = value(a)
+    return record(A.conjugate(), (a,), (lambda g: g.conj(),)) if xp.iscomplexobj(A) else a
+
+
+def real(a):
+    return record(value(a).real, (a,), (lambda g: unbroadcast(g + 0j, value(a)),))
+
+
+def imag(a):
+    return record(value(a).imag, (a,), (lambda g: unbroadcast(g * 1j, value(a)),))
+
+
+# ----------------------------------------------------------------------------------- gradient check
 
 
 def check_gradients(f, *inputs, rng, tolerance=1e-6, directions=5, step=1e-3):
-    """Compare the tape's gradient of f(*inputs) with finite differences; return the worst relative error.
+    """Compare the tape's gradient of f(*inputs) with differences; return the worst relative error.
 
     f          takes Tensors or arrays, returns one; it may be complex
     inputs     arrays, taken in double precision
     rng        numpy Generator: draws the cotangent c and the directions u
 
-    The function checked is phi(x) = Re<c, f(x)> with a random c: a plain sum would be blind to errors that cancel
-    (softmax sums to one, so its gradient under a plain sum is zero, and a VJP that forgot everything would pass).  Every
-    input is moved
-    along `directions` random directions, and along every single coordinate if it has at most 64, by the central
-    five-point rule, whose own error is of order step^4.  Errors are relative to the size of the gradient.
+    The function checked is phi(x) = Re<c, f(x)> with a random c: a plain sum would be blind to
+    errors that cancel (softmax sums to one, so its gradient under a plain sum is zero, and a VJP
+    that forgot everything would pass).  Every input is moved along `directions` random directions,
+    and along every single coordinate if it has at most 64, by the central five-point rule, whose
+    own error is of order step^4.  Errors are relative to the size of the gradient.
     Raises AssertionError when one exceeds `tolerance`.
     """
-    inputs = [xp.asarray(x, dtype="complex128" if xp.iscomplexobj(x) else "float64") for x in inputs]
+    inputs = [xp.asarray(x, "complex128" if xp.iscomplexobj(x) else "float64") for x in inputs]
 
-    def draw(shape, is_complex):
-        u = rng.standard_normal(shape)
-        return to_backend(u + 1j * rng.standard_normal(shape) if is_complex else u)
+    def draw(like):
+        u = rng.standard_normal(like.shape)
+        if xp.iscomplexobj(like):
+            u = u + 1j * rng.standard_normal(like.shape)
+        return to_backend(u)
 
     leaves = [Tensor(x) for x in inputs]
     out = f(*leaves)
-    c = draw(out.shape, xp.iscomplexobj(out.data))
+    c = draw(out.data)
     grads = backward(out, leaves, c)
-    # Gradients far below phi's own rounding noise cannot be resolved by differences: they count as this small.
+
+    def numeric(i, u):                                  # d phi / dh as input i moves to x + h u
+        def phi(h):
+            moved = f(*inputs[:i], inputs[i] + h * u, *inputs[i + 1:])
+            return float((c.conj() * moved).real.sum())
+        near, far = phi(step) - phi(-step), phi(2 * step) - phi(-2 * step)
+        return (8 * near - far) / (12 * step)
+
+    # Gradients far below phi's own rounding noise cannot be resolved by differences: they count as
+    # this small.
     floor = 1e-7 * float(xp.abs(c * out.data).sum())
     worst = 0.0
-    for i, (x, grad) in enumerate(zip(inputs, grads)):
-        moves = [draw(x.shape, xp.iscomplexobj(x)) for _ in range(directions)]
+    for i, (x, grad) in enumerate(zip(inputs, grads, strict=True)):
+        moves = [draw(x) for _ in range(directions)]
         if x.size <= 64:
             units = xp.eye(x.size).reshape(x.size, *x.shape)
             moves += [*units] + ([*(1j * units)] if xp.iscomplexobj(x) else [])
         size = max(float(xp.linalg.norm(grad.ravel())) / max(1, x.size) ** 0.5, floor)
         for u in moves:
-            def phi(h):
-                return float((c.conj() * f(*inputs[:i], x + h * u, *inputs[i + 1:])).real.sum())
-            numeric = (8 * (phi(step) - phi(-step)) - (phi(2 * step) - phi(-2 * step))) / (12 * step)
-            analytic = float((grad.conj() * u).real.sum())
-            error = abs(numeric - analytic) / max(size, abs(numeric))
+            by_differences, by_tape = numeric(i, u), float((grad.conj() * u).real.sum())
+            error = abs(by_differences - by_tape) / max(size, abs(by_differences))
             worst = max(worst, error)
             if not error <= tolerance:
-                raise AssertionError(f"input {i}: the tape says {analytic:.12g} along a direction in which differences say "
-                                     f"{numeric:.12g} (relative error {error:.1e}, allowed {tolerance:.0e})")
+                raise AssertionError(
+                    f"input {i}: the tape says {by_tape:.12g} along a direction in which "
+                    f"differences say {by_differences:.12g} (relative error {error:.1e}, allowed "
+                    f"{tolerance:.0e})")
     return worst
 
 
+# ------------------------------------------------------------------------------------ array backend
+
+
+class Backend:
+    """Stands for the array module in every formula: NumPy, or CuPy after `xp.use("cupy")`.
+
+    All modules say `from autodiff import xp`, so this is the one place where the choice is made.
+    The environment variable MESA_BACKEND names the module to start with.
+    """
+
+    def use(self, name):
+        """Switch to the array module called `name`: "numpy" or "cupy".
+
+        Raises ImportError, in one sentence, where it cannot work.
+        """
+        try:
+            module = importlib.import_module(name)
+        except ImportError as e:
+            raise ImportError(
+                f"the array backend '{name}' is not installed ({e}): for a GPU, pip install "
+                f"cupy-cuda12x (or -cuda13x, as your driver has it); without one, leave --backend "
+                f"and MESA_BACKEND out") from None
+        if name == "cupy":
+            try:
+                module.cuda.runtime.getDeviceCount()
+            except Exception as e:              # CuPy's own class is only there where CuPy is
+                raise ImportError(f"CuPy finds no GPU to work on ({e}): leave --backend and "
+                                  f"MESA_BACKEND out") from None
+        self.module = module
+
+    @contextlib.contextmanager
+    def using(self, name):
+        """with xp.using("numpy"): another backend for a while."""
+        before = self.module
+        self.use(name)
+        try:
+            yield
+        finally:
+            self.module = before
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+    def __reduce__(self):                               # there is one, in every process
+        return "xp"
+
+
+xp = Backend()
+try:
+    xp.use(os.environ.get("MESA_BACKEND", "numpy"))
+except ImportError as error:            # whoever set the variable typed a command: tell them so
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def to_backend(a, dtype=None):
+    """A NumPy array (or numbers) as an array of the backend: where data enters."""
+    return xp.asarray(a, dtype=dtype)
+
+
+def to_numpy(a):
+    """A backend array (or a Tensor) as a NumPy array: where results leave."""
+    a = value(a)
+    return a.get() if hasattr(a, "get") else np.asarray(a)
+
+
 def main():
-    print("f(a, b) = tanh(a b) + a  at a = 0.5, b = 2;  df/da = b (1 - tanh^2(ab)) + 1,  df/db = a (1 - tanh^2(ab))")
+    print("f(a, b) = tanh(a b) + a  at a = 0.5, b = 2:\n"
+          "  df/da = b (1 - tanh^2(ab)) + 1,  df/db = a (1 - tanh^2(ab))")
     a, b = Tensor(0.5), Tensor(2.0)
     f = tanh(a * b) + a
     ga, gb = backward(f, [a, b])
+    slope = 1 - np.tanh(1) ** 2
     print(f"  f = {f.data:.6f}   df/da = {ga:.6f}   df/db = {gb:.6f}")
-    print(f"  by hand:         {2 * (1 - np.tanh(1) ** 2) + 1:17.6f}  {0.5 * (1 - np.tanh(1) ** 2):17.6f}")
+    print(f"  by hand:         {2 * slope + 1:17.6f}  {0.5 * slope:17.6f}")
     z = Tensor(3 + 4j)
-    print(f"\n|z|^2 at z = 3 + 4i: gradient dL/da + i dL/db = {backward((z * z.conj()).real, [z])[0]}   (by hand: 6 + 8i)")
+    [gz] = backward((z * z.conj()).real, [z])
+    print(f"\n|z|^2 at z = 3 + 4i: gradient dL/da + i dL/db = {gz}   (by hand: 6 + 8i)")
     rng = np.random.default_rng(0)
     A, B = rng.standard_normal((2, 3, 4)), rng.standard_normal((4, 2))
     print("\ncheck_gradients: worst relative error against finite differences")
-    for name, g, args in (("softmax(A @ B)", lambda x, y: softmax(x @ y), (A, B)), ("gelu(A)", gelu, (A,)),
+    for name, g, args in (("softmax(A @ B)", lambda x, y: softmax(x @ y), (A, B)),
+                          ("gelu(A)", gelu, (A,)),
                           ("complex A @ B", matmul, (A + 1j * A[::-1], B - 0.5j * B[::-1]))):
         print(f"  {name:16s} {check_gradients(g, *args, rng=rng):.1e}")
 

@@ -1,31 +1,42 @@
-"""The science: three attentions, the mesa layer and its gradient, the Transformer, and the theory written as weights.
+"""The science: three attentions, the mesa layer and its gradient, the Transformer, and the theory
+written as weights, in the order of von Oswald et al. (arXiv 2309.05858); then "the same, faster".
 
-Glossary (code, meaning, shape; propositions are those of von Oswald et al., arXiv 2309.05858):
+Glossary.  Rows run over time: Q, K, V, P are matrices whose row t is q_t, k_t, v_t, p_t.
 
-    B, T        batch, sequence length
-    d           dimension of an observation x_t; the target at time t is x_{t+1}
-    D           width of a token e_t in the residual stream                            e        [B, T, D]
-    heads, Dk   number of heads, key size (Dv: value size, mostly the same)            q, k, v  [B, heads, T, Dk]
-    wq, wk, wv  projections of a token to queries, keys, values                        [D, heads, Dk]
-    wo          a head's way back into the residual stream                             [heads, Dk, D]
-    lam         lambda of the mesa layer, one per head; R_0 = lambda I, ridge 1/lambda  [heads]
-    R_t         (sum_{i<=t} k_i k_i^T + I/lambda)^-1                                   [Dk, Dk]
-    p_t         R_t q_t, the preconditioned query                                      rows of P, [T, Dk]
-    A           attention map: o_t = sum_{i<=t} A_ti v_i                               [B, heads, T, T]
-    G           cotangent dL/do of an attention's output                               [B, heads, T, Dv]
-    N_t, S_t    sum_{i<=t} x_i x_{i-1}^T and sum_{i<=t} x_{i-1} x_{i-1}^T, x_0 = 0     [B, T, d, d]
-    eta, mu     step sizes of an iteration, ridge                                      [k], scalar
+    B, T          batch, sequence length
+    d             dimension of an observation x_t; the target at time t is x_{t+1}
+    D             width of a token e_t in the residual stream                   e [B, T, D]
+    heads, Dk     number of heads, key size (Dv: value size, mostly the same)
+    z             input of a layer; its wq, wk, wv [D, heads, Dk] make of it:   [B, T, D]
+    q, k, v       queries, keys, values                                         [B, heads, T, Dk]
+    o             what attention answers: o_t = sum_{i<=t} A_ti v_i             [B, heads, T, Dv]
+    A             attention map                                                 [B, heads, T, T]
+    wo            a head's way back into the residual stream                    [heads, Dk, D]
+    lam           lambda of the mesa layer, one per head: its ridge is 1/lambda [heads]
+    R_t           (sum_{i<=t} k_i k_i^T + I/lambda)^-1, so R_0 = lambda I       [Dk, Dk]
+    p_t           R_t q_t, the preconditioned query                             rows of P
+    Phi_t         the mesa layer's linear map: o_t = Phi_t q_t                  [Dv, Dk]
+    u_t, nu_t     R_{t-1} k_t and 1 + k_t . u_t, from R_{t-1} to R_t            [Dk], scalar
+    G, M, H       cotangents: g_t of o_t or p_t; M of A; h_t = R_t g_t          like O, A, P
+    KV            sum k_i v_i^T of tokens so far, or so far before a chunk      [Dk, Dv]
+    root          a square root of R_t, root_t root_t^T = R_t (last section)    [Dk, Dk]
+    N_t, S_t      sum_{i<=t} x_i x_{i-1}^T, sum_{i<=t} x_{i-1} x_{i-1}^T; x_0=0 [B, T, d, d]
+    W             the map learned in context: x_{t+1} is predicted as W x_t     [d, d]
+    s             an eigenvalue of S_t                                          scalar
+    mu            the ridge of a regression in context                          scalar
+    eta           step sizes of an iteration in context                         [steps]
+    phi           what x_{t+1} is regressed on where it is not x_t              [B, T, n]
 
-Rows run over time: Q, K, V, P are matrices whose row t belongs to token t, and tril(.) keeps i <= t.  All functions
-take plain arrays or Tensors (see autodiff.py).  Linear and mesa attention also take complex queries, keys and values;
-read k . q as k^H q and ^T as ^H then (`adjoint` in the code).
+tril(.) keeps what does not look ahead, i <= t.  All functions take plain arrays or Tensors (see
+autodiff.py).  Linear and mesa attention also take complex queries, keys and values; read k . q as
+k^H q and ^T as ^H then (`adjoint` in the code).
 
-Run it: `python mesa.py` walks through the Sherman-Morrison recursion for T = 3, Dk = 2 with every number printed.
+Run it: `python mesa.py` walks through small examples with numbers to be checked by hand.
 """
 from collections import namedtuple
 from dataclasses import dataclass
 
-import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
+import autodiff as ad       # before NumPy: it sets the number of BLAS threads
 from autodiff import Tensor, adjoint, record, value, xp
 
 import numpy as np
@@ -33,10 +44,9 @@ import scipy.optimize
 
 from data import constructed_tokens, linear_sequences, previous
 
-# ------------------------------------------------------------------------------------------------ three attentions
-# Each is one primitive: a forward, and its VJP derived by hand.
-
-CHUNK = 64              # longer sequences are cut into chunks of at most this length
+# --------------------------------------------------------------------- linear attention and softmax
+# Each attention is one primitive: a forward, and its VJP derived by hand.  Where it says mix(A, V),
+# read A @ V; the rest of `mix` is about memory and explained with "the same, faster".
 
 
 def tril(A):
@@ -45,26 +55,18 @@ def tril(A):
     return A
 
 
-def mix(M, X):
-    """M @ X for M [B, heads, T, T], X [B, heads, T, Dk], laid out in memory as [B, T, heads, Dk]: merging the heads, which
-    comes next, then needs no copy (copying takes half as long as the product).  Arrays of other ranks: just M @ X."""
-    if X.ndim != 4:
-        return M @ X
-    B, heads, T, Dk = X.shape
-    return xp.matmul(M, X, out=xp.empty((B, T, heads, Dk), X.dtype).swapaxes(1, 2))
-
-
 def linear_attention(q, k, v):
     """o_t = sum_{i<=t} v_i (k_i . q_t).   q, k [..., T, Dk], v [..., T, Dv] -> [..., T, Dv]
 
-    A = tril(Q K^T), O = A V.   dL = <G, dO> = <G, dA V> + <G, A dV> gives the cotangents
-        of V: A^T G      of A: G V^T, of which only the lower triangle M counts      of Q: M K      of K: M^T Q
-
-    That takes time and memory of order T^2. Beyond CHUNK tokens the chunked form, of order T, takes over.
+    A = tril(Q K^T), O = A V.  A loss changes by <G, dO> = <G, dA V> + <G, A dV>, so the cotangents
+        of V: A^T G      of A: G V^T, of which only the lower triangle M counts
+        of Q: M K        of K: M^T Q.
+    All that takes time and memory of order T^2.  Longer sequences than CHUNK are left to
+    `chunked_linear_attention`, of order T.
     """
-    Q, K, V = value(q), value(k), value(v)
-    if Q.shape[-2] > CHUNK:
+    if q.shape[-2] > CHUNK:
         return chunked_linear_attention(q, k, v)
+    Q, K, V = value(q), value(k), value(v)
     A = tril(Q @ adjoint(K))                            # [..., T, T]
 
     def vjp(G):
@@ -73,56 +75,19 @@ def linear_attention(q, k, v):
     return record(mix(A, V), (q, k, v), vjp)
 
 
-def cut(X, most=None):
-    """[..., T, D] -> [..., n, C, D]: n chunks of equal length C <= most (CHUNK if left out), the last filled up with zeros."""
-    T = X.shape[-2]
-    n = -(-T // (most or CHUNK))                        # rounded up
-    C = -(-T // n)
-    if n * C > T:
-        X = xp.concatenate([X, xp.zeros((*X.shape[:-2], n * C - T, X.shape[-1]), X.dtype)], axis=-2)
-    return X.reshape(*X.shape[:-2], n, C, X.shape[-1])
-
-
-def join(X, T):
-    """What `cut` made, together again: [..., n, C, D] -> [..., T, D]."""
-    return X.reshape(*X.shape[:-3], -1, X.shape[-1])[..., :T, :]
-
-
-def chunked_linear_attention(q, k, v):
-    """The same at cost linear in T.  Within a chunk of C tokens as before; all earlier chunks act through one matrix,
-
-        S_c = sum_{i before chunk c} k_i v_i^T  [Dk, Dv]:     O_c = tril(Q_c K_c^T) V_c + Q_c S_c.
-
-    S_c is a running sum over chunks. In the VJP the cotangent of S_c is Q_c^T G_c, and since k_i, v_i enter the S of all
-    later chunks, these sum to Z_c = sum_{t after chunk c} q_t g_t^T:
-        of Q_c: M K_c + G_c S_c^T      of K_c: M^T Q_c + V_c Z_c^T      of V_c: A^T G_c + K_c Z_c
-    All chunks are computed at once.
-    """
-    T = value(q).shape[-2]
-
-    def before(X):                                      # sums over the chunks before each: [..., n, Dk, Dv]
-        return X.cumsum(axis=-3) - X
-
-    Q, K, V = cut(value(q)), cut(value(k)), cut(value(v))                   # [..., n, C, D]
-    A = tril(Q @ adjoint(K))                            # [..., n, C, C]
-    S = before(adjoint(K) @ V)
-
-    def vjp(G):
-        G = cut(G)
-        M = tril(G @ adjoint(V))
-        Z = before((adjoint(Q) @ G)[..., ::-1, :, :])[..., ::-1, :, :]
-        return (join(M @ K + G @ adjoint(S), T), join(adjoint(M) @ Q + V @ adjoint(Z), T),
-                join(adjoint(A) @ G + K @ Z, T))
-    return record(join(A @ V + Q @ S, T), (q, k, v), vjp)
-
-
 def softmax_attention(q, k, v):
-    """o_t = sum_{i<=t} A_ti v_i with A_t = softmax_{i<=t}(k_i . q_t / sqrt(Dk)); shapes as above, real.
+    """o_t = sum_{i<=t} A_ti v_i with A_t = softmax_{i<=t}(k_i . q_t / sqrt(Dk)); real.
 
-    With Z = Q K^T / sqrt(Dk) (-inf above the diagonal), E = exp(Z - row maximum), s the row sums of E: A = E / s, O = A V.
-    A row's factor 1/s is cheaper to apply to O and G, [T, Dv], than to E, [T, T]: G' = G / s. Then
-        of V: A^T G = E^T G'      of A: M = G V^T      through the softmax, dA = A (dZ - sum_j A_j dZ_j), of Z:
-        A (M - sum_j A_j M_j) = E (G' V^T - G' . O),  as sum_j A_j M_j = g_t . o_t      and of Q, K as in linear attention.
+    q, k [B, heads, T, Dk], v [B, heads, T, Dv] -> [B, heads, T, Dv]
+
+    With E the exponentials of the scores, less their row's maximum, and `sums` the row sums of E:
+    A = E / sums, O = A V.  A row's factor 1/sums is cheaper to apply to O and G, [T, Dv], than to
+    E, [T, T]: G' = G / sums.  Then the cotangents are
+        of V: A^T G = E^T G'
+        of A: M = G V^T
+        of the scores, as a softmax has dA_i = A_i (dscore_i - sum_j A_j dscore_j), row by row:
+              A_i (M_i - sum_j A_j M_j) = E_i (G' V^T - G' . O)_i,  for sum_j A_tj M_tj = g_t . o_t
+        of Q and K: from those of the scores as in linear attention.
     """
     scale = value(k).shape[-1] ** -0.5
     Q, K, V = value(q) * scale, value(k), value(v)
@@ -130,12 +95,12 @@ def softmax_attention(q, k, v):
     E += xp.where(xp.tri(E.shape[-1], dtype=bool), 0, -xp.inf).astype(E.dtype)
     E -= E.max(axis=-1, keepdims=True)
     xp.exp(E, out=E)
-    s = ad.row_sum(E)
+    sums = ad.row_sum(E)
     O = mix(E, V)
-    O /= s
+    O /= sums
 
     def vjp(G):
-        G = G / s
+        G = G / sums
         M = G @ adjoint(V)
         M -= ad.row_sum(G * O)
         M *= E
@@ -143,34 +108,70 @@ def softmax_attention(q, k, v):
     return record(O, (q, k, v), vjp)
 
 
-# -------------------------------------------------------------------------------------------------- the mesa layer
-# Phi_t = argmin 1/2 sum_{i<=t} |v_i - Phi k_i|^2 + 1/(2 lambda) |Phi|_F^2 is ridge regression on the context so far, and
-# the layer answers the query with it: o_t = Phi_t q_t. In closed form, with R_t as in the glossary,
-#     Phi_t = sum_{i<=t} v_i k_i^T R_t      hence      o_t = sum_{i<=t} v_i (k_i . p_t),   p_t = R_t q_t:
+# ----------------------------------------------------------------------------------- the mesa layer
+# It fits a linear map to the context so far, by ridge regression of values on keys,
+#     Phi_t = argmin 1/2 sum_{i<=t} |v_i - Phi k_i|^2 + 1/(2 lambda) |Phi|_F^2,
+# and answers the query with it: o_t = Phi_t q_t.  In closed form, with R_t as in the glossary,
+#     Phi_t = sum_{i<=t} v_i k_i^T R_t,   hence   o_t = sum_{i<=t} v_i (k_i . p_t),  p_t = R_t q_t.
 # A mesa layer is linear attention whose query has been preconditioned.
 
 
 def mesa_attention(q, k, v, lam):
-    """o_t = sum_{i<=t} v_i (k_i . R_t q_t), the mesa layer.   q, k, v [B, heads, T, .], lam [heads] -> [B, heads, T, Dv]"""
+    """o_t = sum_{i<=t} v_i (k_i . R_t q_t), the mesa layer.
+
+    q, k [B, heads, T, Dk], v [B, heads, T, Dv], lam [heads] -> [B, heads, T, Dv]
+    """
     return linear_attention(precondition(q, k, lam), k, v)
+
+
+def precondition_direct(Q, K, lam):
+    """Rows p_t = R_t q_t by the definition of R_t: a linear solve for every t, O(T Dk^3).
+
+    Q, K [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk].  The oracle that faster forms are
+    tested against.
+    """
+    gram = (K[..., :, None] * K[..., None, :].conj()).cumsum(axis=2)        # [B, heads, T, Dk, Dk]
+    ridge = xp.eye(K.shape[-1], dtype=K.dtype) / lam[:, None, None, None]
+    return xp.linalg.solve(gram + ridge, Q[..., None])[..., 0]
+
+
+def sherman_morrison(K, X, lam):
+    """Rows R_t x_t by the recursion of the paper: the inverse of a matrix after adding k k^T to it,
+
+        R_t = R_{t-1} - u_t u_t^T / nu_t,   u_t = R_{t-1} k_t,   nu_t = 1 + k_t . u_t,
+
+    from R_0 = lambda I, in O(Dk^2) per token.  X may be the queries, or any other rows.
+    K, X [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk]
+    """
+    R = xp.eye(K.shape[-1], dtype=K.dtype) * lam[:, None, None]     # later [B, heads, Dk, Dk]
+    rows = []
+    for t in range(K.shape[2]):
+        k, x = K[:, :, t, :, None], X[:, :, t, :, None]             # [B, heads, Dk, 1]
+        u = R @ k
+        R = R - u @ adjoint(u) / (1 + adjoint(k) @ u).real
+        rows.append((R @ x)[..., 0])
+    return xp.stack(rows, axis=2)
 
 
 def precondition(q, k, lam):
     """p_t = R_t q_t.   q, k [B, heads, T, Dk], lam [heads] > 0 -> [B, heads, T, Dk]
 
-    The VJP, with P the rows p_t.  R_t inverts S_t = sum_{i<=t} k_i k_i^T + I/lambda, and d(S^-1) = -S^-1 dS S^-1 says
+    What `sherman_morrison` says, by a square root of R_t (see "the same, faster"), and its VJP.
+    A matrix and its inverse change by  dR = -R d(R^-1) R,  so that
 
-        dR = -R dS R,      dp_t = R_t dq_t - R_t dS_t p_t.
+        dp_t = R_t dq_t - R_t d(R_t^-1) p_t.
 
-    Write h_t = R_t g_t, g_t the cotangent of p_t (R is symmetric). Then <g_t, dp_t> = h_t . dq_t - h_t . dS_t p_t.
-    1.  So Gq has the rows h_t: the preconditioner once more, a second sweep on G instead of Q.
-    2.  dS_t = sum_{i<=t} (dk_i k_i^T + k_i dk_i^T) - I dlambda / lambda^2  turns  - h_t . dS_t p_t  into
-            - sum_{i<=t} [(h_t . dk_i)(k_i . p_t) + (h_t . k_i)(dk_i . p_t)] + h_t . p_t dlambda / lambda^2.
-        The sum is the differential, in k, of  sum_t h_t . sum_{i<=t} k_i (k_i . p_t) = <H, linear_attention(P, K, K)>,
-        so Gk is minus the VJP of that linear attention, summed over both roles of k:  -(tril(H K^T)^T P + A^T H).
-    3.  Glambda = sum_t h_t . p_t / lambda^2.
-    No R_t is kept: what the second sweep needs are two vectors per token and a matrix per chunk.  Raises FloatingPointError
-    where a key is not finite or overflows.
+    Write h_t = R_t g_t (R is symmetric).  Then <g_t, dp_t> = h_t . dq_t - h_t . d(R_t^-1) p_t.
+    1.  So the cotangent of Q has the rows h_t: the preconditioner once more, applied to G.
+    2.  R_t^-1 = sum_{i<=t} k_i k_i^T + I/lambda turns  - h_t . d(R_t^-1) p_t  into
+            - sum_{i<=t} [(h_t . dk_i)(k_i . p_t) + (h_t . k_i)(dk_i . p_t)]
+            + h_t . p_t dlambda / lambda^2.
+        The sum is the differential, in k, of  sum_t h_t . sum_{i<=t} k_i (k_i . p_t), which is
+        <H, linear_attention(P, K, K)>.  So the cotangent of K is minus the VJP of that linear
+        attention, summed over both roles of k:  -(tril(H K^T)^T P + A^T H)  with  A = tril(P K^T).
+    3.  The cotangent of lambda is  sum_t h_t . p_t / lambda^2.
+    No R_t is kept: the second sweep needs two vectors per token and a matrix per chunk of tokens.
+    Raises FloatingPointError where a key is not finite or overflows.
     """
     Q, K, lam_ = value(q), value(k), value(lam)
     sweep = square_root_sweep(K, lam_)
@@ -183,167 +184,80 @@ def precondition(q, k, lam):
     return record(P, (q, k, lam), vjp)
 
 
-def sherman_morrison(K, X, lam):
-    """Rows R_t x_t by the recursion of the paper, the inverse of a matrix after adding k k^T to it, O(Dk^2) per token:
-
-        R_t = R_{t-1} - u u^T / (1 + k_t . u)  with  u = R_{t-1} k_t,      R_0 = lambda I.
-
-    K, X [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk].  To be read; `precondition` computes the same faster.
-    """
-    R = xp.eye(K.shape[-1], dtype=K.dtype) * lam[:, None, None]             # [heads, Dk, Dk], then [B, heads, Dk, Dk]
-    rows = []
-    for t in range(K.shape[2]):
-        k, x = K[:, :, t, :, None], X[:, :, t, :, None]                     # [B, heads, Dk, 1]
-        u = R @ k
-        R = R - u @ adjoint(u) / (1 + adjoint(k) @ u).real
-        rows.append((R @ x)[..., 0])
-    return xp.stack(rows, axis=2)
-
-
 def reverse_sweep(K, X, R):
-    """Rows R_t x_t from the last to the first, from R = R_T alone: the backward of the paper's appendix.  Real.
+    """Rows R_t x_t from the last to the first, from R = R_T alone: the paper's backward.  Real.
 
-    K, X [B, heads, T, Dk], R [B, heads, Dk, Dk] -> (rows [B, heads, T, Dk], the R_0 it arrives at).
-    Undoing an update, R_{t-1} = R_t + u u^T / (1 - k_t . u) with u = R_t k_t, needs no memory at all. But where the update
-    has removed almost everything, 1 - k_t . u is almost zero, and rounding errors are divided by it: with lambda = 100 in
-    float32, R_0 comes back wrong by several per cent.
+    K, X [B, heads, T, Dk], R [B, heads, Dk, Dk] -> (rows [B, heads, T, Dk], the R_0 it arrives at)
+
+    Undoing an update, R_{t-1} = R_t + u u^T / (1 - k_t . u) with u = R_t k_t here, needs no memory
+    at all.  But where the update has removed almost everything, 1 - k_t . u is almost zero, and
+    rounding errors are divided by it: with lambda = 100 in float32, R_0 comes back wrong by several
+    per cent.
     """
     rows = []
     for t in reversed(range(K.shape[2])):
-        k, x = K[:, :, t, :, None], X[:, :, t, :, None]                     # [B, heads, Dk, 1]
+        k, x = K[:, :, t, :, None], X[:, :, t, :, None]             # [B, heads, Dk, 1]
         rows.append((R @ x)[..., 0])
         u = R @ k
         R = R + u @ adjoint(u) / (1 - adjoint(k) @ u)
     return xp.stack(rows[::-1], axis=2), R
 
 
-# Sherman-Morrison subtracts, and where a long key meets a large lambda almost nothing is left of numbers of size lambda:
-# rounding errors of size eps lambda can swamp R, which may even stop being positive. Its square root does not have that
-# weakness (Potter 1963). Write R = S S^T and f = S_{t-1}^T k_t; then, with s = 1 + f . f,
-#     R_t = S_{t-1} (I - f f^T / s) S_{t-1}^T   and   (I - f f^T / (s + sqrt(s)))^2 = I - f f^T / s,    hence
-#     S_t = S_{t-1} - w f^T   with   w = S_{t-1} f / (s + sqrt(s)),      S_0 = sqrt(lambda) I.
-# R = S S^T is positive whatever the rounding, s >= 1 always, and errors are of size eps sqrt(lambda |S^-1|^2) instead of
-# the square of that root.  Within a chunk of tokens S_t = S_c - sum_i w_i f_i^T, where S_c is S at the chunk's start: so
-# applying S_t or S_t^T to the vector of its own time t is a product with S_c and a linear attention over the chunk. Once
-# the f_i, the w_i and a few S_c are known, no loop over time is left.
-
-
-def square_root_sweep(K, lam):
-    """The recurrence S_t = S_{t-1} - w_t f_t^T, S_0 = sqrt(lambda) I, for keys K [B, heads, T, Dk], in n chunks of length C.
-
-    Returns F, W [B, heads, n, C, Dk], the vectors f_t and w_t, and S [B, heads, n, Dk, Dk], S at the start of every chunk.
-
-    The loop over time is a Python loop, so each of its steps should do much: the batch goes last, and every entry of S is
-    then one contiguous vector over all sequences and heads.  In float32 errors stay near 1e-4 while lambda sum |k|^2 over a
-    chunk, which bounds how much R can shrink in it, is below 1e6, and over up to 8 chunks, as they grow with T; beyond, and on
-    a device, where asking for that bound would interrupt it, the sweep runs in double precision.
-    """
-    B, heads, T, Dk = K.shape
-    K = cut(K)                                          # [B, heads, n, C, Dk]
-    n, C = K.shape[2:4]
-
-    def bound():
-        return float((lam[:, None] * xp.einsum("bhntk,bhntk->bhn", K, K.conj()).real).max())
-    on_cpu = xp.module is np
-    if not on_cpu or n > 8 or not bound() < 1e6:
-        K = K.astype(xp.result_type(K.dtype, "float64"))
-        if on_cpu and not bound() < float("inf"):
-            raise FloatingPointError("a key is not finite, or lambda |k|^2 overflows: R_t cannot be computed")
-    k = xp.ascontiguousarray(K.transpose(2, 3, 4, 0, 1))                    # [n, C, Dk, B, heads]
-    F, W, starts = xp.empty_like(k), xp.empty_like(k), xp.empty((n, Dk, Dk, B, heads), K.dtype)
-    S = xp.zeros((Dk, Dk, B, heads), K.dtype)
-    S[xp.arange(Dk), xp.arange(Dk)] = lam ** 0.5
-    for c in range(n):
-        starts[c] = S
-        for t in range(C):
-            f = xp.einsum("ijbh,ibh->jbh", S.conj(), k[c, t])               # S^T k           [Dk, B, heads]
-            s = 1 + (f.conj() * f).real.sum(axis=0)
-            w = xp.einsum("ijbh,jbh->ibh", S, f) / (s + xp.sqrt(s))
-            S -= w[:, None] * f.conj()
-            F[c, t], W[c, t] = f, w
-    return F.transpose(3, 4, 0, 1, 2), W.transpose(3, 4, 0, 1, 2), starts.transpose(3, 4, 0, 1, 2)
-
-
-def apply_R(F, W, S, X):
-    """Rows R_t x_t = S_t S_t^T x_t for X [B, heads, T, Dk], from what `square_root_sweep` returns:
-    S_t^T x = S_c^T x - sum_i f_i (w_i . x),      S_t y = S_c y - sum_i w_i (f_i . y),     i <= t in the chunk of t.
-    """
-    rows = cut(X)                                                           # [B, heads, n, C, Dk]
-    out = xp.empty_like(rows)
-    for c in range(0, rows.shape[2], 8):                # 8 chunks at a time: what this allocates stays in the cache
-        f, w, s, x = (a[:, :, c:c + 8] for a in (F, W, S, rows))
-        y = x @ s.conj() - linear_attention(x.astype(f.dtype), w, f)
-        out[:, :, c:c + 8] = y @ s.swapaxes(-1, -2) - linear_attention(y, f, w)
-    return join(out, X.shape[2])
-
-
-def precondition_direct(Q, K, lam):
-    """Rows p_t = R_t q_t by solving with R_t^-1 = sum_{i<=t} k_i k_i^T + I/lambda at every t: O(T Dk^3), the oracle."""
-    gram = (K[..., :, None] * K[..., None, :].conj()).cumsum(axis=2)        # [B, heads, T, Dk, Dk]
-    return xp.linalg.solve(gram + xp.eye(K.shape[-1], dtype=K.dtype) / lam[:, None, None, None], Q[..., None])[..., 0]
-
-
-def precondition_cholesky(Q, K, lam):
-    """The same without any loop over time.  With K_t the first t rows of K, Woodbury's identity is
-    R_t = lambda (I - K_t^T (K_t K_t^T + I/lambda)^-1 K_t), and one factorisation K K^T + I/lambda = L L^T [T, T] serves
-    every t, since the leading t x t block of L factors the leading block. With triu dropping the keys after t:
-    P = lambda (Q - (L^-T triu(L^-1 K Q^T))^T K).
-    """
-    lam = lam[:, None, None]
-    L = xp.linalg.cholesky(K @ adjoint(K) + xp.eye(K.shape[2], dtype=K.dtype) / lam)    # [B, heads, T, T]
-    Y = xp.triu(xp.linalg.solve(L, K @ adjoint(Q)))
-    return lam * (Q - adjoint(xp.linalg.solve(adjoint(L), Y)) @ K)
-
-
-# ------------------------------------------------------------------------------------------------- the Transformer
+# ---------------------------------------------------------------------------------- the Transformer
 
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of a Transformer. Its weights are a plain dict: see `init_params` for their names and shapes."""
+    """The shape of a Transformer. Its weights are a plain dict: `weights` has names and shapes."""
     kinds: tuple                # of KINDS, one per block
     heads: int = 4
-    key_size: int = 20
+    key_size: int = 20          # Dk
     width: int = 40             # D
     d_in: int = 40              # size of an input token; equal to width unless embed
     d_out: int = 10             # d, size of a prediction
-    embed: bool = False         # a linear embedding and read-out; without: token = stream, prediction = its first d
-    positional: str = "none"    # sinusoidal code: "none", "add" to the tokens, "concat" to the first block's q, k input
+    embed: bool = False         # linear embedding and read-out; without: prediction = e's first d
+    positional: str = "none"    # code: "none", "add" to the tokens, "concat" to q's and k's first z
     layer_norm: bool = False    # before attention and before the MLP
     mlp_width: int = 0          # 0: no MLP
-    qk_norm: bool = False       # queries and keys of unit length, but in softmax layers, whose scores need longer ones
-    clamp: float = 0.0          # the stream is clipped to [-clamp, clamp] after each block; 0: it is not
+    qk_norm: bool = False       # q and k of unit length; not in softmax layers, which need longer
+    clamp: float = 0.0          # the stream is clipped to [-clamp, clamp] after each block; 0: not
 
 
-# The attentions one token at a time: (memory of the past or None, q, k, v [B, heads, 1, .]) -> (o [B, heads, 1, Dv], new memory).
+# The attentions one token at a time: (memory of the past, None at first, and q, k, v
+# [B, heads, 1, .]) -> (o [B, heads, 1, Dv], new memory).
 
 
-def linear_step(S, q, k, v):
-    """S_t = S_{t-1} + k_t v_t^T,  o_t = S_t^T q_t.   Memory: S [B, heads, Dk, Dv]"""
-    S = adjoint(k) @ v if S is None else S + adjoint(k) @ v
-    return q @ S, S
+def linear_step(KV, q, k, v):
+    """o_t = KV_t^T q_t.   Memory: KV_t = sum_{i<=t} k_i v_i^T [B, heads, Dk, Dv]"""
+    KV = adjoint(k) @ v if KV is None else KV + adjoint(k) @ v
+    return q @ KV, KV
 
 
 def mesa_step(memory, q, k, v, lam):
-    """o_t = S_t^T p_t, p_t = R_t q_t.   Memory: S as above, and the root of R_t (`square_root_sweep`), in double precision"""
-    S, root = memory or (None, xp.eye(k.shape[-1]) * (lam ** 0.5)[:, None, None])
-    f = k @ root.conj()                                                     # [B, heads, 1, Dk]
-    s = 1 + (f.conj() * f).real.sum(axis=-1, keepdims=True)
-    w = f @ root.swapaxes(-1, -2) / (s + xp.sqrt(s))
-    root = root - w.swapaxes(-1, -2) @ f.conj()
+    """o_t = KV_t^T p_t, p_t = R_t q_t.
+
+    Memory: KV, and the root of R_t in double precision; a step of `square_root_sweep`, in rows.
+    """
+    KV, root = memory or (None, xp.eye(k.shape[-1]) * (lam ** 0.5)[:, None, None])
+    f = k @ root.conj()                                             # [B, heads, 1, Dk]
+    nu = 1 + (f.conj() * f).real.sum(axis=-1, keepdims=True)
+    gain = f @ root.swapaxes(-1, -2) / (nu + xp.sqrt(nu))
+    root = root - gain.swapaxes(-1, -2) @ f.conj()
     p = q @ root.conj() @ root.swapaxes(-1, -2)
-    o, S = linear_step(S, p.astype(q.dtype), k, v)
-    return o, (S, root)
+    o, KV = linear_step(KV, p.astype(q.dtype), k, v)
+    return o, (KV, root)
 
 
 def softmax_step(memory, q, k, v):
     """Softmax over all keys so far.   Memory: all keys and values, [B, heads, t, .]"""
-    K, V = (k, v) if memory is None else (xp.concatenate([old, new], axis=2) for old, new in zip(memory, (k, v)))
+    K, V = memory or (k[:, :, :0], v[:, :, :0])
+    K, V = xp.concatenate([K, k], axis=2), xp.concatenate([V, v], axis=2)
     return ad.softmax(q @ adjoint(K) * K.shape[-1] ** -0.5) @ V, (K, V)
 
 
 # A weight: its shape, and how it starts.  Without a number it is drawn from N(0, std^2), and decays
-# under weight decay; with one, all its entries start there, and none decays: zero is nothing special.
+# under weight decay; with one, all its entries start there, and none decays: zero means nothing
+# special for them.
 Weight = namedtuple("Weight", "shape start", defaults=(None,))
 
 # What makes a kind of attention: the function, the same one token at a time, the Weights it has
@@ -388,58 +302,37 @@ def init_params(rng, config, std=0.02):
 
 
 def position_code(start, T, D, dtype):
-    """pe[t, 2i] = sin(t 10000^(-2i/D)), pe[t, 2i+1] = cos(the same) for t = start ... start + T - 1: [T, D]."""
+    """pe[t, 2i] = sin(t 10000^(-2i/D)), pe[t, 2i+1] = cos(the same), t = start, ...: [T, D]."""
     angle = xp.arange(start, start + T)[:, None] * 10000.0 ** (-2 * (xp.arange(D) // 2) / D)
     return xp.where(xp.arange(D) % 2 == 0, xp.sin(angle), xp.cos(angle)).astype(dtype)
 
 
-def to_heads(e, w):
-    """einsum("btd,dhk->bhtk", e, w), a token's queries, keys or values, as one matrix product.
-
-    e [B, T, D], w [D, heads, Dk] -> [B, heads, T, Dk], a view of memory laid out as [B, T, heads, Dk]
-    """
-    E, W = value(e), value(w)
-    B, T, D = E.shape
-    rows, W2 = E.reshape(B * T, D), W.reshape(D, -1)    # [BT, D], [D, heads Dk]
-
-    def flat(g):                                        # [B, heads, T, Dk] -> [BT, heads Dk], no copy if it comes from `mix`
-        return g.swapaxes(1, 2).reshape(B * T, -1)
-    return record((rows @ W2).reshape(B, T, *W.shape[1:]).swapaxes(1, 2), (e, w),
-                  (lambda g: (flat(g) @ adjoint(W2)).reshape(E.shape),
-                   lambda g: (adjoint(rows) @ flat(g)).reshape(W.shape)))
-
-
-def from_heads(o, w):
-    """einsum("bhtk,hkd->btd", o, w), the sum of what all heads write: o [B, heads, T, Dk], w [heads, Dk, D] -> [B, T, D]"""
-    O, W = value(o), value(w)
-    B, heads, T, Dk = O.shape
-    rows, W2 = O.swapaxes(1, 2).reshape(B * T, heads * Dk), W.reshape(heads * Dk, -1)
-
-    def flat(g):                                        # [B, T, D] -> [BT, D]
-        return g.reshape(B * T, -1)
-    return record((rows @ W2).reshape(B, T, -1), (o, w),
-                  (lambda g: (flat(g) @ adjoint(W2)).reshape(B, T, heads, Dk).swapaxes(1, 2),
-                   lambda g: (adjoint(rows) @ flat(g)).reshape(W.shape)))
-
-
 def projections(params, b, kind, z, config, code=None):
-    """What the attention of block prefix `b` is called with, for its input z [B, T, D]: q, k, v [B, heads, T, Dk], and
-    more where the kind has more.  With a position code [T, D], queries and keys are computed from both, side by side."""
-    z_qk = z if code is None else ad.concatenate([z, xp.broadcast_to(code, z.shape)])       # [B, T, D] or [B, T, 2D]
-    q, k, v = to_heads(z_qk, params[b + "wq"]), to_heads(z_qk, params[b + "wk"]), to_heads(z, params[b + "wv"])
-    if config.qk_norm and kind != "softmax":            # the small number keeps the gradient finite where a vector is zero
+    """What the attention of block prefix `b` is called with, for its input z [B, T, D].
+
+    q, k, v [B, heads, T, Dk], and more where the kind has more.  With a position code [T, D],
+    queries and keys are computed from both, side by side.
+    """
+    z_qk = z if code is None else ad.concatenate([z, xp.broadcast_to(code, z.shape)])
+    q, k = (to_heads(z_qk, params[b + name]) for name in ("wq", "wk"))
+    v = to_heads(z, params[b + "wv"])
+    if config.qk_norm and kind != "softmax":    # 1e-14: a finite gradient where a vector is zero
         q, k = (x * ((x * x).sum(axis=-1, keepdims=True) + 1e-14) ** -0.5 for x in (q, k))
     return q, k, v, *KINDS[kind].arguments(lambda name: params[b + name], z)
 
 
 def attention_block(params, b, kind, z, config, code=None, keep=lambda name, a: None, memory=None):
-    """What one attention layer adds to the stream, given its input z [B, T, D]; `b` is its prefix in params."""
+    """What one attention layer adds to the stream, given its input z [B, T, D]: [B, T, D].
+
+    b     the layer's prefix in params
+    code, keep, memory: of `projections`, of a trace and of a stream in `transformer`
+    """
     q, k, v, *more = projections(params, b, kind, z, config, code)
     if memory is None:
-        o = KINDS[kind].attention(q, k, v, *more)                           # [B, heads, T, Dk]
+        o = KINDS[kind].attention(q, k, v, *more)                   # [B, heads, T, Dk]
     else:
         o, memory[b] = KINDS[kind].step(memory.get(b), q, k, v, *more)
-    out, T = from_heads(o, params[b + "wo"]), z.shape[1]                    # [B, T, D]
+    out, T = from_heads(o, params[b + "wo"]), z.shape[1]            # [B, T, D]
     keep(b + "in", z)
     keep(b + "map", lambda: KINDS[kind].attention(
         q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:3], T)), *more))
@@ -447,74 +340,94 @@ def attention_block(params, b, kind, z, config, code=None, keep=lambda name, a: 
     return out
 
 
+def norm(params, name, e, config):
+    """LN(e) where the model has layer norms, e where it has none: [B, T, D] -> [B, T, D]."""
+    if not config.layer_norm:
+        return e
+    return ad.layer_norm(e, params[name + ".scale"], params[name + ".bias"])
+
+
+def embedding(params, x, config):
+    """Tokens [B, T, d_in], or integers [B, T, m], as the first residual stream [B, T, D]."""
+    if not config.embed:
+        return x
+    if x.dtype.kind in "iu":
+        return params["embed"][x].sum(axis=2)
+    return x @ params["embed"]
+
+
 def transformer(params, x, config, trace=None, memory=None):
-    """Predictions [B, T, d_out] for tokens x [B, T, d_in], or for integers [B, T, m] that name the rows of the embedding whose sum a
-    token is; causal: the prediction at t sees tokens 1 ... t only.
+    """Predictions [B, T, d_out] for tokens x; causal: the one at t sees tokens 1 ... t only.
 
-    e (+ position code) -> blocks [e += Attention(LN(e));  e += MLP(LN(e));  clamp] -> read-out.
-    A position code that is not added to the stream is seen by the first block's queries and keys alone: later blocks
-    cannot tell neighbours from other tokens, unless the first has bound them.
+        e (+ position code) -> blocks [e += Attention(LN(e)); e += MLP(LN(e)); clamp] -> read-out
 
-    trace  a dict, if given, whose keys name what is asked for (see `activations`): its values are filled in, and once the
-           last of them is there, the pass ends and returns None:
-           acts.l         the residual stream before block l (acts.L: after the last)       [B, T, D]
-           blocks.l.in    the input of the attention layer, LN(acts.l)                       [B, T, D]
-           blocks.l.map   the attention map A, o = A v, obtained with v = identity           [B, heads, T, T]
-           blocks.l.out   what the layer adds to the stream                                  [B, T, D]
-    memory a dict, if given, makes this a stream: x holds just the next token, [B, 1, d_in], and memory what the layers keep of
-           all tokens before. Start with {}, and pass the same dict with every token.  Linear and mesa layers keep matrices of
-           fixed size, softmax layers all keys and values.  Forward only.
+    A position code that is not added to the stream is seen by the first block's queries and keys
+    alone: later blocks cannot tell neighbours from other tokens, unless the first has bound them.
 
+    x       [B, T, d_in], or integers [B, T, m]: a token is the sum of m rows of the embedding then
+    trace   a dict, if given, whose keys name what is asked for (see `activations`): its values are
+            filled in, and once the last of them is there, the pass ends and returns None
+    memory  a dict, if given, makes this a stream: x holds just the next token, [B, 1, d_in], and
+            memory what the layers keep of all tokens before.  Start with {}, and pass the same dict
+            with every token.  Linear and mesa layers keep matrices of fixed size, softmax layers
+            all keys and values.  Forward only.
     Raises KeyError if the model has nothing of a name that is asked for.
     """
-    c, start = config, 0
+    start, left = 0, set(trace or ())
     if memory is not None:
         start = memory["t"] = memory.get("t", -1) + 1
-    left = set(trace or ())
 
     def keep(name, a):                                  # an array, or a function that makes it
         if name in left:
             trace[name] = a() if callable(a) else a
             left.remove(name)
 
-    def norm(e, name):
-        return ad.layer_norm(e, params[name + ".scale"], params[name + ".bias"]) if c.layer_norm else e
-
-    e = x if not c.embed else params["embed"][x].sum(axis=2) if x.dtype.kind in "iu" else x @ params["embed"]
-    code = position_code(start, x.shape[1], c.width, e.dtype) if c.positional != "none" else None       # [T, D]
-    if c.positional == "add":
+    e, code = embedding(params, x, config), None
+    if config.positional != "none":
+        code = position_code(start, x.shape[1], config.width, e.dtype)      # [T, D]
+    if config.positional == "add":
         e, code = e + code, None
-    for l, kind in enumerate(c.kinds):
+    for l, kind in enumerate(config.kinds):
         b = f"blocks.{l}."
         keep(f"acts.{l}", e)
         if trace and not left:
             return None
-        e = e + attention_block(params, b, kind, norm(e, b + "ln1"), c, code if l == 0 else None, keep, memory)
-        if c.mlp_width:
-            e = e + ad.gelu(norm(e, b + "ln2") @ params[b + "w1"]) @ params[b + "w2"]
-        if c.clamp:
-            e = ad.clip(e, -c.clamp, c.clamp)
-    keep(f"acts.{len(c.kinds)}", e)
+        z = norm(params, b + "ln1", e, config)
+        e = e + attention_block(params, b, kind, z, config, code if l == 0 else None, keep, memory)
+        if config.mlp_width:
+            z = norm(params, b + "ln2", e, config)
+            e = e + ad.gelu(z @ params[b + "w1"]) @ params[b + "w2"]
+        if config.clamp:
+            e = ad.clip(e, -config.clamp, config.clamp)
+    keep(f"acts.{len(config.kinds)}", e)
     if left:
         raise KeyError(f"this model has no {', '.join(sorted(left))}")
-    return None if trace else e @ params["unembed"] if c.embed else e[..., :c.d_out]
+    if trace:
+        return None
+    return e @ params["unembed"] if config.embed else e[..., :config.d_out]
 
 
 def activations(params, x, config, names):
-    """What a forward pass comes by, as a dict: names as the trace of `transformer` has them."""
+    """What a forward pass comes by, as a dict name -> array.  The names, for layer l of L:
+
+    acts.l         the residual stream before block l (acts.L: after the last)  [B, T, D]
+    blocks.l.in    the input of the attention layer, z = LN(acts.l)             [B, T, D]
+    blocks.l.map   the attention map A, obtained with v = identity              [B, heads, T, T]
+    blocks.l.out   what the layer adds to the stream                            [B, T, D]
+    """
     trace = dict.fromkeys(names)
     transformer(params, x, config, trace)
     return trace
 
 
 def squared_error(prediction, target):
-    """1/2 E|prediction - target|^2, the mean over batch and time of half the squared length; [B, T, d] -> scalar."""
+    """1/2 E|prediction - target|^2, the mean over batch and time: [B, T, d] -> scalar."""
     B, T, _ = target.shape
     error = prediction - target
     return (error * error).sum() * (0.5 / (B * T))
 
 
-# ---------------------------------------------------------------------------------------------- theory as weights
+# -------------------------------------------------------------------------------- theory as weights
 
 
 def slot(i, d):
@@ -522,15 +435,21 @@ def slot(i, d):
     return slice(i * d, (i + 1) * d)
 
 
-def proposition_1(eta, d=10, key_size=20, heads=1):
-    """(params, config) of one linear layer that outputs one gradient step of size eta from W = 0.
+def no_weights(config):
+    """All weights of a model, zero: to be filled in by hand."""
+    params = init_params(np.random.default_rng(0), config)
+    return {name: np.zeros_like(w) for name, w in params.items()}
 
-    On tokens [0, *, x_t, x_{t-1}]: keys read x_{i-1}, values x_i, queries x_t, and W_o writes eta o_t into slot 0:
-    eta sum_{i<=t} x_i (x_{i-1} . x_t) = (W_0 - eta dL/dW) x_t at W_0 = 0, with L(W) = 1/2 sum_{i<=t} |x_i - W x_{i-1}|^2.
+
+def proposition_1(eta, d=10, key_size=20, heads=1):
+    """(params, config) of one linear layer that makes one gradient step of size eta from W = 0.
+
+    On tokens [0, *, x_t, x_{t-1}]: keys read x_{i-1}, values x_i, queries x_t, and wo writes
+    eta o_t into slot 0.  With L(W) = 1/2 sum_{i<=t} |x_i - W x_{i-1}|^2 and W_0 = 0, that is
+        eta sum_{i<=t} x_i (x_{i-1} . x_t) = eta N_t x_t = (W_0 - eta dL/dW) x_t.
     """
-    config = Config(("linear",), heads=heads, key_size=key_size, width=4 * d, d_in=4 * d, d_out=d)
-    params = {name: np.zeros_like(w) for name, w in init_params(np.random.default_rng(0), config).items()}
-    I = np.eye(d)
+    config = Config(("linear",), heads, key_size, width=4 * d, d_in=4 * d, d_out=d)
+    params, I = no_weights(config), np.eye(d)
     params["blocks.0.wq"][slot(2, d), 0, :d] = I
     params["blocks.0.wk"][slot(3, d), 0, :d] = I
     params["blocks.0.wv"][slot(2, d), 0, :d] = I
@@ -539,21 +458,25 @@ def proposition_1(eta, d=10, key_size=20, heads=1):
 
 
 def proposition_2(w, alpha, d=10, heads=4, n=None):
-    """(params, config) of k = len(w) linear layers that iterate on the context, on tokens [0, x_t, x_t, x_{t-1}].
+    """(params, config) of len(w) linear layers that iterate on the context.
 
-    Slot 0 collects the prediction, slot 1 is the residual r (the constructed token starts it at x_t).  Layer j:
-        r <- r - alpha_j S_t r,      prediction <- prediction + w_j N_t r      (the old r in both)
-    by one head whose query is r, its key x_{i-1} and its value (x_{i-1}, x_i).  `richardson_weights` chooses w and alpha for
-    gradient descent and for ridge regression; with free w and alpha_j = alpha, k layers reach N_t q(S_t) x_t for every
-    polynomial q of degree at most k - 1, if alpha is not 0.
-    With n, the same on tokens [0, phi_t, x_t, phi_{t-1}], phi_t in R^n, for regression of x_{t+1} on phi_t.
+    On tokens [0, x_t, x_t, x_{t-1}].  Slot 0 collects the prediction, slot 1 is the residual r (the
+    constructed token starts it at x_t).  Layer j, with the old r in both lines:
+        r          <- r - alpha_j S_t r
+        prediction <- prediction + w_j N_t r
+    by one head whose query is r, its key x_{i-1} and its value (x_{i-1}, x_i).  For gradient
+    descent and ridge regression `richardson_weights` chooses w and alpha; with free w and one
+    alpha, not 0, J layers reach N_t polynomial(S_t) x_t for every polynomial of degree J - 1 or
+    less.
+
+    With n, the same on tokens [0, phi_t, x_t, phi_{t-1}], phi_t in R^n, for regression on phi_t.
     """
     n = n or d
     D = 2 * (d + n)
-    config = Config(("linear",) * len(w), heads=heads, key_size=d + n, width=D, d_in=D, d_out=d)
-    params = {name: np.zeros_like(a) for name, a in init_params(np.random.default_rng(0), config).items()}
-    prediction, r, x, past = slice(0, d), slice(d, d + n), slice(d + n, 2 * d + n), slice(2 * d + n, D)
-    I_d, I_n = np.eye(d), np.eye(n)
+    config = Config(("linear",) * len(w), heads, key_size=d + n, width=D, d_in=D, d_out=d)
+    params, I_d, I_n = no_weights(config), np.eye(d), np.eye(n)
+    prediction, r = slice(0, d), slice(d, d + n)                    # the slots of a token
+    x, past = slice(d + n, 2 * d + n), slice(2 * d + n, D)
     for j in range(len(w)):
         b = f"blocks.{j}."
         params[b + "wq"][r, 0, :n] = I_n
@@ -566,12 +489,14 @@ def proposition_2(w, alpha, d=10, heads=4, n=None):
 
 
 def richardson_weights(eta, mu=0.0):
-    """(w, alpha) for which slot 0 of `proposition_2` holds N_t z_j after every layer j, where z_0 = 0 and
+    """(w, alpha) for which slot 0 of `proposition_2` holds N_t p_j after every layer j, where
 
-        z_j = z_{j-1} + eta_j (x_t - (S_t + mu I) z_{j-1}),  with residual  r_j = (1 - eta_j mu) r_{j-1} - eta_j S_t r_{j-1}.
+        p_j = p_{j-1} + eta_j (x_t - (S_t + mu I) p_{j-1}),  p_0 = 0,
+    approaches p = (S_t + mu I)^-1 x_t, what a mesa layer of ridge mu computes at once.
 
-    mu = 0 is gradient descent on W from 0 with step sizes eta_j. For mu > 0 the residual is also rescaled, which attention
-    cannot do; the factor c_j = prod_{i<=j} (1 - eta_i mu) is carried in the weights instead: w_j = eta_j c_{j-1},
+    mu = 0 is gradient descent on W from 0 with step sizes eta_j.  For mu > 0 the residual is also
+    rescaled, r_j = (1 - eta_j mu) r_{j-1} - eta_j S_t r_{j-1}, which attention cannot do; the
+    factor c_j = prod_{i<=j} (1 - eta_i mu) is carried in the weights instead: w_j = eta_j c_{j-1},
     alpha_j = eta_j / (1 - eta_j mu).  eta_j mu must not be 1.
     """
     eta = np.asarray(eta, float)
@@ -579,103 +504,128 @@ def richardson_weights(eta, mu=0.0):
     return eta * np.concatenate([[1.0], c[:-1]]), eta / (1 - eta * mu)
 
 
-# -------------------------------------------------------------------------------------------- reference algorithms
-# What a curve is held against. Least squares, gradient descent and their relatives all predict
-#     x_{t+1} ~ N_t q(S_t) x_t,
-# where q(S) stands for the inverse of S: each is an approximation of 1/s on the eigenvalues s of S_t. One
-# diagonalisation therefore serves them all, and an algorithm is one line, a function of s. They run in NumPy, on
-# states x [B, T+1, d] as data.linear_sequences returns them, for all sequences and all t at once.
+# ----------------------------------------------------------------------------- reference algorithms
+# What a curve is held against.  Least squares, gradient descent and their relatives all predict
+#     x_{t+1} ~ N_t inverse(S_t) x_t,
+# where inverse(S), a polynomial mostly, approximates S^-1: on the eigenvalues s of S_t it is an
+# approximation of 1/s.  One diagonalisation therefore serves them all, and an algorithm is a line
+# or two, a function of s; of s + mu for the ridge problem.  They run in NumPy, on states
+# x [B, T+1, d] as data.linear_sequences returns them, for all sequences and all t at once.
 
-Spectrum = namedtuple("Spectrum", "s x NV y")           # s, V^T x_t, N_t V, target x_{t+1}, where S_t = V diag(s) V^T
+# s, then x_t and N_t in the coordinates of S_t's eigenvectors, and the target x_{t+1}
+Spectrum = namedtuple("Spectrum", "s x N y")
 
 
 def spectrum(x, phi=None, newest=True):
-    """Spectrum of S_t for every prefix of states x [B, T+1, d]: s, x, y [B, T, d], NV [B, T, d, d].
+    """Spectrum of S_t for every prefix of states x [B, T+1, d]: s, x, y [B, T, d], N [B, T, d, d].
 
-    phi [B, T, n], if given, is what x_{t+1} is regressed on, instead of x_t: data.windows, data.feature.  Then n takes the
-    place of d in s, in x and as the last axis of NV.  newest=False leaves out the newest pair, (x_{t-1}, x_t): S_{t-1}, N_{t-1}.
+    phi [B, T, n], if given, is what x_{t+1} is regressed on, instead of x_t: data.windows,
+    data.feature.  Then n takes the place of d in s, in x and as the last axis of N.
+    newest=False leaves out the newest pair, (x_{t-1}, x_t): S_{t-1}, N_{t-1}.
     """
     now, phi, B = x[:, :-1], x[:, :-1] if phi is None else phi, len(x)
     before, after = previous(phi), now                  # the pairs
     if not newest:
         before, after = previous(before), previous(after)
     T, d, n = *now.shape[1:], phi.shape[-1]
-    s, x_V, NV = np.empty((B, T, n)), np.empty((B, T, n)), np.empty((B, T, d, n))
-    for b in range(0, B, 64):                           # 64 sequences at a time: the matrices V take the most memory
-        b = slice(b, b + 64)
-        s[b], V = np.linalg.eigh((before[b, :, :, None] * before[b, :, None, :]).cumsum(axis=1))
-        x_V[b] = (phi[b, :, None, :] @ V)[..., 0, :]
-        NV[b] = (after[b, :, :, None] * before[b, :, None, :]).cumsum(axis=1) @ V
-    return Spectrum(np.maximum(s, 0), x_V, NV, x[:, 1:])
+    s, x_there, N_there = np.empty((B, T, n)), np.empty((B, T, n)), np.empty((B, T, d, n))
+    for first in range(0, B, 64):           # 64 sequences at a time: eigenvectors take much memory
+        b = slice(first, first + 64)
+        s[b], vectors = eigen(before[b])
+        x_there[b] = (phi[b, :, None, :] @ vectors)[..., 0, :]
+        N_t = (after[b, :, :, None] * before[b, :, None, :]).cumsum(axis=1)
+        N_there[b] = N_t @ vectors
+    return Spectrum(s, x_there, N_there, x[:, 1:])
 
 
-def preconditioned_inputs(x, inverses):
-    """q(S_t) x_t for every function q of `inverses` (s -> q(s)) and states x [B, T, d]: a list of [B, T, d].  What a solver that
-    works on its query, as Proposition 2's layers do on slot 1, arrives at; for 1 / (s + ridge) at (S_t + ridge I)^-1 x_t."""
-    before = previous(x)
-    s, V = np.linalg.eigh((before[..., :, None] * before[..., None, :]).cumsum(axis=1))     # [B, T, d], [B, T, d, d]
-    x_V = (x[..., None, :] @ V)[..., 0, :]
-    return [(V @ (q(np.maximum(s, 0)) * x_V)[..., None])[..., 0] for q in inverses]
+def eigen(x):
+    """Eigenvalues and eigenvectors of sum_{i<=t} x_i x_i^T at every t: [B, T, d], [B, T, d, d]."""
+    s, vectors = np.linalg.eigh((x[..., :, None] * x[..., None, :]).cumsum(axis=1))
+    return np.maximum(s, 0), vectors
 
 
 def predict(spec, inverse):
-    """N_t V diag(inverse) V^T x_t for values `inverse` (of the shape of spec.s) in the place of 1/s: predictions [B, T, d]."""
-    return (spec.NV @ (inverse * spec.x)[..., None])[..., 0]
+    """Predictions [B, T, d] with values `inverse`, of the shape of spec.s, in the place of 1/s."""
+    return (spec.N @ (inverse * spec.x)[..., None])[..., 0]
+
+
+def preconditioned_inputs(x, inverses):
+    """inverse(S_t) x_t for every function of the list and states x [B, T, d]: a list of [B, T, d].
+
+    What a solver that works on its query, as Proposition 2's layers do on slot 1, arrives at; for
+    1 / (s + mu), a function in `inverses`, it is (S_t + mu I)^-1 x_t.
+    """
+    s, vectors = eigen(previous(x))
+    x_there = (x[..., None, :] @ vectors)[..., 0, :]
+    return [(vectors @ (inverse(s) * x_there)[..., None])[..., 0] for inverse in inverses]
 
 
 def gradient_descent(s, eta):
-    """k steps from W = 0 with step sizes eta [k]: z <- z + eta_j (1 - s z)."""
-    z = np.zeros_like(s)
+    """Steps of size eta_j from W = 0: inverse <- inverse + eta_j (1 - s inverse).
+
+    On s + mu, for the ridge problem, they are called Richardson's.
+    """
+    inverse = np.zeros_like(s)
     for j in range(len(eta)):
-        z = z + eta[j] * (1 - s * z)
-    return z
+        inverse = inverse + eta[j] * (1 - s * inverse)
+    return inverse
 
 
-def richardson(s, eta, mu):
-    """Gradient descent on the ridge problem: z <- z + eta_j (1 - (s + mu) z)."""
-    return gradient_descent(s + mu, eta)
+def neumann(s, alpha, steps):
+    """The Neumann series 1/s = alpha sum_j (1 - alpha s)^j, cut: gradient steps of one size."""
+    return sum(alpha * (1 - alpha * s) ** j for j in range(steps))
 
 
-def neumann(s, alpha, k):
-    """The Neumann series 1/s = alpha sum_j (1 - alpha s)^j, cut after k terms: k gradient steps of one size."""
-    return sum(alpha * (1 - alpha * s) ** j for j in range(k))
+def chebyshev(s, low, high, steps):
+    """The best polynomial of its degree for all s in [low, high]: gradient descent with momentum.
+
+    What is left, 1 - s inverse, is T((m - s) / r) / T(m / r) with Chebyshev's polynomial T of the
+    degree `steps`, m the middle of [low, high] and r its half-length: at most 1 / T(m / r) there.
+    """
+    m, r = (high + low) / 2, (high - low) / 2
+    rho, eta, beta = r / m, 1 / m, 0.0      # rho_j = T_j / T_{j+1} at m / r
+    inverse = last = np.zeros_like(s)
+    for _ in range(steps):
+        inverse, last = inverse + eta * (1 - s * inverse) + beta * (inverse - last), inverse
+        new = 1 / (2 * m / r - rho)
+        rho, eta, beta = new, 2 * new / r, new * rho
+    return inverse
 
 
-def chebyshev(s, eta, beta):
-    """Gradient descent with momentum, z_{j+1} = z_j + eta_j (1 - s z_j) + beta_j (z_j - z_{j-1}): the Chebyshev iteration
-    for particular eta, beta [k]."""
-    z = last = np.zeros_like(s)
-    for j in range(len(eta)):
-        z, last = z + eta[j] * (1 - s * z) + beta[j] * (z - last), z
-    return z
-
-
-def newton_schulz(s, mu, k):
-    """k steps of z <- z (2 - (s + mu) z) from z = 1 / trace: the error is squared in every step."""
-    z = 1 / (s + mu).sum(axis=-1, keepdims=True)
-    for _ in range(k):
-        z = z * (2 - (s + mu) * z)
-    return z
+def newton_schulz(s, steps):
+    """inverse <- inverse (2 - s inverse) from 1 / trace: each step squares 1 - s inverse."""
+    inverse = 1 / s.sum(axis=-1, keepdims=True)
+    for _ in range(steps):
+        inverse = inverse * (2 - s * inverse)
+    return inverse
 
 
 def frobenius(s):
-    """(eigenvalues of A, norm) for A = (S_t + 0.001 I) / norm, its Frobenius norm.  The authors' Richardson and Chebyshev work
-    on A, so that one set of step sizes serves eigenvalues of every size, and divide what they find by the norm.  No linear
-    layer can do that: the norm changes with t."""
+    """(eigenvalues a of A, norm) for A = (S_t + 0.001 I) / norm, its Frobenius norm.
+
+    The authors' Richardson and Chebyshev work on A, so that one set of step sizes serves
+    eigenvalues of every size, and divide what they find by the norm.  No linear layer can do that:
+    the norm changes with t.
+    """
     a = s + 1e-3
     norm = np.sqrt((a * a).sum(axis=-1, keepdims=True))
     return a / norm, norm
 
 
 def paper_steps(a, alpha, beta=None):
-    """The k steps that the paper's curves are held against, on eigenvalues a of the normalised matrix (`frobenius`): from the
-    identity, M <- M + prod_{i<=j} (1 - alpha_i a) + beta_j (M - M_before).  A polynomial of degree k in a, of k + 1 terms.
-    Without beta it is called Richardson there, with alpha and beta learned Chebyshev; M / norm stands for 1/s."""
-    M = M_before = product = np.ones_like(a)
+    """The k = len(alpha) steps that the paper's curves are held against; k + 1 terms, of degree k.
+
+    On eigenvalues a of the normalised matrix (`frobenius`), from the identity,
+        inverse <- inverse + prod_{i<=j} (1 - alpha_i a) + beta_j (inverse - before).
+    Without beta it is called Richardson there, with alpha and beta learned Chebyshev; divided by
+    the norm it stands for 1/s.
+    """
+    inverse = before = product = np.ones_like(a)
     for j in range(len(alpha)):
         product = product * (1 - alpha[j] * a)
-        M, M_before = M + product + (0 if beta is None else beta[j] * (M - M_before)), M
-    return M
+        momentum = 0 if beta is None else beta[j] * (inverse - before)
+        inverse, before = inverse + product + momentum, inverse
+    return inverse
 
 
 def ridge(s, mu):
@@ -684,71 +634,290 @@ def ridge(s, mu):
 
 
 def kernel_regression(x, bandwidth):
-    """Nadaraya-Watson: the mean of the states x_i that followed states x_{i-1} near x_t, weighted by
-    exp(-|x_{i-1} - x_t|^2 / (2 bandwidth^2)).  Interpolation, the rival explanation.  [B, T+1, d] -> [B, T, d]
+    """Nadaraya-Watson, the rival explanation: interpolation.   [B, T+1, d] -> [B, T, d]
+
+    The mean of the states x_i that followed states x_{i-1} near x_t, weighted by
+    exp(-|x_{i-1} - x_t|^2 / (2 bandwidth^2)).
     """
-    keys, values, queries = x[:, :-2], x[:, 1:-1], x[:, 1:-1]               # at t = 2 ... T: pairs (x_{i-1}, x_i), i <= t
-    score = queries @ adjoint(keys) - 0.5 * (keys * keys).sum(axis=-1)[:, None, :]          # [B, T-1, T-1]
+    # at t = 2 ... T: pairs (x_{i-1}, x_i) with i <= t; at t = 1 nothing has been seen
+    keys, values, queries = x[:, :-2], x[:, 1:-1], x[:, 1:-1]
+    score = queries @ adjoint(keys)                                         # [B, T-1, T-1]
+    score = score - 0.5 * (keys * keys).sum(axis=-1)[:, None, :]
     unseen = np.where(np.tri(score.shape[-1], dtype=bool), 0, -np.inf)
     later = ad.softmax(score * bandwidth ** -2 + unseen) @ values
-    return ad.concatenate([np.zeros_like(x[:, :1]), later], axis=1)         # at t = 1 nothing has been seen
+    return ad.concatenate([np.zeros_like(x[:, :1]), later], axis=1)
 
 
 def tune(algorithm, target, start):
-    """Coefficients for which algorithm(theta) -> predictions [B, T, d] has the smallest loss against `target`.
+    """Coefficients theta for which algorithm(theta) -> predictions [B, T, d] has the smallest loss.
 
-    start: array [n]. SciPy's L-BFGS-B does the minimising, the tape gives it the gradient. Tune and judge on different
-    sequences. Returns theta [n].
+    target [B, T, d]; start and what is returned: arrays [n].  SciPy's L-BFGS-B does the minimising,
+    the tape gives it the gradient.  Tune and judge on different sequences.
     """
     def loss_and_gradient(theta):
-        loss, grads = ad.value_and_grad(lambda p: squared_error(algorithm(p["theta"]), target), {"theta": theta})
+        loss, grads = ad.value_and_grad(
+            lambda p: squared_error(algorithm(p["theta"]), target), {"theta": theta})
         return float(loss), grads["theta"]
-    return scipy.optimize.minimize(loss_and_gradient, np.asarray(start, float), jac=True, method="L-BFGS-B").x
+    start = np.asarray(start, float)
+    return scipy.optimize.minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B").x
 
 
 def identity_block_optimum(x):
-    """The best of all one-layer linear-attention models on [0, 0, x_t, x_{t-1}] whose weights are multiples of identity
-    blocks (two or more heads, key size at least 2d), on exactly these sequences, for it is fitted to them: (predictions
-    [B, T, d], coefficients [2, 2, 2]).
+    """The best one-layer linear-attention model whose weights are multiples of identity blocks.
 
-    Such a model is a linear combination of the eight sums  sum_{i<=t} v (k . q)  with v, k in {x_i, x_{i-1}} and
-    q in {x_t, x_{t-1}} (that order of axes), so least squares finds the optimum. The one gradient step of Proposition 1
-    is (v, k, q) = (x_i, x_{i-1}, x_t), coefficient [0, 1, 0].
+    On tokens [0, 0, x_t, x_{t-1}], with two or more heads and key size at least 2d, and on exactly
+    these sequences x [B, T+1, d], for it is fitted to them: (predictions [B, T, d], coefficients
+    [2, 2, 2]).
+
+    Such a model is a linear combination of the eight sums  sum_{i<=t} v (k . q)  with v, k in
+    {x_i, x_{i-1}} and q in {x_t, x_{t-1}} (that order of axes), so least squares finds the optimum.
+    Proposition 1's gradient step is (v, k, q) = (x_i, x_{i-1}, x_t), coefficient [0, 1, 0].
     """
     two = np.stack([x[:, :-1], previous(x[:, :-1])])                        # [2, B, T, d]
     sums = np.stack([linear_attention(two[q], two[k], two[v])
-                     for v in (0, 1) for k in (0, 1) for q in (0, 1)], axis=-1)             # [B, T, d, 8]
+                     for v in (0, 1) for k in (0, 1) for q in (0, 1)], axis=-1)     # [B, T, d, 8]
     coefficients = np.linalg.lstsq(sums.reshape(-1, 8), x[:, 1:].ravel(), rcond=None)[0]
     return sums @ coefficients, coefficients.reshape(2, 2, 2)
 
 
-def main():
-    np.set_printoptions(precision=4, suppress=True)
+# --------------------------------------------------------------------------------- the same, faster
+# Layout.  A product with a head's map comes out where merging the heads, which comes next, needs no
+# copy: copying would take half as long as the product.
+
+
+def mix(A, X):
+    """A @ X for a map A [B, heads, T, T] and rows X [B, heads, T, Dk], in memory [B, T, heads, Dk].
+
+    Arrays of other ranks: just A @ X.
+    """
+    if X.ndim != 4:
+        return A @ X
+    B, heads, T, Dk = X.shape
+    return xp.matmul(A, X, out=xp.empty((B, T, heads, Dk), X.dtype).swapaxes(1, 2))
+
+
+def to_heads(e, w):
+    """einsum("btd,dhk->bhtk", e, w): queries, keys or values of tokens, as one matrix product.
+
+    e [B, T, D], w [D, heads, Dk] -> [B, heads, T, Dk], a view of memory [B, T, heads, Dk].  A
+    cotangent that comes from `mix` lies in memory like that, too, and is flattened without a copy.
+    """
+    B, T, D = e.shape
+    rows = ad.matmul(e, ad.reshape(w, D, -1))                       # [B, T, heads Dk]
+    return ad.swapaxes(ad.reshape(rows, B, T, *w.shape[1:]), 1, 2)
+
+
+def from_heads(o, w):
+    """einsum("bhtk,hkd->btd", o, w): the sum of what all heads write, as one matrix product.
+
+    o [B, heads, T, Dk], w [heads, Dk, D] -> [B, T, D]
+    """
+    B, heads, T, Dk = o.shape
+    rows = ad.reshape(ad.swapaxes(o, 1, 2), B, T, heads * Dk)       # no copy if o comes from `mix`
+    return ad.matmul(rows, ad.reshape(w, heads * Dk, -1))
+
+
+# Chunks.  A sequence is cut into chunks of C tokens.  Within a chunk attention is as above; all
+# earlier chunks c' < c act through one matrix,
+#     KV_c = sum_{i before chunk c} k_i v_i^T  [Dk, Dv]:    O_c = tril(Q_c K_c^T) V_c + Q_c KV_c.
+
+CHUNK = 64              # longer sequences are cut into chunks of at most this length
+
+
+def cut(X, most=None):
+    """[..., T, Dk] -> [..., chunks, C, Dk], chunks of equal length C <= most (CHUNK if left out).
+
+    The last is filled up with zeros.
+    """
+    T = X.shape[-2]
+    chunks = -(-T // (most or CHUNK))                   # rounded up
+    C = -(-T // chunks)
+    if chunks * C > T:
+        zeros = xp.zeros((*X.shape[:-2], chunks * C - T, X.shape[-1]), X.dtype)
+        X = xp.concatenate([X, zeros], axis=-2)
+    return X.reshape(*X.shape[:-2], chunks, C, X.shape[-1])
+
+
+def join(X, T):
+    """What `cut` made, together again: [..., chunks, C, Dk] -> [..., T, Dk]."""
+    return X.reshape(*X.shape[:-3], -1, X.shape[-1])[..., :T, :]
+
+
+def chunked_linear_attention(q, k, v):
+    """`linear_attention` at cost linear in T; all chunks are computed at once.
+
+    KV_c is a running sum over chunks.  In the VJP its cotangent is Q_c^T G_c, and since k_i, v_i
+    enter the KV of all later chunks, these add up to QG_c = sum_{t after chunk c} q_t g_t^T:
+        of Q_c: M K_c + G_c KV_c^T    of K_c: M^T Q_c + V_c QG_c^T    of V_c: A^T G_c + K_c QG_c
+    """
+    T = q.shape[-2]
+
+    def before(X):                                      # sums over the chunks before each
+        return X.cumsum(axis=-3) - X
+
+    def after(X):
+        return before(X[..., ::-1, :, :])[..., ::-1, :, :]
+
+    Q, K, V = cut(value(q)), cut(value(k)), cut(value(v))           # [..., chunks, C, Dk]
+    A = tril(Q @ adjoint(K))                                        # [..., chunks, C, C]
+    KV = before(adjoint(K) @ V)                                     # [..., chunks, Dk, Dv]
+
+    def vjp(G):
+        G = cut(G)
+        M = tril(G @ adjoint(V))
+        QG = after(adjoint(Q) @ G)
+        return (join(M @ K + G @ adjoint(KV), T), join(adjoint(M) @ Q + V @ adjoint(QG), T),
+                join(adjoint(A) @ G + K @ QG, T))
+    return record(join(A @ V + Q @ KV, T), (q, k, v), vjp)
+
+
+# The square root of R.  Sherman-Morrison subtracts, and where a long key meets a large lambda
+# almost nothing is left of numbers of size lambda: rounding errors of size eps lambda can swamp R,
+# which may even stop being positive.  Its square root does not have that weakness (Potter 1963).
+# With R = root root^T and f_t = root_{t-1}^T k_t: u_t = root_{t-1} f_t, nu_t = 1 + f_t . f_t, and
+#     R_t = root_{t-1} (I - f_t f_t^T / nu_t) root_{t-1}^T,
+#     (I - f f^T / (nu + sqrt(nu)))^2 = I - f f^T / nu,    hence
+#     root_t = root_{t-1} - gain_t f_t^T,    gain_t = u_t / (nu_t + sqrt(nu_t)),
+# from root_0 = sqrt(lambda) I.  R = root root^T is positive whatever the rounding, nu >= 1 always,
+# and errors are of size eps sqrt(lambda |R^-1|) instead of the square of that root.
+#
+# Within a chunk of tokens root_t = root_c - sum_i gain_i f_i^T, where root_c is the root at the
+# chunk's start: so applying root_t or root_t^T to the vector of its own time t is a product with
+# root_c and a linear attention over the chunk.  Once the f_i, the gain_i and a root per chunk are
+# known, no loop over time is left.
+
+
+def square_root_sweep(K, lam):
+    """The recurrence root_t = root_{t-1} - gain_t f_t^T for keys K [B, heads, T, Dk], in chunks.
+
+    Returns F and gains [B, heads, chunks, C, Dk], the vectors f_t and gain_t, and roots
+    [B, heads, chunks, Dk, Dk], the root at the start of every chunk.  Raises FloatingPointError
+    where a key is not finite or overflows.
+
+    The loop over time is a Python loop, so each of its steps should do much: the batch goes last,
+    and every entry of the root is then one contiguous vector over all sequences and heads.  In
+    float32 errors stay near 1e-4 while lambda sum |k|^2 over a chunk, which bounds how much R can
+    shrink in it, is below 1e6, and over up to 8 chunks, as they grow with T; beyond, and on a
+    device, where asking for that bound would interrupt it, the sweep runs in double precision.
+    """
+    B, heads, _, Dk = K.shape
+    K = cut(K)                                          # [B, heads, chunks, C, Dk]
+    chunks, C = K.shape[2:4]
+
+    def bound():
+        lengths = xp.einsum("bhntk,bhntk->bhn", K, K.conj()).real
+        return float((lam[:, None] * lengths).max())
+    on_cpu = xp.module is np
+    if not on_cpu or chunks > 8 or not bound() < 1e6:
+        K = K.astype(xp.result_type(K.dtype, "float64"))
+        if on_cpu and not bound() < float("inf"):
+            raise FloatingPointError("a key is not finite, or lambda |k|^2 overflows: R_t cannot "
+                                     "be computed")
+    k = xp.ascontiguousarray(K.transpose(2, 3, 4, 0, 1))            # [chunks, C, Dk, B, heads]
+    F, gains = xp.empty_like(k), xp.empty_like(k)
+    roots = xp.empty((chunks, Dk, Dk, B, heads), K.dtype)
+    root = xp.zeros((Dk, Dk, B, heads), K.dtype)
+    root[xp.arange(Dk), xp.arange(Dk)] = lam ** 0.5
+    for c in range(chunks):
+        roots[c] = root
+        for t in range(C):
+            f = xp.einsum("ijbh,ibh->jbh", root.conj(), k[c, t])    # root^T k      [Dk, B, heads]
+            nu = 1 + (f.conj() * f).real.sum(axis=0)
+            gain = xp.einsum("ijbh,jbh->ibh", root, f) / (nu + xp.sqrt(nu))
+            root -= gain[:, None] * f.conj()
+            F[c, t], gains[c, t] = f, gain
+    return [a.transpose(3, 4, 0, 1, 2) for a in (F, gains, roots)]
+
+
+def apply_R(F, gains, roots, X):
+    """Rows R_t x_t = root_t root_t^T x_t for X [B, heads, T, Dk], after `square_root_sweep`:
+
+        root_t^T x = root_c^T x - sum_i f_i (gain_i . x),
+        root_t x   = root_c x - sum_i gain_i (f_i . x),          i <= t in the chunk c of t.
+    """
+    rows = cut(X)                                                   # [B, heads, chunks, C, Dk]
+    out = xp.empty_like(rows)
+    for c in range(0, rows.shape[2], 8):    # 8 at a time: what this allocates stays in the cache
+        f, gain, root, x = (a[:, :, c:c + 8] for a in (F, gains, roots, rows))
+        x = x @ root.conj() - linear_attention(x.astype(f.dtype), gain, f)      # root_t^T x
+        out[:, :, c:c + 8] = x @ root.swapaxes(-1, -2) - linear_attention(x, f, gain)
+    return join(out, X.shape[2])
+
+
+# ------------------------------------------------------------------------------------------ by hand
+
+
+def show_mesa_layer():
+    """The Sherman-Morrison recursion, every number of it."""
+    lam, q = 1.0, np.array([1.0, 1.0])
     K = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
     V = np.array([[1.0, 0.0], [2.0, 1.0], [2.0, 2.0]])
-    Q = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
-    lam = 1.0
-    print("The mesa layer by hand: T = 3 tokens, key size Dk = 2, lambda = 1, the same query (1, 1) at every t.\n"
-          "  u = R k,  s = 1 + k.u,  R <- R - u u^T / s,  p = R q,  o = sum_{i<=t} v_i (k_i . p)\n")
+    print("The mesa layer: T = 3 tokens, Dk = 2, lambda = 1, the query q = (1, 1) at every t:\n"
+          "  u = R k,  nu = 1 + k.u,  R <- R - u u^T / nu,  p = R q,  o = sum_{i<=t} v_i (k_i . p)")
     R = lam * np.eye(2)
     for t in range(3):
         u = R @ K[t]
-        s = 1 + K[t] @ u
-        R = R - np.outer(u, u) / s
-        p = R @ Q[t]
+        nu = 1 + K[t] @ u
+        R = R - np.outer(u, u) / nu
+        p = R @ q
         o = sum(V[i] * (K[i] @ p) for i in range(t + 1))
-        inverse = np.linalg.inv(K[:t + 1].T @ K[:t + 1] + np.eye(2) / lam)
-        print(f"  t = {t + 1}   k = {K[t]}  v = {V[t]}   u = {u}   s = {s:.4f}   R = {R.tolist()}")
-        print(f"          p = {p}   o = {o}   |R - inverse of the Gram matrix| = {abs(R - inverse).max():.1e}")
-    layer = mesa_attention(Q[None, None], K[None, None], V[None, None], np.array([lam]))[0, 0]
-    Phi = np.linalg.solve(K.T @ K + np.eye(2), K.T @ V).T
-    print(f"\n  mesa_attention gives o_3 = {layer[2]}; ridge regression of all v on all k, applied to q: {Phi @ Q[2]}")
+        off = abs(R - np.linalg.inv(K[:t + 1].T @ K[:t + 1] + np.eye(2) / lam)).max()
+        print(f"  t = {t + 1}   k = {K[t]}  v = {V[t]}   u = {u}   nu = {nu:.4f}\n"
+              f"          R = {R.round(4).tolist()}, {off:.0e} off (sum k k^T + I)^-1\n"
+              f"          p = {p}   o = {o}")
+    Q = np.array([q, q, q])
+    o = mesa_attention(Q[None, None], K[None, None], V[None, None], np.array([lam]))[0, 0, 2]
+    Phi = np.linalg.solve(K.T @ K + np.eye(2) / lam, K.T @ V).T
+    print(f"  mesa_attention says o_3 = {o};  ridge regression of all v on all k says {Phi @ q}")
+
+
+def show_proposition_1():
+    """A linear layer beside the gradient step it was built to make."""
     x = linear_sequences(np.random.default_rng(0), 1, 20, d=3)
     params, config = proposition_1(eta=0.05, d=3, key_size=3)
     out = transformer(params, constructed_tokens(x[:, :-1]), config)[0, -1]
     step = 0.05 * sum(np.outer(x[0, i], x[0, i - 1]) for i in range(1, 20)) @ x[0, 19]
     print(f"\nProposition 1, d = 3, T = 20: the linear layer says {out},\n"
           f"                  one gradient step from W = 0 says {step}")
+
+
+def show_proposition_2():
+    """Two layers beside two gradient steps, on the corners of a square, visited in turn."""
+    x, eta = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]), [0.25, 0.5]
+    params, config = proposition_2(*richardson_weights(eta), d=2)
+    names = ["acts.0", "acts.1", "acts.2"]
+    streams = activations(params, constructed_tokens(x[None]), config, names)
+    N, S = (sum(np.outer(x[i + ahead], x[i]) for i in range(3)) for ahead in (1, 0))
+    print(f"\nProposition 2 on x = (1, 0), (0, 1), (-1, 0), (0, -1), at t = 4; x_5 is (1, 0).\n"
+          f"  N = {N.tolist()}, S = {S.tolist()};\n"
+          f"  eta = {eta} in  W <- W + eta (N - W S)  and  r <- r - eta S r,  from r = x_4")
+    W, r = np.zeros((2, 2)), x[3]
+    for j, name in enumerate(names):
+        slots = streams[name][0, 3]
+        print(f"  after {j} layers:  slot 0 = {slots[:2]}  W x_4 = {W @ x[3]}  W = {W.tolist()}\n"
+              f"                   slot 1 = {slots[2:4]}  r = {r}")
+        if j < 2:
+            W, r = W + eta[j] * (N - W @ S), r - eta[j] * S @ r
+
+
+def show_inverses():
+    """What the iterations make of 1/s."""
+    s = np.array([1.0, 2.0, 4.0])
+    print("\n1/s after four steps; by hand (1 - e) / s, where e is what is left of 1 - s inverse:")
+    for name, inverse, e in (
+            ("Neumann, alpha = 1/4", neumann(s, 0.25, 4), "(1 - s/4)^4"),
+            ("Chebyshev on [1, 4]", chebyshev(s, 1, 4, 4), "T_4((5 - 2s) / 3) / T_4(5/3)"),
+            ("Newton-Schulz from 1/7", newton_schulz(s, 4), "(1 - s/7)^16")):
+        print(f"  {name:24s} {inverse}   e = {e}")
+    print(f"  {'1/s for s = 1, 2, 4':24s} {ridge(s, 0)}")
+
+
+def main():
+    np.set_printoptions(precision=4, suppress=True)
+    show_mesa_layer()
+    show_proposition_1()
+    show_proposition_2()
+    show_inverses()
 
 
 if __name__ == "__main__":

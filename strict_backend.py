@@ -10,9 +10,9 @@ float(), int() and bool() wait for.
 import numpy as _np
 
 NAMES = {"abs", "add.at", "arange", "asarray", "ascontiguousarray", "broadcast_to", "clip", "concatenate", "cos", "einsum",
-         "empty", "empty_like", "exp", "expand_dims", "eye", "finfo", "inf", "iscomplexobj", "linalg.cholesky", "linalg.norm",
-         "linalg.solve", "log", "logaddexp", "matmul", "maximum", "minimum", "nan", "ones", "ones_like", "result_type",
-         "shape", "sin", "split", "sqrt", "stack", "take_along_axis", "tanh", "tensordot", "tri", "triu", "where", "zeros",
+         "empty", "empty_like", "exp", "expand_dims", "eye", "finfo", "inf", "iscomplexobj", "linalg.norm", "linalg.solve",
+         "log", "logaddexp", "matmul", "maximum", "minimum", "nan", "ones", "ones_like", "result_type",
+         "shape", "sin", "split", "sqrt", "stack", "take_along_axis", "tanh", "tensordot", "tri", "where", "zeros",
          "zeros_like"}
 METHODS = {"astype", "conj", "conjugate", "cumsum", "dtype", "imag", "max", "mean", "nbytes", "ndim", "real", "reshape", "shape",
            "size", "sum", "swapaxes", "transpose"}
