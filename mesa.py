@@ -23,7 +23,7 @@ read k . q as k^H q and ^T as ^H then (`adjoint` in the code).
 Run it: `python mesa.py` walks through the Sherman-Morrison recursion for T = 3, Dk = 2 with every number printed.
 """
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
 from autodiff import Tensor, adjoint, record, value, xp
@@ -301,7 +301,7 @@ def precondition_cholesky(Q, K, lam):
 @dataclass(frozen=True)
 class Config:
     """The shape of a Transformer. Its weights are a plain dict: see `init_params` for their names and shapes."""
-    kinds: tuple                # of KINDS, one per block
+    kinds: tuple                # of KINDS or more_kinds, one per block
     heads: int = 4
     key_size: int = 20
     width: int = 40             # D
@@ -313,6 +313,7 @@ class Config:
     mlp_width: int = 0          # 0: no MLP
     qk_norm: bool = False       # queries and keys of unit length, but in softmax layers, whose scores need longer ones
     clamp: float = 0.0          # the stream is clipped to [-clamp, clamp] after each block; 0: it is not
+    more_kinds: dict = field(default_factory=dict, repr=False, compare=False)       # {name: Kind}: those that a study adds
 
 
 # The attentions one token at a time: (memory of the past or None, q, k, v [B, heads, 1, .]) -> (o [B, heads, 1, Dv], new memory).
@@ -351,6 +352,11 @@ KINDS = {"linear": Kind(linear_attention, linear_step),
                       lambda config: {"log_lam": (config.heads,)}, lambda weight, z: (ad.exp(weight("log_lam")),))}
 
 
+def kind_of(name, config):
+    """The Kind of that name."""
+    return KINDS[name] if name in KINDS else config.more_kinds[name]
+
+
 def init_params(rng, config, std=0.02):
     """Weights ~ N(0, std^2), log(lambda) = 0, layer norms the identity: a dict name -> float64 array."""
     c, D = config, config.width
@@ -359,7 +365,7 @@ def init_params(rng, config, std=0.02):
         b, D_qk = f"blocks.{l}.", 2 * D if c.positional == "concat" and l == 0 else D
         shapes |= {b + "wq": (D_qk, c.heads, c.key_size), b + "wk": (D_qk, c.heads, c.key_size),
                    b + "wv": (D, c.heads, c.key_size), b + "wo": (c.heads, c.key_size, D)}
-        shapes |= {b + name: shape for name, shape in KINDS[kind].shapes(c).items()}
+        shapes |= {b + name: shape for name, shape in kind_of(kind, c).shapes(c).items()}
         if c.layer_norm:
             shapes |= {b + "ln1.scale": (D,), b + "ln1.bias": (D,)}
         if c.mlp_width:
@@ -415,19 +421,19 @@ def projections(params, b, kind, z, config, code=None):
     q, k, v = to_heads(z_qk, params[b + "wq"]), to_heads(z_qk, params[b + "wk"]), to_heads(z, params[b + "wv"])
     if config.qk_norm and kind != "softmax":            # the small number keeps the gradient finite where a vector is zero
         q, k = (x * ((x * x).sum(axis=-1, keepdims=True) + 1e-14) ** -0.5 for x in (q, k))
-    return q, k, v, *KINDS[kind].arguments(lambda name: params[b + name], z)
+    return q, k, v, *kind_of(kind, config).arguments(lambda name: params[b + name], z)
 
 
 def attention_block(params, b, kind, z, config, code=None, keep=lambda name, a: None, memory=None):
     """What one attention layer adds to the stream, given its input z [B, T, D]; `b` is its prefix in params."""
     q, k, v, *more = projections(params, b, kind, z, config, code)
     if memory is None:
-        o = KINDS[kind].attention(q, k, v, *more)                           # [B, heads, T, Dk]
+        o = kind_of(kind, config).attention(q, k, v, *more)                   # [B, heads, T, Dk]
     else:
-        o, memory[b] = KINDS[kind].step(memory.get(b), q, k, v, *more)
+        o, memory[b] = kind_of(kind, config).step(memory.get(b), q, k, v, *more)
     out, T = from_heads(o, params[b + "wo"]), z.shape[1]                    # [B, T, D]
     keep(b + "in", z)
-    keep(b + "map", lambda: KINDS[kind].attention(
+    keep(b + "map", lambda: kind_of(kind, config).attention(
         q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:3], T)), *more))
     keep(b + "out", out)
     return out

@@ -126,7 +126,7 @@ class Settings:
             choose(name, getattr(self, name), allowed)
         need(self.kinds, "kinds must name at least one block, for example --kinds linear,linear")
         for kind in self.kinds:
-            choose("kinds", kind, mesa.KINDS)
+            choose("kinds", kind, mesa.KINDS | self.config.more_kinds)
         need(self.steps == 0 or self.warmup < self.steps, f"warmup ({self.warmup}) must be smaller than steps "
              f"({self.steps}): add for example --warmup {self.steps // 10}")
         need(all(0 <= n <= self.steps for n in self.snapshots), f"snapshots must lie between 0 and steps ({self.steps})")
