@@ -91,8 +91,6 @@ def definitions():
         for node in tree.body:
             names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
                 n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-            if not names and isinstance(node, ast.Assign):
-                names = [""]                            # what a module puts into another's table
             uses = set()
             for n in ast.walk(node):
                 if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n) is not None:
@@ -111,7 +109,8 @@ def code_behind(f):
     """The code that a measurement can run, of this project's modules: its own function and, in turn, all that is named in it.
     Comments, docstrings, drawing and whatever else it does not name are not in it: editing those keeps what was measured."""
     module = Path(f.__code__.co_filename).stem          # a script calls itself __main__
-    known, todo, seen = definitions(), [(module, ""), (module, f.__name__)], {}
+    # a study's own Settings make the models that its measurements are handed
+    known, todo, seen = definitions(), [(module, "Settings"), (module, f.__name__)], {}
     while todo:
         name = todo.pop()
         if name in known and name not in seen:
