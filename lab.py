@@ -112,8 +112,6 @@ def definitions():
             parts = list(ast.walk(node))
             names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
                 n.id for n in parts if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-            if not names and isinstance(node, ast.Assign):
-                names = [""]                            # what a module puts into another's table
             uses = {imported.get(n.id, (module, n.id)) for n in parts if isinstance(n, ast.Name)}
             uses |= {(imported[n.value.id][0], n.attr) for n in parts
                      if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
@@ -132,7 +130,8 @@ def code_behind(f):
     turn, all that is named in it.  Comments, docstrings, drawing and whatever else it does not name
     are not in it: editing those keeps what was measured."""
     module = Path(f.__code__.co_filename).stem          # a script calls itself __main__
-    known, todo, seen = definitions(), [(module, ""), (module, f.__name__)], {}
+    # a study's own Settings make the models that its measurements are handed
+    known, todo, seen = definitions(), [(module, "Settings"), (module, f.__name__)], {}
     while todo:
         name = todo.pop()
         if name in known and name not in seen:

@@ -34,7 +34,7 @@ k^H q and ^T as ^H then (`adjoint` in the code).
 Run it: `python mesa.py` walks through small examples with numbers to be checked by hand.
 """
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import autodiff as ad       # before NumPy: it sets the number of BLAS threads
 from autodiff import Tensor, adjoint, record, value, xp
@@ -209,7 +209,7 @@ def reverse_sweep(K, X, R):
 @dataclass(frozen=True)
 class Config:
     """The shape of a Transformer. Its weights are a plain dict: `weights` has names and shapes."""
-    kinds: tuple                # of KINDS, one per block
+    kinds: tuple                # of KINDS or more_kinds, one per block
     heads: int = 4
     key_size: int = 20          # Dk
     width: int = 40             # D
@@ -221,6 +221,7 @@ class Config:
     mlp_width: int = 0          # 0: no MLP
     qk_norm: bool = False       # q and k of unit length; not in softmax layers, which need longer
     clamp: float = 0.0          # the stream is clipped to [-clamp, clamp] after each block; 0: not
+    more_kinds: dict = field(default_factory=dict, repr=False, compare=False)   # name -> Kind
 
 
 # The attentions one token at a time: (memory of the past, None at first, and q, k, v
@@ -283,7 +284,7 @@ def weights(config):
                   b + "wk": Weight((D_qk, c.heads, c.key_size)),
                   b + "wv": Weight((D, c.heads, c.key_size)),
                   b + "wo": Weight((c.heads, c.key_size, D))}
-        found |= {b + name: weight for name, weight in KINDS[kind].weights(c).items()}
+        found |= {b + name: weight for name, weight in kind_of(kind, c).weights(c).items()}
         if c.layer_norm:
             found |= {b + "ln1.scale": scale, b + "ln1.bias": bias}
         if c.mlp_width:
@@ -293,6 +294,11 @@ def weights(config):
     if c.embed:
         found["unembed"] = Weight((D, c.d_out))
     return found
+
+
+def kind_of(name, config):
+    """The Kind of that name."""
+    return KINDS[name] if name in KINDS else config.more_kinds[name]
 
 
 def init_params(rng, config, std=0.02):
@@ -318,7 +324,7 @@ def projections(params, b, kind, z, config, code=None):
     v = to_heads(z, params[b + "wv"])
     if config.qk_norm and kind != "softmax":    # 1e-14: a finite gradient where a vector is zero
         q, k = (x * ((x * x).sum(axis=-1, keepdims=True) + 1e-14) ** -0.5 for x in (q, k))
-    return q, k, v, *KINDS[kind].arguments(lambda name: params[b + name], z)
+    return q, k, v, *kind_of(kind, config).arguments(lambda name: params[b + name], z)
 
 
 def attention_block(params, b, kind, z, config, code=None, keep=lambda name, a: None, memory=None):
@@ -329,12 +335,12 @@ def attention_block(params, b, kind, z, config, code=None, keep=lambda name, a: 
     """
     q, k, v, *more = projections(params, b, kind, z, config, code)
     if memory is None:
-        o = KINDS[kind].attention(q, k, v, *more)                   # [B, heads, T, Dk]
+        o = kind_of(kind, config).attention(q, k, v, *more)                   # [B, heads, T, Dk]
     else:
-        o, memory[b] = KINDS[kind].step(memory.get(b), q, k, v, *more)
+        o, memory[b] = kind_of(kind, config).step(memory.get(b), q, k, v, *more)
     out, T = from_heads(o, params[b + "wo"]), z.shape[1]            # [B, T, D]
     keep(b + "in", z)
-    keep(b + "map", lambda: KINDS[kind].attention(
+    keep(b + "map", lambda: kind_of(kind, config).attention(
         q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:3], T)), *more))
     keep(b + "out", out)
     return out

@@ -20,7 +20,7 @@ import mesa
 import store
 import strict_backend
 import train
-from test_mesa import OPERATIONS, REAL_OPERATIONS, relative
+from test_mesa import OPERATIONS, REAL_OPERATIONS, check_golden_layer, relative
 
 HOST_ARRAYS = {"add a constant", "reshape", "swapaxes", "index by a list", "index by an integer array", "concatenate", "cross_entropy"}
 
@@ -56,6 +56,8 @@ def test_operations_and_their_vjps_run_on_the_device(name, strict):
 def test_golden_predictions_on_the_device(path, strict):
     with np.load(path, allow_pickle=False) as file:
         gold = dict(file)
+    if "config" not in gold:
+        return check_golden_layer(gold)
     settings = json.loads(str(gold["config"]))
     config = mesa.Config(d_in=gold["x"].shape[-1], d_out=gold["y"].shape[-1],
                          **{k: tuple(v) if k == "kinds" else v for k, v in settings.items() if k in mesa.Config.__dataclass_fields__})

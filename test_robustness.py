@@ -20,6 +20,7 @@ import bench
 import data
 import emergence
 import figures
+import gated
 import lab
 import language
 import mesa
@@ -306,7 +307,8 @@ def model(request):
     rng = np.random.default_rng([5, request.param])
     embed, positional = bool(rng.integers(2)), str(rng.choice(["none", "add", "concat"]))
     D = int(rng.integers(3, 9))                         # (a layer norm over two entries, or a unit key of one, has no gradient)
-    config = mesa.Config(tuple(str(k) for k in rng.choice(list(mesa.KINDS), rng.integers(1, 4))), heads=int(rng.integers(1, 4)),
+    kinds = rng.choice(list(mesa.KINDS | gated.KINDS), rng.integers(1, 4))
+    config = mesa.Config(tuple(str(k) for k in kinds), more_kinds=gated.KINDS, heads=int(rng.integers(1, 4)),
                          key_size=int(rng.integers(2, 6)), width=D, d_in=int(rng.integers(1, 6)) if embed else D,
                          d_out=int(rng.integers(1, D + 1)), embed=embed, positional=positional, layer_norm=bool(rng.integers(2)),
                          mlp_width=int(rng.choice([0, 7])), qk_norm=bool(rng.integers(2)), clamp=float(rng.choice([0, 5])))

@@ -150,7 +150,7 @@ class Settings:
         choose("dtype", self.dtype, ("float32", "float64"))
         need(self.kinds, "kinds must name at least one block, for example --kinds linear,linear")
         for kind in self.kinds:
-            choose("kinds", kind, mesa.KINDS)
+            choose("kinds", kind, mesa.KINDS | self.config.more_kinds)
         need(self.steps == 0 or self.warmup < self.steps,
              f"warmup ({self.warmup}) must be smaller than steps ({self.steps}): add for example "
              f"--warmup {self.steps // 10}")

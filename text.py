@@ -1,0 +1,254 @@
+"""Text as bytes: corpora and their split, windows and tokens for a model, and what compressors make
+of it.
+
+A corpus is a list of documents, [(name, bytes)], divided into a training and a held-out text.  Its
+measure is bits per byte of the held-out text; anchors are what gzip, xz and a model that counts
+arrive at.
+
+Run it: `python text.py` shows the two corpora, which every Python has, their splits and anchors.
+"""
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import re
+import sysconfig
+import zlib
+from collections import namedtuple
+from functools import lru_cache
+from pathlib import Path
+
+from store import UserError                             # before NumPy: it sets BLAS's threads
+
+import numpy as np
+
+# -------------------------------------------------------------------------------- the documents
+
+
+def documentation():
+    """The Python documentation that pydoc shows: English prose, in every Python."""
+    import pydoc_data.topics
+    return [(name, topic.encode()) for name, topic in pydoc_data.topics.topics.items()]
+
+
+def source():
+    """The source of the standard library, without tests, installed packages and the text above."""
+    library, documents = Path(sysconfig.get_paths()["stdlib"]), []
+    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data",
+                "__pycache__"}
+    for folder, inside, files in os.walk(library):
+        inside[:] = sorted(set(inside) - left_out)      # where os.walk goes next
+        paths = [Path(folder) / name for name in sorted(files) if name.endswith(".py")]
+        documents += [(path.relative_to(library).as_posix(), path.read_bytes()) for path in paths]
+    return documents
+
+
+# What is read in folders, also with .gz added.
+READ = (".txt", ".md", ".rst", ".py", ".html", ".tex", ".tokens", ".raw", ".jsonl")
+
+
+def documents_in(path, name=""):
+    """The documents of a file, as `parts` cuts it, or of all files in a folder whose names end as
+    in READ; names are relative to the folder.  Raises UserError for what cannot be read."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            found = files_in(path)
+            return [document for p, inner in found for document in documents_in(p, inner)]
+        text = path.read_bytes()
+        text = gzip.decompress(text) if path.suffix == ".gz" else text
+        text.decode()
+    except FileNotFoundError:
+        raise UserError(f"there is no file or folder {path}: give --corpus a text file, a folder of"
+                        " them, or .jsonl") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not text in UTF-8 (byte {e.start}): convert it, for example "
+                        f"iconv -f latin1 -t utf-8 {path}") from None
+    except (OSError, EOFError, zlib.error) as e:
+        raise UserError(f"cannot read {path}: {e}") from None
+    return [(f"{name or path.name} {i}", part) for i, part in enumerate(parts(path, text))]
+
+
+def files_in(folder):
+    """[(path, name in the folder)] of its files that can be read; hidden ones are not."""
+    paths = [(p, p.relative_to(folder).as_posix()) for p in sorted(folder.rglob("*"))
+             if p.is_file()]
+    found = [(p, inner) for p, inner in paths
+             if inner.removesuffix(".gz").endswith(READ) and not re.search(r"(^|/)\.", inner)]
+    if not found:
+        raise UserError(f"there is no file in the folder {folder} whose name ends in "
+                        f"{', '.join(READ)}, or in these and .gz")
+    return found
+
+
+def parts(path, text):
+    """The documents in the text of a file, by the end of its name.  A row of .jsonl is one, in its
+    field "text"; so is an article of WikiText (.tokens, .raw), whose titles stand between single =
+    signs; other files are cut, at line ends if they have any, into pieces of 16 KiB or more."""
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".jsonl"):
+        try:
+            rows = [row for row in text.splitlines() if row.strip()]
+            return [json.loads(row)["text"].encode() for row in rows]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f'{path} has a row that is not an object with a field "text": each row '
+                            'must be like {"text": "..."}') from None
+    if name.endswith((".tokens", ".raw")):
+        return re.split(rb"(?m)^(?= = [^=].* = ?$)", text)
+    end = rb"\n" if b"\n" in text else rb"\s"
+    return re.findall(rb"(?s).{16384}.*?(?:" + end + rb"|\Z)|.+", text)
+
+
+# ------------------------------------------------------------------------------------ the split
+
+Corpus = namedtuple("Corpus", "train heldout sha256")   # bytes as uint8 arrays; a digest of both
+
+
+def divide(documents, most=1 << 18):
+    """A Corpus: about every eighth document, chosen by a hash of its name, is held out (of these,
+    at most `most` bytes).
+
+    Texts repeat themselves: topics of the documentation contain others whole.  So documents more
+    than half of whose lines stand in longer ones are left out, and so is every held-out line that
+    stands in the training text (a line of white space is no line).  Bits per byte can be compared
+    on one such text, not between texts split in different ways.
+    """
+    kept = sorted((hashlib.sha256(name.encode(errors="replace")).digest(), document)
+                  for name, document in originals(documents))
+    out = [digest[-1] % 8 == 0 for digest, _ in kept]
+    if out and not any(out):                            # of a few documents one at least
+        out[0] = True
+    training = b"\n".join(d for (_, d), away in zip(kept, out, strict=True) if not away)
+    known = set(lines_of(training))
+    new = [line for (_, d), away in zip(kept, out, strict=True) if away
+           for line in d.split(b"\n") if line not in known]
+    heldout = b"\n".join(new)[:most]
+    if min(len(training), 8 * len(heldout)) < 1 << 15:
+        raise UserError(f"the corpus is too short: of its {len(documents)} documents {len(kept)} "
+                        f"are not mere repetitions of others; {len(training):,} bytes remain to "
+                        f"train on and {len(heldout):,} held out, and at least 32,768 and 4,096 "
+                        "are needed, in two documents or more")
+    return Corpus(np.frombuffer(training, np.uint8), np.frombuffer(heldout, np.uint8),
+                  hashlib.sha256(training + b"\0" + heldout).hexdigest())
+
+
+def lines_of(document):
+    """Its lines, but those of white space."""
+    return [line for line in document.split(b"\n") if line.strip()]
+
+
+def originals(documents):
+    """The documents at least half of whose lines stand in no longer one (of equals, the first in
+    the alphabet is kept)."""
+    seen, kept = set(), []
+    for name, document in sorted(documents, key=lambda d: (-len(d[1]), d[0])):
+        lines = lines_of(document)
+        if lines and sum(line in seen for line in lines) * 2 <= len(lines):
+            kept.append((name, document))
+        seen.update(lines)
+    return kept
+
+
+CORPORA = {"documentation": documentation, "source": source}
+
+
+@lru_cache
+def corpus(name):
+    """The Corpus of that name in CORPORA, or in a file or folder."""
+    return divide(CORPORA[name]() if name in CORPORA else documents_in(name))
+
+
+# --------------------------------------------------------------------------- what a model sees
+
+
+def windows(text, starts, n):
+    """The n bytes of a text from each of the starts on, as integers [len(starts), n]."""
+    return text[starts[:, None] + np.arange(n)].astype(np.int64)
+
+
+def tokens(b, lags):
+    """Tokens of bytes b [B, T]: the last `lags` bytes, each a row of the embedding, in a block of
+    256 for its lag: [B, T, lags].  Like the constructed tokens [x_t, x_{t-1}] of data.py they spare
+    a model from binding neighbours, which takes softmax layers of this size more steps than there
+    are here, and which linear layers do badly.  Before the beginning stands byte 0."""
+    T, padded = b.shape[1], np.pad(b, ((0, 0), (lags - 1, 0)))
+    last = [padded[:, lags - 1 - j:lags - 1 - j + T] + 256 * j for j in range(lags)]
+    return np.stack(last, axis=-1)
+
+
+# -------------------------------------------------------------------------------------- anchors
+
+
+def bytes_per_word(text):
+    """What takes bits per byte to the measure that is usual for WikiText, the perplexity of a word,
+    2^(bits per word): a line's end is a word as well."""
+    return len(text) / (len(bytes(text).split()) + bytes(text).count(b"\n"))
+
+
+def anchors(text):
+    """Bits per byte of a Corpus's held-out text for compressors, which see nothing else, and for an
+    order-5 model of the training text."""
+    data = bytes(text.heldout)
+    return {"gzip": 8 * len(gzip.compress(data, 9)) / len(data),
+            "xz": 8 * len(lzma.compress(data, preset=9)) / len(data),
+            "order 5": witten_bell(text.train, text.heldout)}
+
+
+def witten_bell(training, heldout, order=5):
+    """Bits per byte of a model that counts: the byte b after a context h of `order` bytes has the
+    probability
+
+        p(b | h) = (count(h b) + distinct(h) p(b | h without its first byte))
+                   / (count(h) + distinct(h)),
+
+    distinct(h) being the number of different bytes seen after h (Witten & Bell 1991); below the
+    empty context stands 1/256.  Of the training text the first 16 MiB are counted (which takes 1 GB
+    of memory).
+    """
+    training = training[:1 << 24]
+    p, after = np.full(len(heldout) - order, 1 / 256), heldout[order:]
+    for n in range(order + 1):
+        seen, wanted = contexts(training, n, order), contexts(heldout, n, order)
+        pairs, counts = np.unique(seen * np.uint64(256) + training[order:], return_counts=True)
+        histories, first, bytes_after = np.unique(pairs // np.uint64(256), return_index=True,
+                                                  return_counts=True)
+        total = lookup(histories, np.add.reduceat(counts, first), wanted)
+        distinct = lookup(histories, bytes_after, wanted)
+        count = lookup(pairs, counts, wanted * np.uint64(256) + after)
+        p = np.where(total > 0, (count + distinct * p) / np.maximum(total + distinct, 1), p)
+    return float(-np.log2(p).mean())
+
+
+def contexts(text, n, order):
+    """The n bytes before each byte, as a number, from byte `order` on."""
+    number = np.zeros(len(text) - order, np.uint64)
+    for i in range(n, 0, -1):
+        number = number * np.uint64(256) + text[order - i:len(text) - i].astype(np.uint64)
+    return number
+
+
+def lookup(keys, numbers, wanted):
+    """numbers of the sorted keys that are wanted, 0 where there is no such key."""
+    i = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[i] == wanted, numbers[i], 0)
+
+
+def main():
+    print("Bits per byte of the held-out text, for who sees it alone (gzip -9, xz) and for a model "
+          "that\nhas counted what follows five bytes of the training text (Witten-Bell).\n")
+    print(f"{'corpus':15s}{'documents':>10s}{'to train':>12s}{'held out':>10s}   {'split':14s}"
+          f"{'gzip':>7s}{'xz':>7s}{'order 5':>9s}")
+    for name, read in CORPORA.items():
+        text = corpus(name)
+        known = anchors(text)
+        print(f"{name:15s}{len(read()):10,}{len(text.train):12,}{len(text.heldout):10,}   "
+              f"{text.sha256[:12]:14s}{known['gzip']:7.3f}{known['xz']:7.3f}"
+              f"{known['order 5']:9.3f}", flush=True)
+    start = corpus("documentation").heldout[:5]
+    print(f"\nThe first held-out bytes, {bytes(start)}, as tokens of two bytes, the newest first "
+          f"(+ 256 for\nthe second): {tokens(start[None].astype(int), 2)[0].tolist()}")
+
+
+if __name__ == "__main__":
+    main()
