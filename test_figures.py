@@ -1,10 +1,13 @@
 """The claims of the figures, made from made-up results: each holds where it should, and fails where it should."""
-import numpy as np
-import pytest
+import os
 
-import figures
+import figures                                          # before NumPy: it sets BLAS's threads
 import lab
 import measure
+from test_mesa import HERE, command_line
+
+import numpy as np
+import pytest
 
 T, D, LAYERS = 50, 10, 7
 t = np.arange(1, T + 1)
@@ -125,3 +128,23 @@ def test_claims_hold_where_they_should_and_fail_where_they_should(name):
         for c in claims:
             assert np.isfinite(c["measured"])
             assert c["holds"] is (good if c["expected"] else None), c
+
+
+def block_of_notes(starts):
+    """The Python block of NOTES.md that starts like this."""
+    text = (HERE / "NOTES.md").read_text(encoding="utf-8")
+    return next(b.split("```")[0] for b in text.split("```python\n") if b.startswith(starts))
+
+
+def test_the_recipe_of_a_figure_makes_one(tmp_path):
+    (tmp_path / "mine.py").write_text(block_of_notes("import figures"), encoding="utf-8")
+    run = command_line(tmp_path / "mine.py", "--smoke", "--executor", "serial", "--out", tmp_path / "out",
+                       cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)})
+    assert run.returncode == 0 and (tmp_path / "out" / "mine.png").exists(), run.stderr
+    assert "held-out loss, end over start" in run.stdout
+
+
+def test_a_layer_of_another_framework_can_be_checked(capsys):
+    pytest.importorskip("torch")
+    exec(compile(block_of_notes("import numpy as np, torch"), "NOTES.md", "exec"), {})
+    assert "e-1" in capsys.readouterr().out.split()[0]

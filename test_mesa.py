@@ -836,8 +836,8 @@ DEADLINE = 300      # seconds after which a test gives up: far more than a slow 
 ENDLESS = 10 ** 9   # steps of a run that a test ends: far more than a fast machine makes until then
 
 
-def command_line(*args, **kw):
-    return subprocess.run([sys.executable, *map(str, args)], cwd=HERE, capture_output=True,
+def command_line(*args, cwd=HERE, **kw):
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True,
                           encoding="utf-8", timeout=DEADLINE, **kw)
 
 
