@@ -64,11 +64,11 @@ SMOKE = dict(d=2, T=8, d_state=3, width=8, steps=12, warmup=2, batch=40, report=
 # What measurements work with: sequences to tune rivals on and to judge on, lags in a window of observations, steps of
 # distillation; steps of a round of tuning tokens, rounds at most, and learning rate; tokens in a prefix, pairs in a few-shot
 # problem; dimensions of figure 5B.
-SIZE = {"full": dict(tune=4_096, judge=4_096, window=16, distil=2_000, tokens=500, rounds=10, lr=1e-3, prefix=20, pairs=20,
+SIZE = {"full": dict(tune=4_096, judge=4_096, window=16, distil=2_000, round=500, rounds=10, lr=1e-3, prefix=20, pairs=20,
                      dims=(2, 5, 10, 20, 40)),
-        "quick": dict(tune=2_048, judge=2_048, window=8, distil=500, tokens=100, rounds=4, lr=1e-2, prefix=5, pairs=20,
+        "quick": dict(tune=2_048, judge=2_048, window=8, distil=500, round=100, rounds=4, lr=1e-2, prefix=5, pairs=20,
                       dims=(2, 5, 10, 20)),
-        "smoke": dict(tune=64, judge=64, window=2, distil=3, tokens=3, rounds=2, lr=1e-2, prefix=2, pairs=4, dims=(2, 3, 4))}
+        "smoke": dict(tune=64, judge=64, window=2, distil=3, round=3, rounds=2, lr=1e-2, prefix=2, pairs=4, dims=(2, 3, 4))}
 
 
 def settings_of(name, profile):
