@@ -1,19 +1,25 @@
-"""What is inside a trained model: analyses that work on any model, each a small function of its weights and some sequences.
+"""What is inside a trained model: analyses that work on any model, each a small function of its
+weights and some sequences.
 
-    where does it find x_{t-1}?             probe(activations, lagged states), sensitivity, attention_map
+    where does it find x_{t-1}?             probe(activations, lagged states), sensitivity,
+                                            attention_map
     what does it compute, layer by layer?   probe(activations, x_{t+1} or q(S_t) x_t), per position
-    is it the algorithm of the theory?      products, compressed: CompressedAlg;  band, best_steps: k steps of what
+    is it the algorithm of the theory?      products, compressed: CompressedAlg;  band, best_steps:
+                                            k steps of what
     is a softmax layer linear attention?    distil a linear one from it, and swap it in
-    does it learn from few shots?           few_shot_tokens, and EOS and prefix tokens tuned with the model frozen
+    does it learn from few shots?           few_shot_tokens, and EOS and prefix tokens tuned with
+                                            the model frozen
 
-A model is (params, settings) as store.load_model returns it.  Probes are linear regressions, fitted on the first half of the
-sequences and scored on the second, beside the same regression with targets shuffled among sequences.  NumPy throughout, but
-for what is trained.  Run it: `python probes.py` opens the trained models in results/weights.
+A model is (params, s), weights and settings, as store.load_model returns it.  Sizes are those of
+mesa.py's glossary: B sequences of T tokens, states of d entries, a stream of width D.  Probes are
+linear regressions, fitted on the first half of the sequences and scored on the second, beside the
+same regression with targets shuffled among sequences.  NumPy throughout, but for what is trained.
+Run it: `python probes.py` opens the trained models in results/weights.
 """
 from dataclasses import replace
 from pathlib import Path
 
-import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
+import autodiff as ad                                   # before NumPy: it sets BLAS's threads
 from autodiff import Tensor, to_backend, to_numpy
 
 import numpy as np
@@ -25,7 +31,7 @@ import store
 import train
 import workers
 
-# ------------------------------------------------------------------------------------------------------ measures
+# --------------------------------------------------------------------------------------- measures
 
 
 def loss(prediction, target):
@@ -39,50 +45,58 @@ def by_position(prediction, target):
 
 
 def r_squared(prediction, target):
-    """Share of the variance of `target` [..., d] that `prediction` explains."""
+    """Share of the variance of `target` [..., d] that `prediction` [..., d] explains."""
     mean = target.reshape(-1, target.shape[-1]).mean(axis=0)
     return float(1 - ((prediction - target) ** 2).sum() / ((target - mean) ** 2).sum())
 
 
 def cosine(a, b):
     """Mean cosine of the angle between vectors a and b [..., d]."""
-    return float(((a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1) + 1e-30)).mean())
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return float(((a * b).sum(-1) / (lengths + 1e-30)).mean())
 
 
-# -------------------------------------------------------------------------------------------------------- probes
+# ----------------------------------------------------------------------------------------- probes
 
 
 def activations(params, s, x, names):
-    """Traced arrays of mesa.transformer (acts.l, blocks.l.map, ...) for states x [B, T+1, d]: a dict name -> [B, ...]."""
+    """Traced arrays of mesa.transformer (acts.l, blocks.l.map, ...) for states x [B, T+1, d]: a
+    dict name -> [B, ...]."""
     tokens, parts = data.TOKENS[s.tokens](x[:, :-1]), []
     for i in range(0, len(x), workers.PIECE):
-        trace = mesa.activations(params, to_backend(tokens[i:i + workers.PIECE], s.dtype), s.config, names)
-        parts.append({name: to_numpy(a) for name, a in trace.items()})
-    return {name: np.concatenate([p[name] for p in parts]) for name in names}
+        piece = to_backend(tokens[i:i + workers.PIECE], s.dtype)
+        trace = mesa.activations(params, piece, s.config, names)
+        parts.append({name: to_numpy(array) for name, array in trace.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def probe(acts, target, rng):
-    """(R^2, R^2 of the shuffled control) of a linear map from acts [B, n, D] to target [B, n, d], scored on sequences that
-    it was not fitted to.  The control is the same with targets dealt out to the wrong sequences."""
+    """[R^2, R^2 of the shuffled control] of a linear map from acts [B, n, D] to target [B, n, d],
+    scored on sequences that it was not fitted to.  The control is the same with targets dealt out
+    to the wrong sequences."""
     half = len(acts) // 2
-    A = np.concatenate([acts, np.ones_like(acts[..., :1])], axis=-1).astype(float)          # [B, n, D+1], with intercept
+    intercept = np.ones_like(acts[..., :1])
+    inputs = np.concatenate([acts, intercept], axis=-1).astype(float)       # [B, n, D+1]
     scores = []
     for y in (target, target[rng.permutation(len(target))]):
-        flat = [a.reshape(-1, a.shape[-1]) for a in (A[:half], y[:half])]
-        M = np.linalg.lstsq(*flat, rcond=1e-6)[0]       # directions that float32 activations do not span count as zero
-        scores.append(r_squared(A[half:] @ M, y[half:]))
+        flat = [part.reshape(-1, part.shape[-1]) for part in (inputs[:half], y[:half])]
+        # directions that float32 activations do not span count as zero
+        weights = np.linalg.lstsq(*flat, rcond=1e-6)[0]                     # [D+1, d]
+        scores.append(r_squared(inputs[half:] @ weights, y[half:]))
     return scores
 
 
 def lag_probe(acts, x, rng, lags=8):
-    """[lags, 2]: `probe` from a layer's activations [B, T, D] at t to x_{t-j}, j = 0 ... lags-1, over all t >= lags."""
-    T = acts.shape[1]
-    return np.array([probe(acts[:, lags - 1:], x[:, lags - 1 - j:T - j], rng) for j in range(lags)])
+    """[lags, 2]: `probe` from a layer's activations [B, T, D] at t to x_{t-j}, j = 0 ... lags-1,
+    for states x [B, T, d], over all t >= lags."""
+    T, first = acts.shape[1], lags - 1
+    return np.array([probe(acts[:, first:], x[:, first - j:T - j], rng) for j in range(lags)])
 
 
 def position_probe(acts, target, rng, at, keep=None):
-    """[len(at), 2]: `probe` from activations [B, T, D] to target [B, T, d], one for each position t (from 1) in `at`.
-    keep: boolean [B, T]; sequences where it is False are left out at that position."""
+    """[len(at), 2]: `probe` from activations [B, T, D] to target [B, T, d], one for each position t
+    (from 1) in `at`.  keep: boolean [B, T]; sequences where it is False are left out at that
+    position."""
     rows = []
     for t in at:
         some = slice(None) if keep is None else keep[:, t - 1]
@@ -91,35 +105,44 @@ def position_probe(acts, target, rng, at, keep=None):
 
 
 def not_outliers(target, deviations=3):
-    """Boolean [B, T]: where the norm of target [B, T, d] is within so many standard deviations of its mean at that t."""
-    norm = np.linalg.norm(target, axis=-1)
-    return np.abs(norm - norm.mean(axis=0)) <= deviations * norm.std(axis=0)
+    """Boolean [B, T]: where the norm of target [B, T, d] is within so many standard deviations of
+    its mean at that t."""
+    norms = np.linalg.norm(target, axis=-1)
+    return np.abs(norms - norms.mean(axis=0)) <= deviations * norms.std(axis=0)
 
 
 def attention_map(params, s, x, l=0):
-    """(mean, standard deviation over sequences) of layer l's attention map for states x: [heads, T, T] each."""
+    """(mean, standard deviation over sequences) of layer l's attention map for states x
+    [B, T+1, d]: [heads, T, T] each."""
     maps = activations(params, s, x, [f"blocks.{l}.map"])[f"blocks.{l}.map"]
     return maps.mean(axis=0), maps.std(axis=0)
 
 
 def sensitivity(params, s, x, t, lags=8):
-    """[lags]: mean over sequences of |d acts.1 at t / d token t - j|, the Frobenius norm of that Jacobian, j = 0 ... lags-1."""
-    tokens, D = Tensor(data.TOKENS[s.tokens](x[:, :-1])), s.config.width
-    out, J = mesa.activations(params, tokens, s.config, ["acts.1"])["acts.1"], []
-    for i in range(D):                                  # one row of the Jacobian after the other, all sequences at once
+    """[lags]: mean over the sequences of states x [B, T+1, d] of |d acts.1 at t / d token t - j|,
+    the Frobenius norm of that Jacobian, j = 0 ... lags-1."""
+    tokens = Tensor(data.TOKENS[s.tokens](x[:, :-1]))
+    out = mesa.activations(params, tokens, s.config, ["acts.1"])["acts.1"]  # [B, T, D]
+    jacobian = []
+    for i in range(s.config.width):                     # row by row, all sequences at once
         cotangent = np.zeros(out.shape)
         cotangent[:, t - 1, i] = 1
-        J.append(to_numpy(ad.backward(out, [tokens], cotangent)[0])[:, t - lags:t])         # [B, lags, d]
-    return np.sqrt((np.stack(J) ** 2).sum(axis=(0, 3))).mean(axis=0)[::-1]
+        gradient = to_numpy(ad.backward(out, [tokens], cotangent)[0])       # like the tokens
+        jacobian.append(gradient[:, t - lags:t])                            # [B, lags, d]
+    squares = np.stack(jacobian) ** 2                                       # [D, B, lags, d]
+    return np.sqrt(squares.sum(axis=(0, 3))).mean(axis=0)[::-1]
 
 
-# ------------------------------------------------------------------------------------ is it the algorithm we think
+# -------------------------------------------------------------------- is it the algorithm we think
 
 
 def effective_matrices(params, l):
-    """(W_q W_k^T, W_v W_o) of every head of block l: [heads, D, D] each; all that linear attention depends on."""
-    wq, wk, wv = (np.asarray(params[f"blocks.{l}.{n}"], float).swapaxes(0, 1) for n in ("wq", "wk", "wv"))  # [heads, D, K]
-    return wq @ wk.swapaxes(1, 2), wv @ np.asarray(params[f"blocks.{l}.wo"], float)
+    """(W_q W_k^T, W_v W_o) of every head of block l: [heads, D, D] each; all that linear attention
+    depends on."""
+    wq, wk, wv = (np.asarray(params[f"blocks.{l}.{name}"], float).swapaxes(0, 1)
+                  for name in ("wq", "wk", "wv"))                           # [heads, D, Dk]
+    wo = np.asarray(params[f"blocks.{l}.wo"], float)                        # [heads, Dk, D]
+    return wq @ wk.swapaxes(1, 2), wv @ wo
 
 
 def products(params, config):
@@ -129,228 +152,286 @@ def products(params, config):
 
 def slot_table(M, d):
     """Means of the diagonals of the d x d blocks of M [..., D, D]: [..., D/d, D/d]."""
-    n = M.shape[-1] // d
-    return np.einsum("...iaja->...ij", M.reshape(*M.shape[:-2], n, d, n, d)) / d
+    slots = M.shape[-1] // d
+    blocks = M.reshape(*M.shape[:-2], slots, d, slots, d)
+    return np.einsum("...iaja->...ij", blocks) / d
 
 
 def compressed(P, d):
-    """CompressedAlg of products P: every matrix replaced by its slot table, so that its blocks are multiples of I."""
+    """CompressedAlg of products P [layers, 2, heads, D, D]: every matrix replaced by its slot
+    table, so that its blocks are multiples of I."""
     return np.kron(slot_table(P, d), np.eye(d))
 
 
 def product_model(P, config):
-    """(params, config) of the model with products P.  They go in as they are, W_q W_k^T as queries with W_k = I, for their
-    rank can be D: the key size becomes D."""
+    """(params, config) of the model with products P [layers, 2, heads, D, D].  They go in as they
+    are, W_q W_k^T as queries with W_k = I, for their rank can be D: the key size becomes D."""
     I = np.repeat(np.eye(config.width)[:, None], config.heads, axis=1)      # [D, heads, D]
-    new = {}
+    params = {}
     for l, (qk, vo) in enumerate(P):
-        new |= {f"blocks.{l}.wq": qk.swapaxes(0, 1), f"blocks.{l}.wk": I,
-                f"blocks.{l}.wv": vo.swapaxes(0, 1), f"blocks.{l}.wo": I.swapaxes(0, 1)}
-    return new, replace(config, key_size=config.width)
+        params |= {f"blocks.{l}.wq": qk.swapaxes(0, 1), f"blocks.{l}.wk": I,
+                   f"blocks.{l}.wv": vo.swapaxes(0, 1), f"blocks.{l}.wo": I.swapaxes(0, 1)}
+    return params, replace(config, key_size=config.width)
 
 
 def predictions_of_products(P, s, x):
-    """Predictions of the model with products P and the clamp of settings s for states x [B, T+1, d]: [B, T, d]."""
+    """Predictions of the model with products P and the clamp of settings s for states x
+    [B, T+1, d]: [B, T, d]."""
     params, config = product_model(P, s.config)
-    return train.predictions({k: to_backend(w, s.dtype) for k, w in params.items()}, replace(s, key_size=config.key_size), x)
+    params = {name: to_backend(w, s.dtype) for name, w in params.items()}
+    return train.predictions(params, replace(s, key_size=config.key_size), x)
 
 
 def one_layer_coefficients(params, d):
-    """The coefficients [v, k, q] (as in mesa.identity_block_optimum) that a trained layer on [0, 0, x_t, x_{t-1}] gives to
-    sum_i v (k . q): products of its two slot tables, summed over heads."""
+    """The coefficients [v, k, q] (as in mesa.identity_block_optimum) that a trained layer on
+    [0, 0, x_t, x_{t-1}] gives to sum_i v (k . q): products of its two slot tables, summed over
+    heads."""
     qk, vo = (slot_table(M, d)[:, 2:] for M in effective_matrices(params, 0))
     return np.einsum("hv,hqk->vkq", vo[:, :, 0], qk[:, :, 2:])
 
 
 def diagonal_share(M, d):
-    """Share of the squared entries of M [heads, D, D] that lie on the diagonals of its d x d blocks."""
+    """Share of the squared entries of M [heads, D, D] that lie on the diagonals of its d x d
+    blocks."""
     return float(d * slot_table(M ** 2, d).sum() / (M ** 2).sum())
 
 
 def tuned(inverse, spec, start, target=None):
-    """Positive coefficients for which N_t inverse(S_t, coefficients) x_t is nearest to the target (default: the next state)."""
-    theta = mesa.tune(lambda p: mesa.predict(spec, inverse(spec.s, ad.exp(p))), spec.y if target is None else target,
+    """Positive coefficients [n], searched from `start` [n], for which N_t inverse(S_t, c) x_t is
+    nearest to the target [B, T, d] (default: the next state)."""
+    target = spec.y if target is None else target
+    theta = mesa.tune(lambda p: mesa.predict(spec, inverse(spec.s, ad.exp(p))), target,
                       np.log(start))
     return np.exp(theta)
 
 
 def tuned_bandwidth(x):
-    """The bandwidth with which kernel regression predicts the states x [B, T+1, d] best."""
+    """The bandwidth [1] with which kernel regression predicts the states x [B, T+1, d] best."""
     return np.exp(mesa.tune(lambda p: mesa.kernel_regression(x, ad.exp(p)), x[:, 1:], [-1.0]))
 
 
-def best_steps(spec, k, scale=lambda s: (s, 1.0)):
-    """k gradient steps with the best step sizes on these sequences, as a function s -> q(s), what stands for 1/s.
+def columns_of(spec, basis, norm):
+    """Predictions that are linear in coefficients c [k], as a matrix [B T d, k]: column j is
+    N_t b_j(S_t) x_t / norm, for values `basis` [B, T, n, k] of the functions b_j."""
+    return np.stack([mesa.predict(spec, values / norm).ravel()
+                     for values in np.moveaxis(basis, -1, 0)], axis=-1)
 
-    Steps of sizes eta_j make q(s) = (1 - prod_j (1 - eta_j s)) / s, a polynomial of degree k - 1, in which the prediction is
-    linear: so the best one is found by least squares, where a search over step sizes would get stuck.  (That polynomial
-    is made of real step sizes, up to noise: x_{t+1} - N_t q(S_t) x_t = W prod_j (1 - eta_j S_t) x_t, so the squared error weighs
-    the values of the product at the eigenvalues with positive weights, and the best product is a polynomial orthogonal under
-    positive weights, whose roots 1/eta_j are real and positive.)
+
+def best_steps(spec, k, scale=lambda eigenvalues: (eigenvalues, 1.0)):
+    """k gradient steps with the best step sizes on these sequences, as a function of eigenvalues s
+    of S_t, s -> q(s), what stands for 1/s.
+
+    Steps of sizes eta_j make q(s) = (1 - prod_j (1 - eta_j s)) / s, a polynomial of degree k - 1,
+    in which the prediction is linear: so the best one is found by least squares, where a search
+    over step sizes would get stuck.  (That polynomial is made of real step sizes, up to noise:
+    x_{t+1} - N_t q(S_t) x_t = W prod_j (1 - eta_j S_t) x_t, so the squared error weighs the values
+    of the product at the eigenvalues with positive weights, and the best product is a polynomial
+    orthogonal under positive weights, whose roots 1/eta_j are real and positive.)
     scale: mesa.frobenius, for steps on the normalised problem.
     """
-    a, norm = scale(spec.s)
-    top = a.max()
+    a, norm = scale(spec.s)                             # eigenvalues of what the steps work on
+    largest = a.max()
 
-    def basis(a):                                       # Chebyshev's polynomials, for conditioning: [..., k]
-        return np.polynomial.chebyshev.chebvander(2 * a / top - 1, k - 1)
-    columns = np.stack([mesa.predict(spec, column / norm).ravel() for column in np.moveaxis(basis(a), -1, 0)], axis=-1)
+    def basis(a):                                       # [..., k]
+        """Chebyshev's polynomials, for conditioning."""
+        return np.polynomial.chebyshev.chebvander(2 * a / largest - 1, k - 1)
+    columns = columns_of(spec, basis(a), norm)
     c = np.linalg.lstsq(columns, spec.y.ravel(), rcond=None)[0]
 
-    def q(s):
-        a, norm = scale(s)
+    def q(eigenvalues):
+        a, norm = scale(eigenvalues)
         return basis(a) @ c / norm
     return q
 
 
 def band(spec, k):
-    """The paper's k steps (mesa.paper_steps), tuned for the best prediction on these sequences: (Richardson, Chebyshev), each as
-    a function s -> q(s), what stands for 1/s.  A model of k layers belongs between the two.
+    """The paper's k steps (mesa.paper_steps), tuned for the best prediction on these sequences:
+    (Richardson, Chebyshev), each as a function of eigenvalues s of S_t, s -> q(s), what stands for
+    1/s.  A model of k layers belongs between the two.
 
-    Both are polynomials of degree k in the normalised eigenvalues.  From k = 3 on, Chebyshev's free coefficients reach the
-    best of all of them, and for k = 2 all but a thousandth of its loss; that one is a linear problem.  (The first step has no
-    momentum: for k = 1 the two are the same.)  The loss of a polynomial is a quadratic form in its coefficients, which is gathered once; to search
+    Both are polynomials of degree k in the normalised eigenvalues.  From k = 3 on, Chebyshev's free
+    coefficients reach the best of all of them, and for k = 2 all but a thousandth of its loss; that
+    one is a linear problem.  (The first step has no momentum: for k = 1 the two are the same.)  The
+    loss of a polynomial is a quadratic form in its coefficients, which is gathered once; to search
     Richardson's k step sizes, from several starts, then costs almost nothing.
     """
-    a, norm = mesa.frobenius(spec.s)
-
-    def basis(a):                                       # Chebyshev's polynomials on [0, 1], where a lies: [..., k+1]
+    def basis(a):                                       # [..., k+1]
+        """Chebyshev's polynomials on [0, 1], where normalised eigenvalues lie."""
         return np.polynomial.chebyshev.chebvander(2 * a - 1, k)
-    columns = np.stack([mesa.predict(spec, column / norm).ravel() for column in np.moveaxis(basis(a), -1, 0)], axis=-1)
-    gram, nodes, rng = columns.T @ columns, np.linspace(0, 1, k + 1), np.random.default_rng(0)
+    a, norm = mesa.frobenius(spec.s)
+    columns = columns_of(spec, basis(a), norm)
+    gram = columns.T @ columns
     best = np.linalg.solve(gram, columns.T @ spec.y.ravel())
     root = np.linalg.cholesky(gram / gram.trace()).T
-    from_values = np.linalg.inv(basis(nodes))           # coefficients of the polynomial with given values at the nodes
+    nodes = np.linspace(0, 1, k + 1)
+    from_values = np.linalg.inv(basis(nodes))           # coefficients, from values at the nodes
 
-    def excess(alpha):                                  # its squares add up to the loss above the best polynomial's, up to a factor
+    def excess(alpha):
+        """Its squares add up to the loss above the best polynomial's, up to a factor."""
         return root @ (from_values @ mesa.paper_steps(nodes, alpha) - best)
-    searches = [scipy.optimize.least_squares(excess, rng.uniform(0, 2.5, k), max_nfev=100) for _ in range(5)]
-    richardson = from_values @ mesa.paper_steps(nodes, min(searches, key=lambda found: found.cost).x)
+    rng = np.random.default_rng(0)
+    searches = [scipy.optimize.least_squares(excess, rng.uniform(0, 2.5, k), max_nfev=100)
+                for _ in range(5)]
+    alpha = min(searches, key=lambda search: search.cost).x
+    richardson = from_values @ mesa.paper_steps(nodes, alpha)
 
-    def inverse(c):
-        def q(s):
-            a, norm = mesa.frobenius(s)
+    def polynomial(c):
+        def q(eigenvalues):
+            a, norm = mesa.frobenius(eigenvalues)
             return basis(a) @ c / norm
         return q
-    return inverse(richardson), inverse(best if k > 1 else richardson)
+    return polynomial(richardson), polynomial(best if k > 1 else richardson)
 
 
 def distances(curve, other, zero):
-    """How far two loss curves [T] are apart: (root mean square of their difference over the mean loss `zero` of predicting
-    nothing; the same of the logarithm of their ratio).  On the first scale, that of the paper's plots, beyond t = d all good
-    predictors are one; the second sees little else."""
-    return np.sqrt(((curve - other) ** 2).mean()) / np.mean(zero), np.sqrt((np.log(curve / other) ** 2).mean())
+    """How far two loss curves [T] are apart: (root mean square of their difference over the mean
+    loss `zero` of predicting nothing; the same of the logarithm of their ratio).  On the first
+    scale, that of the paper's plots, beyond t = d all good predictors are one; the second sees
+    little else."""
+    difference, logarithm = curve - other, np.log(curve / other)
+    return np.sqrt((difference ** 2).mean()) / np.mean(zero), np.sqrt((logarithm ** 2).mean())
 
 
-# ------------------------------------------------------------------------ is a softmax layer a linear one in disguise
+# ---------------------------------------------------- is a softmax layer a linear one in disguise
 
 
 def distil(params, s, l, steps, batch=64, lr=5e-3, seed=0, **fit):
-    """Fit one linear-attention layer to what the attention of block l adds to the stream, given the model's own inputs to it.
+    """Fit one linear-attention layer to what the attention of block l adds to the stream, given the
+    model's own inputs to it; `fit` goes to train.fit.
 
     Returns (params, settings) of the model with that layer swapped in.
     """
     b, names = f"blocks.{l}.", ("wq", "wk", "wv", "wo")
-    student = replace(s.config, kinds=("linear",))
-    rng = np.random.default_rng([seed, l])
-    code = mesa.position_code(0, s.T, s.config.width, s.dtype) if s.positional == "concat" and l == 0 else None
+    student, rng = replace(s.config, kinds=("linear",)), np.random.default_rng([seed, l])
+    code = None
+    if s.positional == "concat" and l == 0:
+        code = mesa.position_code(0, s.T, s.config.width, s.dtype)
 
-    def sample(rng, n):
-        tokens, _ = data.next_token_batch(rng, n, s.T, s.task, s.tokens, **s.family)
-        return tuple(mesa.activations(params, to_backend(tokens, s.dtype), s.config, (b + "in", b + "out")).values())
+    def sample(rng, count):
+        tokens, _ = data.next_token_batch(rng, count, s.T, s.task, s.tokens, **s.family)
+        tokens = to_backend(tokens, s.dtype)
+        return tuple(mesa.activations(params, tokens, s.config, (b + "in", b + "out")).values())
 
     def loss_fn(layer, z, target):
-        return mesa.squared_error(mesa.attention_block(layer, "", "linear", z, student, code), target)
+        answer = mesa.attention_block(layer, "", "linear", z, student, code)
+        return mesa.squared_error(answer, target)
 
-    layer = {n: to_backend(0.3 * rng.standard_normal(params[b + n].shape) / params[b + n].shape[0] ** 0.5, s.dtype) for n in names}
-    layer["wq"] = layer["wq"] / s.T                     # a sum over t terms starts at the size of a mean
+    layer = {}
+    for name in names:
+        shape = params[b + name].shape
+        layer[name] = to_backend(0.3 * rng.standard_normal(shape) / shape[0] ** 0.5, s.dtype)
+    layer["wq"] = layer["wq"] / s.T                     # a sum over t terms starts like a mean
     state = store.State(layer, rng)
-    train.fit(loss_fn, state, sample, train.adamw(train.warmup_cosine(replace(s, lr=lr, lr_end=lr / 100, steps=steps,
-              warmup=steps // 20))), steps, batch, **fit)
+    schedule = replace(s, lr=lr, lr_end=lr / 100, steps=steps, warmup=steps // 20)
+    train.fit(loss_fn, state, sample, train.adamw(train.warmup_cosine(schedule)), steps, batch,
+              **fit)
     kinds = s.kinds[:l] + ("linear",) + s.kinds[l + 1:]
-    return params | {b + n: state.params[n] for n in names}, replace(s, kinds=kinds)
+    return params | {b + name: state.params[name] for name in names}, replace(s, kinds=kinds)
 
 
-# -------------------------------------------------------------------------------------- learning from few examples
+# ---------------------------------------------------------------------- learning from few examples
+# Tokens are what a model reads, [B, T, d]; the tokens that are learned for it, the EOS and the
+# prefix, are called extra.
 
 
 def few_shot_tokens(x, y, eos=None, prefix=None, tasks=1):
-    """Pairs x, y [B, n, d] as one sequence, prefix, x_1, y_1, EOS, x_2, y_2, EOS, ..., x_n, y_n, with a token eos [d] and a prefix
-    [p, d] where they are given; several tasks, n / tasks pairs each, one after the other, each with the prefix.
+    """Pairs x, y [B, n, d] as one sequence, prefix, x_1, y_1, EOS, x_2, y_2, EOS, ..., x_n, y_n,
+    with a token eos [d] and a prefix [p, d] where they are given; several tasks, n / tasks pairs
+    each, one after the other, each with the prefix.
     Returns the tokens [B, T, d] and the positions [n] of the x_i, where y_i is predicted."""
-    parts, at, T, one = [], [], 0, np.ones((len(x), 1, 1, 1), x.dtype)
+    B, n, d = x.shape
+    m, one = n // tasks, np.ones((B, 1, 1, 1), x.dtype)
+    parts, at, T = [], [], 0
     for x_k, y_k in zip(np.split(x, tasks, axis=1), np.split(y, tasks, axis=1)):
-        B, m, d = x_k.shape
-        columns = [x_k[:, :, None], y_k[:, :, None]] + ([eos * np.repeat(one, m, axis=1)] if eos is not None else [])
-        pairs = ad.concatenate(columns, axis=2).reshape(B, -1, d)           # [B, m (2 or 3), d]
+        group = [x_k[:, :, None], y_k[:, :, None]]                          # each [B, m, 1, d]
         if eos is not None:
+            group.append(eos * np.repeat(one, m, axis=1))
+        pairs = ad.concatenate(group, axis=2).reshape(B, -1, d)             # [B, m (2 or 3), d]
+        if eos is not None:                             # none after the last
             pairs = pairs[:, :-1]
         if prefix is not None:
-            pairs = ad.concatenate([prefix * one[:, 0], pairs], axis=1)
-        at.append(T + pairs.shape[1] - (len(columns) * m - (eos is not None)) + len(columns) * np.arange(m))
-        parts, T = [*parts, pairs], T + pairs.shape[1]
+            parts.append(prefix * one[:, 0])                                # [B, p, d]
+            T += parts[-1].shape[1]
+        at.append(T + len(group) * np.arange(m))
+        parts.append(pairs)
+        T += pairs.shape[1]
     return ad.concatenate(parts, axis=1), np.concatenate(at)
 
 
 def few_shot_predictions(params, s, x, y, extra=None, tasks=1):
-    """What the model predicts for y_i at x_i: [B, n, d].  extra: dict with "eos" [d] and "prefix" [p, d], or parts of it."""
+    """What the model predicts for y_i at x_i: [B, n, d].  extra: dict with "eos" [d] and "prefix"
+    [p, d], or parts of it."""
     tokens, at = few_shot_tokens(x, y, **(extra or {}), tasks=tasks)
     return mesa.transformer(params, tokens, s.config)[:, at]
 
 
 def tune_tokens(params, s, n, start, frozen, steps, lr, batch=64, seed=0, noise=0.01, **fit):
-    """Adam on the input tokens `start` (dict of "eos", "prefix") with the model and the `frozen` tokens as they are, for the
-    loss of few-shot regression with n pairs.  Returns the tuned tokens."""
-    def sample(rng, B):
-        return [to_backend(a, s.dtype) for a in data.regression_pairs(rng, B, n, s.d, noise)]
+    """Adam on the extra tokens `start` (dict of "eos", "prefix") with the model and the extra
+    tokens `frozen` as they are, for the loss of few-shot regression with n pairs; `fit` goes to
+    train.fit.  Returns `start`, tuned."""
+    def sample(rng, count):
+        pairs = data.regression_pairs(rng, count, n, s.d, noise)
+        return [to_backend(part, s.dtype) for part in pairs]
 
-    def loss_fn(tokens, x, y):
-        return mesa.squared_error(few_shot_predictions(params, s, x, y, frozen | tokens), y)
-    state = store.State({k: to_backend(a, s.dtype) for k, a in start.items()}, np.random.default_rng(seed))
+    def loss_fn(extra, x, y):
+        return mesa.squared_error(few_shot_predictions(params, s, x, y, frozen | extra), y)
+    extra = {name: to_backend(values, s.dtype) for name, values in start.items()}
+    state = store.State(extra, np.random.default_rng(seed))
     train.fit(loss_fn, state, sample, train.adamw(lambda step: lr), steps, batch, **fit)
     return state.params
 
 
 def ridge_regression(q, k, v, ridge):
-    """At every t, ridge regression of the values v on the keys k up to t, applied to q_t: [B, T, d] each -> [B, T, d]."""
-    q, k, v = (a[:, None] for a in (q, k, v))
-    return mesa.linear_attention(mesa.precondition_direct(q, k, np.array([1 / ridge])), k, v)[:, 0]
+    """At every t, ridge regression of the values v on the keys k up to t, applied to q_t:
+    [B, T, d] each -> [B, T, d]."""
+    q, k, v = (rows[:, None] for rows in (q, k, v))     # one head
+    p = mesa.precondition_direct(q, k, np.array([1 / ridge]))
+    return mesa.linear_attention(p, k, v)[:, 0]
 
 
 def least_squares_on_neighbours(tokens, ridge):
-    """Ridge regression at every t on all pairs of neighbouring tokens so far, applied to the present one: what a perfect
-    learner of next tokens does with a sequence [B, T, d] that it takes for a dynamical system.  [B, T, d]"""
+    """Ridge regression at every t on all pairs of neighbouring tokens so far, applied to the
+    present one: what a perfect learner of next tokens does with a sequence [B, T, d] that it takes
+    for a dynamical system.  [B, T, d]"""
     return ridge_regression(tokens, data.previous(tokens), tokens, ridge)
 
 
 def least_squares_on_pairs(x, y, ridge=1e-3):
-    """Ridge regression on the pairs before i, applied to x_i: the least squares over true pairs. [B, n, d] -> [B, n, d]"""
+    """Ridge regression on the pairs before i, applied to x_i: the least squares over true pairs.
+    [B, n, d] -> [B, n, d]"""
     return ridge_regression(x, data.previous(x), data.previous(y), ridge)
+
+
+def report(name, params, s):
+    """Print what the analyses find in one model, on new sequences."""
+    rng = np.random.default_rng(0)
+    spec_tune = mesa.spectrum(train.sequences(s, rng, 2_048))
+    x = train.sequences(s, rng, 512)
+    spec, y, model = mesa.spectrum(x), x[:, 1:], train.predictions(params, s, x)
+    size = sum(w.size for w in params.values())
+    print(f"{name}: {' '.join(s.kinds)}; {size:,} weights, {s.steps:,} steps, d = {s.d}, "
+          f"T = {s.T}\n  loss on 512 new sequences {loss(model, y):.3f}; ", end="")
+    for k in (1, 2, 6):
+        gd = mesa.predict(spec, best_steps(spec_tune, k)(spec.s))
+        print(f"{k} gradient steps {loss(gd, y):.3f} (R2 {r_squared(model, gd):.3f}); ", end="")
+    lsq = mesa.predict(spec, mesa.ridge(spec.s, tuned(mesa.ridge, spec_tune, [0.01])))
+    print(f"least squares {loss(lsq, y):.3f} (R2 {r_squared(model, lsq):.3f})")
+    if set(s.kinds) == {"linear"}:
+        P = products(params, s.config)
+        short = loss(predictions_of_products(compressed(P, s.d), s, x), y)
+        print(f"  CompressedAlg, {slot_table(P, s.d).size} numbers for {P.size:,}: "
+              f"loss {short:.3f}")
+    acts = activations(params, s, x, [f"acts.{l}" for l in range(len(s.kinds) + 1)])
+    scores = [probe(stream[:, -1:], x[:, -1:], rng) for stream in acts.values()]
+    after = " ".join(f"{r2:.2f}" for r2, _ in scores)
+    print(f"  x_{{T+1}} read from the stream, R2 before layer 1 and after each: {after}   "
+          f"(shuffled: {scores[-1][1]:.2f})\n")
 
 
 def main():
     folder = Path(__file__).parent / "results" / "weights"
     for path in sorted(folder.glob("*.npz")):
-        params, s = store.load_model(path, train.Settings)
-        rng = np.random.default_rng(0)
-        x_tune, x = train.sequences(s, rng, 2_048), train.sequences(s, rng, 512)
-        tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
-        model = train.predictions(params, s, x)
-        print(f"{path.stem}: {' '.join(s.kinds)}; {sum(w.size for w in params.values()):,} weights, {s.steps:,} steps, d = {s.d}, "
-              f"T = {s.T}\n  loss on 512 new sequences {loss(model, y):.3f}; ", end="")
-        for k in (1, 2, 6):
-            gd = mesa.predict(spec, best_steps(tune, k)(spec.s))
-            print(f"{k} gradient steps {loss(gd, y):.3f} (R2 {r_squared(model, gd):.3f}); ", end="")
-        lsq = mesa.predict(spec, mesa.ridge(spec.s, tuned(mesa.ridge, tune, [0.01])))
-        print(f"least squares {loss(lsq, y):.3f} (R2 {r_squared(model, lsq):.3f})")
-        if set(s.kinds) == {"linear"}:
-            P = products(params, s.config)
-            short = loss(predictions_of_products(compressed(P, s.d), s, x), y)
-            print(f"  CompressedAlg, {slot_table(P, s.d).size} numbers for {P.size:,}: loss {short:.3f}")
-        acts = activations(params, s, x, [f"acts.{l}" for l in range(len(s.kinds) + 1)])
-        scores = [probe(a[:, -1:], x[:, -1:], rng) for a in acts.values()]
-        print("  x_{T+1} read from the stream, R2 before layer 1 and after each: "
-              + " ".join(f"{r:.2f}" for r, _ in scores) + f"   (shuffled: {scores[-1][1]:.2f})\n")
+        report(path.stem, *store.load_model(path, train.Settings))
 
 
 if __name__ == "__main__":

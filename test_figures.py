@@ -1,4 +1,5 @@
-"""The claims of the figures, made from made-up results: each holds where it should, and fails where it should."""
+"""The claims of the figures, made from made-up results: each holds where it should, and fails where
+it should."""
 import os
 
 import figures                                          # before NumPy: it sets BLAS's threads
@@ -9,12 +10,14 @@ from test_mesa import HERE, command_line
 import numpy as np
 import pytest
 
-T, D, LAYERS = 50, 10, 7
+T, d, LAYERS = 50, 10, 7
 t = np.arange(1, T + 1)
+
+# What a measurement would find, by its name: (names of its runs, whether all is as claimed) -> dict
 
 
 def steps(k):
-    """A loss over context that falls with t and with the number of steps."""
+    """A loss over context that falls with t and with the number of steps: [T]."""
     return 1.5 / (1 + 0.1 * t * k)
 
 
@@ -24,41 +27,51 @@ def probed(error, control=0.0):
 
 
 def context(names, good):
-    """Models of k layers do as k steps do, the mesa layer and hybrids as least squares; or nothing does."""
-    k = {"linear-1": 1, "linear-2": 2, "linear-6": 6, "softmax-3": 3, "softmax-7": 7, "attention-7": 7}
-    models = [steps(k.get(name.split(",")[0], 100)) if good else np.full(T, 1.5) + len(names) * (name[0] in "mh") for name in names]
-    return {"models": models, "early": models, "parameters": np.ones(len(names)), "seconds": np.ones(len(names)),
-            "richardson": [1.2 * steps(k) for k in measure.STEPS], "chebyshev": [steps(k) for k in measure.STEPS],
-            "steps": [1.3 * steps(k) for k in measure.STEPS], "lsq": steps(100), "kernel": steps(1), "zero": np.full(T, 1.6)}
+    """Models of k layers do as k steps do, the mesa layer and hybrids as least squares; or nothing
+    does."""
+    depths = {"linear-1": 1, "linear-2": 2, "linear-6": 6, "softmax-3": 3, "softmax-7": 7,
+              "attention-7": 7}
+    if good:
+        models = [steps(depths.get(name.split(",")[0], 100)) for name in names]
+    else:
+        models = [np.full(T, 1.5) + len(names) * (name[0] in "mh") for name in names]
+    of_k = np.array([steps(k) for k in measure.STEPS])
+    return {"models": models, "early": models,
+            "parameters": np.ones(len(names)), "seconds": np.ones(len(names)),
+            "richardson": 1.2 * of_k, "chebyshev": of_k, "steps": 1.3 * of_k,
+            "lsq": steps(100), "kernel": steps(1), "zero": np.full(T, 1.6)}
 
 
 def one_layer(names, good):
-    loss = np.array([1.6, 1.2, 0.9])
+    loss = np.array([1.6, 1.2, 0.9])                    # at three snapshots
     r2 = 1 - loss if good else loss
-    return {"linear": np.full(T, 1.0 if good else 2.0), "gd": np.full(T, 1.01), "optimum": 1.0, "compressed": 1.0 if good else 3.0,
-            "r2_gd": 0.99 if good else 0.5, "diagonal": 0.95 if good else 0.5, "prop1": 0.95 if good else 0.5, "prop1_optimum": 0.25,
+    return {"linear": np.full(T, 1.0 if good else 2.0), "gd": np.full(T, 1.01),
+            "optimum": 1.0, "compressed": 1.0 if good else 3.0, "r2_gd": 0.99 if good else 0.5,
+            "diagonal": 0.95 if good else 0.5,
+            "prop1": 0.95 if good else 0.5, "prop1_optimum": 0.25,
             "along": np.stack([loss, loss, r2, r2], axis=-1)}
 
 
 def mesa_layer(names, good):
     own = steps(100) if good else np.full(T, 3.0)
     r2 = 0.999 if good else 0.5
-    return {"mu": 1e-3, "near": 1e-3, "mesa": own, "lsq": steps(100), "ridge": steps(100), "r2_lsq": r2, "r2_ridge": r2, "d": D, "T": T}
+    return {"mu": 1e-3, "near": 1e-3, "mesa": own, "lsq": steps(100), "ridge": steps(100),
+            "r2_lsq": r2, "r2_ridge": r2, "d": d, "T": T}
 
 
 def first_layer(names, good):
-    mass = np.full((8, 4), 0.02)
+    mass = np.full((8, 4), 0.02)                        # [lags, heads]
     if good:                                            # each head has a lag of its own
         mass[1, 0] = mass[0, 1] = mass[2, 2] = mass[3, 3] = 0.92
     else:
         mass[5] = 0.5
-    return {"mass": mass, "spread": np.full(4, 0.1 if good else 0.5),
-            "sensitivity": np.array([4, 5, 1, 1, 1, 1, 1, 1.0]) if good else np.arange(8.0)}
+    sensitivity = np.array([4, 5, 1, 1, 1, 1, 1, 1.0]) if good else np.arange(8.0)
+    return {"mass": mass, "spread": np.full(4, 0.1 if good else 0.5), "sensitivity": sensitivity}
 
 
 def bindings(names, good):
     partial = "partial" in names[0]
-    r2 = np.zeros((4, 8, 2))
+    r2 = np.zeros((4, 8, 2))                            # [layers + 1, lags, value and control]
     r2[1:, :4 if partial else 2, 0] = 0.99
     if not good:
         r2[1:, 1 if partial else 0:, 0], r2[:, :, 1] = 0.3, 0.2
@@ -74,35 +87,39 @@ def learned_features(names, good):
 
 
 def one_token(names, good):
-    rich, cheb = (c * np.array([steps(k)[-1] for k in range(7)]) for c in (1.2, 1.0))
-    return {"error": np.array([cheb if good else 10 * cheb[::-1], rich, cheb])}
+    cheb = np.array([steps(k)[-1] for k in range(7)])
+    return {"error": np.array([cheb if good else 10 * cheb[::-1], 1.2 * cheb, cheb])}
 
 
 def compression(names, good):
-    rows = np.ones((len(figures.WHILE), 3)) * (1, 1, 1) if good else np.ones((len(figures.WHILE), 3)) * (1, 2, 2)
-    return {"snapshots": np.array(figures.WHILE), "rows": rows, "alone": np.ones(6), "but": np.ones(4), "entries": 100, "numbers": 1,
-            "nonzero": 1}
+    rows = np.ones((len(figures.WHILE), 3)) * ((1, 1, 1) if good else (1, 2, 2))
+    return {"snapshots": np.array(figures.WHILE), "rows": rows, "alone": np.ones(6),
+            "but": np.ones(4), "entries": 100, "numbers": 1, "nonzero": 1}
 
 
 def depth(names, good):
-    layer, at = np.arange(LAYERS + 1)[:, None], np.arange(2, T, 4)
+    layers, at = np.arange(LAYERS + 1), np.arange(2, T, 4)
+    layer = layers[:, None]
     error = 1 / (1 + layer) / at if good else (1.0 + layer) * at
-    degrees = np.zeros((LAYERS + 1, 7))
-    degrees[np.arange(LAYERS + 1), np.minimum(np.arange(LAYERS + 1), 6) if good else 6 - np.minimum(np.arange(LAYERS + 1), 6)] = 1
-    ones = np.ones(len(at))
-    return {"at": at, "d": D, "next": probed(error, 0.0 if good else 0.5), "input": probed(error, 0.0 if good else 0.5),
-            "next variance": ones, "input variance": ones, "degrees": degrees}
+    degrees, degree = np.zeros((LAYERS + 1, 7)), np.minimum(layers, 6)
+    degrees[layers, degree if good else 6 - degree] = 1
+    probes, ones = probed(error, 0.0 if good else 0.5), np.ones(len(at))
+    return {"at": at, "d": d, "next": probes, "input": probes, "next variance": ones,
+            "input variance": ones, "degrees": degrees}
 
 
 def linearised(names, good):
     small = "small" in names[0]
-    later = [1.2 if small else 1.02] * 6 if good else [1.2 if small else 3.0] * 6
-    return {"ratios": np.array([3.0 if good else 1.0, *later]), "d": 5 if small else 10, "course 0": np.ones((2, 2))}
+    later = 1.2 if small else 1.02 if good else 3.0
+    return {"ratios": np.array([3.0 if good else 1.0] + [later] * 6), "d": 5 if small else 10,
+            "course 0": np.ones((2, 2))}
 
 
 def over_dimensions(names, good):
     dims = np.array([2, 5, 10, 20])
-    return {"dims": dims, "rows": np.stack([0.01 * dims ** (0.0 if good else 1.0), 0.1 * dims ** (0.5 if good else 0.0)], axis=-1)}
+    lsq = 0.01 * dims ** (0.0 if good else 1.0)
+    kernel = 0.1 * dims ** (0.5 if good else 0.0)
+    return {"dims": dims, "rows": np.stack([lsq, kernel], axis=-1)}
 
 
 def few_shot(names, good):
@@ -110,20 +127,22 @@ def few_shot(names, good):
     base, late = 1 / (1 + n), np.tile(1 / (1 + np.arange(10)), 2)
     ascent = base * (1 + 3 * ((n > 0) & (n < 5)))
     if good:
-        return {"single": np.array([2 * ascent, 1.5 * base, base]), "double": np.array([late] * 3), "single pairs": 0.1 * base,
-                "single neighbours": ascent}
-    return {"single": np.array([base, 2 * base, 3 + 0 * base]), "double": np.ones((3, 20)), "single pairs": 9 * ascent,
-            "single neighbours": base}
+        return {"single": np.array([2 * ascent, 1.5 * base, base]), "double": np.array([late] * 3),
+                "single pairs": 0.1 * base, "single neighbours, 0.001": ascent}
+    return {"single": np.array([base, 2 * base, 3 + 0 * base]), "double": np.ones((3, 20)),
+            "single pairs": 9 * ascent, "single neighbours, 0.001": base}
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_claims_hold_where_they_should_and_fail_where_they_should(name):
-    """Every predicate of every figure: once true, once false, on results of two seeds; no picture is drawn."""
-    figure, made_up = figures.FIGURES[name], lab.Lab(figures.settings_of, figures.SIZE, "full", seeds=(0, 1))
+    """Every predicate of every figure: once true, once false, on results of two seeds; no picture
+    is drawn."""
+    figure = figures.FIGURES[name]
+    made_up = lab.Lab(figures.settings_of, figures.SIZE, "full", seeds=(0, 1))
+    courses = {run: {} for _, *names in figure.measurements for run in names}
     for good in (True, False):
         found = [[globals()[f.__name__](names, good)] * 2 for f, *names in figure.measurements]
-        claims = lab.judged(made_up, figure.claims(made_up, *found),
-                            {run: {} for _, *names in figure.measurements for run in names})
+        claims = lab.judged(made_up, figure.claims(made_up, *found), courses)
         assert len(claims) >= 2 or name == "fig3b"
         for c in claims:
             assert np.isfinite(c["measured"])
