@@ -689,11 +689,11 @@ def draw_fig3a(lab, *found):
     import matplotlib.pyplot as plt
     heads = len(found[0][0]["map"])
     fig, axes = plt.subplots(3, heads + 1, figsize=(10, 7.3), width_ratios=(1,) * heads + (1.7,))
-    for name, firsts, row in zip(LOOKED_AT, found, axes):
-        for h, ax in enumerate(row[:-1]):
+    for name, firsts, (*left, right) in zip(LOOKED_AT, found, axes):
+        for h, ax in enumerate(left):
             draw_head(ax, firsts[0]["map"][h], f"head {h + 1}" if h else f"{name}\nhead 1")
             ax.set_ylabel("" if h else "token $t$", fontsize=8)
-        draw_lags(row[-1], firsts)
+        draw_lags(right, firsts)
     return fig
 
 
