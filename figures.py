@@ -606,10 +606,11 @@ def feature_rows(name, read):
         layers = r2[0].shape[1]
         start, end = ([of_seed[i].max() for of_seed in r2] for i in (0, -1))
         # what the end of training reads better than the input can be read
-        gains = [of_seed[-1] - r[key][-1, 0, 0] for of_seed, r in zip(r2, read)]            # [layers]
+        gains = [of_seed[-1] - r[key][-1, 0, 0] for of_seed, r in zip(r2, read)]    # [layers]
         first = [np.argmax(gain >= 0.9 * gain.max()) + 1 for gain in gains]
+        course = f"R² {np.mean(start):.2f}, then {np.mean(end):.2f}"
         rows += [row(f"unexplained variance of {text} at t = T, best layer of {name}, end of "
-                     f"training over its start (R² {np.mean(start):.2f}, then {np.mean(end):.2f})",
+                     f"training over its start ({course})",
                      "< 0.8", [(1 - b) / (1 - a) for a, b in zip(start, end)]),
                  row(f"first layer, of {layers}, with nine tenths of the best layer's gain over the "
                      f"input in R² of {text}, over the number of layers, {name}", "<= 0.5",

@@ -157,8 +157,8 @@ def block_of_notes(starts):
 
 def test_the_recipe_of_a_figure_makes_one(tmp_path):
     (tmp_path / "mine.py").write_text(block_of_notes("import figures"), encoding="utf-8")
-    run = command_line(tmp_path / "mine.py", "--smoke", "--executor", "serial", "--out", tmp_path / "out",
-                       cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)})
+    run = command_line(tmp_path / "mine.py", "--smoke", "--executor", "serial", "--out",
+                       tmp_path / "out", cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)})
     assert run.returncode == 0 and (tmp_path / "out" / "mine.png").exists(), run.stderr
     assert "held-out loss, end over start" in run.stdout
 
