@@ -612,8 +612,8 @@ def feature_rows(name, read):
         rows += [row(f"unexplained variance of {text} at t = T, best layer of {name}, end of "
                      f"training over its start ({course})",
                      "< 0.8", [(1 - b) / (1 - a) for a, b in zip(start, end)]),
-                 row(f"first layer, of {layers}, with nine tenths of the best layer's gain over the "
-                     f"input in R² of {text}, over the number of layers, {name}", "<= 0.5",
+                 row(f"first layer, of {layers}, with nine tenths of the best layer's gain over "
+                     f"the input in R² of {text}, over the number of layers, {name}", "<= 0.5",
                      np.divide(first, layers))]
     return [*rows, control(f"largest absolute R² of the shuffled control, {name}", "< 0.1",
                            [np.abs(r["r2"][:, 1:, 1]).max() for r in read])]
