@@ -27,9 +27,9 @@ import itertools
 import os
 import sys
 
-# Several processes (workers.py), each with single-threaded BLAS, beat one with multi-threaded BLAS on the small
-# matrices of this project.  BLAS reads these when NumPy loads, so they are set here, if unset, and
-# this module is imported before NumPy everywhere.
+# Several processes (workers.py), each with single-threaded BLAS, beat one with multi-threaded BLAS
+# on the small matrices of this project.  BLAS reads these when NumPy loads, so they are set here,
+# if unset, and this module is imported before NumPy everywhere.
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
