@@ -1,11 +1,14 @@
-"""Benchmarks: what a step costs and why, the mesa layer alone, long sequences, and numerical steadiness.
+"""Benchmarks: what a step costs and why, the mesa layer alone, long sequences, and numerical
+steadiness.
 
-    python bench.py                 all four tables;  python bench.py steps | layer | length | steadiness   for one
+    python bench.py                 all four tables; for one:
+                                    python bench.py steps | layer | length | steadiness
     python bench.py --json FILE     store the numbers, too
 
-Times are medians over repeats in which all rivals take turns, so that a busy moment of the machine hits each of them;
-the spread is half the distance between the quartiles.  Where PyTorch is installed (`pip install torch`) the same models are
-written there the way a good user would, and timed in the same turns; nothing else in this project needs it.
+Times are medians over repeats in which all rivals take turns, so that a busy moment of the machine
+hits each of them; the spread is half the distance between the quartiles.  Where PyTorch is
+installed (`pip install torch`) the same models are written there the way a good user would, and
+timed in the same turns; nothing else in this project needs it.
 """
 import json
 import multiprocessing
@@ -18,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
-import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
+import autodiff as ad                                   # before NumPy: it sets the BLAS threads
 from autodiff import Tensor
 
 import numpy as np
@@ -29,7 +32,7 @@ import train
 import workers
 
 try:
-    if sys.argv[1:2] == ["--peak"]:                     # our own peak memory is measured without PyTorch in the process
+    if sys.argv[1:2] == ["--peak"]:     # our own peak memory is measured without PyTorch around
         raise ImportError
     import torch
     import torch.nn.functional as F
@@ -37,48 +40,65 @@ except ImportError:
     torch = None
 
 
-# --------------------------------------------------------------------------------------------------- measuring
+# ------------------------------------------------------------------------------------- measuring
+
+
+def timed(f):
+    """Seconds that f() takes."""
+    began = time.perf_counter()
+    f()
+    return time.perf_counter() - began
 
 
 def take_turns(rivals, repeats, warmup=2):
     """{name: (median, spread) in seconds} of functions without arguments, called in turns.
 
-    Each turn is one call that is not timed and two that are: after a change of rival caches are cold, and threads of
-    PyTorch go on spinning for some milliseconds.
+    Each turn is one call that is not timed and two that are: after a change of rival caches are
+    cold, and threads of PyTorch go on spinning for some milliseconds.
     """
     times = {name: [] for name in rivals}
     for i in range(warmup + repeats):
         for name, f in rivals.items():
             f()
-            for _ in range(2):
-                began = time.perf_counter()
-                f()
-                if i >= warmup:
-                    times[name].append(time.perf_counter() - began)
-    return {name: (float(np.median(t)), float(np.subtract(*np.percentile(t, [75, 25])) / 2)) for name, t in times.items()}
+            two = [timed(f), timed(f)]
+            if i >= warmup:
+                times[name] += two
+    quartiles = {name: np.percentile(t, [25, 50, 75]) for name, t in times.items()}
+    return {name: (float(q[1]), float(q[2] - q[0]) / 2) for name, q in quartiles.items()}
+
+
+def ms(seconds):
+    """(median, spread) in seconds as a cell of a table."""
+    median, spread = seconds
+    return f"{1e3 * median:.1f} ± {1e3 * spread:.1f}"
 
 
 def peak_memory(*args):
-    """What `python bench.py ARGS` prints: peak memories in MB of a process that does nothing else."""
+    """What `python bench.py ARGS` prints: peak memories in MB of a process that does nothing
+    else."""
     out = subprocess.run([sys.executable, __file__, *args], capture_output=True, encoding="utf-8",
                          check=True).stdout
     return [float(x) for x in out.split()]
 
 
 def memory():
-    """Memory in MB of this process and what its workers have to themselves (Linux), or the peak of this process."""
+    """Memory in MB of this process and what its workers have to themselves (Linux), or the peak of
+    this process."""
     def kilobytes(pid, *names):
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
         return sum(int(text.split(f"\n{name}:")[1].split()[0]) for name in names)
     try:
-        workers = (kilobytes(child.pid, "Private_Clean", "Private_Dirty") for child in multiprocessing.active_children())
-        return (kilobytes(os.getpid(), "Rss") + sum(workers)) / 1024
+        total = kilobytes(os.getpid(), "Rss")
+        for child in multiprocessing.active_children():
+            total += kilobytes(child.pid, "Private_Clean", "Private_Dirty")
+        return total / 1024
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def matrix_rate():
-    """The best rate of float32 matrix products found on this machine, all cores together, in FLOP/s."""
+    """The best rate of float32 matrix products found on this machine, all cores together, in
+    FLOP/s."""
     n, cores = 2048, os.cpu_count()
     A = np.random.default_rng(0).standard_normal((n, n)).astype("float32")
     with ThreadPoolExecutor(cores) as pool:
@@ -86,21 +106,20 @@ def matrix_rate():
     return cores * 2 * n ** 3 / best
 
 
-def timed(f):
-    began = time.perf_counter()
-    f()
-    return time.perf_counter() - began
-
-
 def step_flop(s):
-    """Floating-point operations of one training step, counted dense: 2 per multiplication of the matrix products (maps in
-    full, though half of each is masked) and what a mesa layer's sweep takes, three times that for forward and backward."""
+    """Floating-point operations of one training step, counted dense.
+
+    2 per multiplication of the matrix products (maps in full, though half of each is masked) and
+    what a mesa layer's sweep takes, three times that for forward and backward.
+    """
     c, T = s.config, s.T
     inner = c.heads * c.key_size
     per_token = 0
     for kind in c.kinds:
         per_token += 2 * c.width * inner * 4 + 2 * 2 * T * inner + 2 * 2 * c.width * c.mlp_width
         per_token += 6 * inner * c.key_size if kind == "mesa" else 0
+    if c.positional == "concat":        # the first block's queries and keys read the code, too
+        per_token += 2 * 2 * c.width * inner
     if c.embed:
         per_token += 2 * c.width * (c.d_in + c.d_out)
     return 3 * per_token * T * s.batch
@@ -108,50 +127,67 @@ def step_flop(s):
 
 def show(title, header, rows):
     """Print a table."""
-    cells = [header, *([f"{x:.3g}" if isinstance(x, float) else str(x) for x in row] for row in rows)]
+    cells = [header]
+    cells += [[f"{x:.3g}" if isinstance(x, float) else str(x) for x in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    cells.insert(1, ["-" * w for w in widths])
     print(f"\n{title}\n")
-    for i, row in enumerate(cells):
-        print("  " + "  ".join(x.ljust(w) if j == 0 else x.rjust(w) for j, (x, w) in enumerate(zip(row, widths))), flush=True)
-        if i == 0:
-            print("  " + "  ".join("-" * w for w in widths))
+    for name, *numbers in cells:
+        line = [name.ljust(widths[0])]
+        line += [x.rjust(w) for x, w in zip(numbers, widths[1:])]
+        print("  " + "  ".join(line), flush=True)
 
 
-# ----------------------------------------------------------------------------------- the same models in PyTorch
+# --------------------------------------------------------------------- the same models in PyTorch
 
 
 def torch_model(s, params):
-    """(forward function, list of parameters): the Transformer of settings s, its weights copied from params."""
+    """(forward function, weights by name): the Transformer of settings s, its weights copied from
+    params.  It has no qk_norm, as no preset has."""
     c = s.config
     w = {k: torch.tensor(np.asarray(a, "float32"), requires_grad=True) for k, a in params.items()}
     position = torch.tensor(np.asarray(mesa.position_code(0, s.T, c.width, "float32")))
     mask = torch.ones(s.T, s.T).tril()
 
     def norm(e, name):
-        return F.layer_norm(e, (c.width,), w[name + ".scale"], w[name + ".bias"], 1e-6) if c.layer_norm else e
+        if not c.layer_norm:
+            return e
+        return F.layer_norm(e, (c.width,), w[name + ".scale"], w[name + ".bias"], 1e-6)
+
+    def heads(z, b, *names):            # one product for all; [names, B, heads, T, Dk]
+        rows = z @ torch.cat([w[b + n].flatten(1) for n in names], 1)
+        shape = (*z.shape[:2], len(names), c.heads, c.key_size)
+        return rows.reshape(shape).permute(2, 0, 3, 1, 4)
+
+    def projections(z, b, code):
+        if code is None:
+            return heads(z, b, "wq", "wk", "wv")
+        beside = torch.cat([z, code.expand(z.shape)], -1)
+        return *heads(beside, b, "wq", "wk"), *heads(z, b, "wv")
+
+    def attention(q, k, v, b, kind):
+        if kind == "softmax":
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if kind == "linear":
+            return (q @ k.mT * mask) @ v
+        return torch_mesa_recurrence(q, k, v, w[b + "log_lam"].exp())
 
     def forward(x):
         e = x @ w["embed"] if c.embed else x
         e = e + position if c.positional == "add" else e
-        B, T, D = e.shape
         for l, kind in enumerate(c.kinds):
             b = f"blocks.{l}."
-            z = norm(e, b + "ln1")
-            qkv = z @ torch.cat([w[b + n].reshape(D, -1) for n in ("wq", "wk", "wv")], 1)       # one product for all three
-            q, k, v = qkv.reshape(B, T, 3, c.heads, c.key_size).permute(2, 0, 3, 1, 4)
-            if kind == "softmax":
-                o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            elif kind == "linear":
-                o = (q @ k.mT * mask) @ v
-            else:
-                o = torch_mesa_recurrence(q, k, v, w[b + "log_lam"].exp())
-            e = e + o.transpose(1, 2).reshape(B, T, -1) @ w[b + "wo"].reshape(-1, D)
+            code = position if c.positional == "concat" and l == 0 else None
+            q, k, v = projections(norm(e, b + "ln1"), b, code)
+            o = attention(q, k, v, b, kind)
+            e = e + o.transpose(1, 2).flatten(2) @ w[b + "wo"].flatten(0, 1)
             if c.mlp_width:
-                e = e + F.gelu(norm(e, b + "ln2") @ w[b + "w1"], approximate="tanh") @ w[b + "w2"]
+                hidden = F.gelu(norm(e, b + "ln2") @ w[b + "w1"], approximate="tanh")
+                e = e + hidden @ w[b + "w2"]
             if c.clamp:
                 e = e.clamp(-c.clamp, c.clamp)
         return e @ w["unembed"] if c.embed else e[..., :c.d_out]
-    return forward, list(w.values())
+    return forward, w
 
 
 def torch_mesa_recurrence(q, k, v, lam):
@@ -171,7 +207,8 @@ def torch_mesa_recurrence(q, k, v, lam):
 def torch_mesa_solve(q, k, v, lam):
     """The mesa layer by one batched linear solve."""
     T, K = q.shape[2:]
-    S = (k[..., :, None] * k[..., None, :]).cumsum(2) + torch.eye(K, dtype=q.dtype) / lam[:, None, None, None]
+    ridge = torch.eye(K, dtype=q.dtype) / lam[:, None, None, None]
+    S = (k[..., :, None] * k[..., None, :]).cumsum(2) + ridge
     p = torch.linalg.solve(S, q[..., None])[..., 0]
     return (p @ k.mT * torch.ones(T, T, dtype=q.dtype).tril()) @ v
 
@@ -188,21 +225,29 @@ def torch_batch(s):
     if s.tokens == "raw":
         return now, x[:, 1:]
     before = torch.cat([zero[:, :1], now[:, :-1]], 1)
-    return torch.cat([zero, now if s.tokens == "constructed" else zero, now, before], -1), x[:, 1:]
+    residual = now if s.tokens == "constructed" else zero
+    return torch.cat([zero, residual, now, before], -1), x[:, 1:]
 
 
 def torch_step(s, params, compiled=False):
     """A function that makes one training step: data, forward, backward, clip, fused AdamW."""
-    forward, weights = torch_model(s, params)
+    forward, w = torch_model(s, params)
+    x, _ = torch_batch(s)
+    ours, theirs = mesa.transformer(params, x.numpy(), s.config), forward(x).numpy(force=True)
+    assert np.abs(theirs - ours).max() < 1e-3 * np.abs(ours).max(), "not the same model"
     forward = torch.compile(forward) if compiled else forward
-    optimizer = torch.optim.AdamW(weights, lr=s.lr, weight_decay=s.weight_decay, fused=True)
+    decay = {True: s.weight_decay, False: 0.0}          # only of what starts at random
+    drawn = {name: weight.start is None for name, weight in mesa.weights(s.config).items()}
+    groups = [{"params": [w[name] for name in w if drawn[name] is which], "weight_decay": rate}
+              for which, rate in decay.items()]
+    optimizer = torch.optim.AdamW(groups, lr=s.lr, fused=True)
 
     def step():
         x, y = torch_batch(s)
         loss = ((forward(x) - y) ** 2).sum() / (2 * s.batch * s.T)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        for p in weights:
+        for p in w.values():
             if p.grad is not None:
                 p.grad.clamp_(-s.clip, s.clip)
         optimizer.step()
@@ -223,52 +268,74 @@ def our_step(s):
     return step, first
 
 
-# ------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------- a training step
+
+
+def use_best_threads():
+    """Let PyTorch have its own best number of threads."""
+    s, times = train.PRESETS["linear-6"], {}
+    for n in (1, os.cpu_count()):
+        torch.set_num_threads(n)
+        times[n] = take_turns({"": torch_step(s, our_step(s)[1])}, 3)[""][0]
+    torch.set_num_threads(min(times, key=times.get))
+
+
+def step_rivals(s):
+    """Who makes a training step of settings s: a dict name -> function."""
+    ours, params = our_step(s)
+    rivals = {"ours": ours}
+    if torch:
+        rivals["eager"] = torch_step(s, params)
+        if "mesa" not in s.kinds:       # compiling 50 unrolled steps of the loop takes minutes
+            rivals["compiled"] = torch_step(s, params, compiled=True)
+    return rivals
+
+
+def step_numbers(times, rate, flop, early, late):
+    """What is stored of a preset: times of the rivals, the machine's matrix rate, FLOP of a step,
+    memory after 10 and after 30 steps."""
+    ours, spread = times["ours"]
+    numbers = {"ms": 1e3 * ours, "spread_ms": 1e3 * spread, "peak_mb": late,
+               "peak_mb_early": early, "fraction_of_matrix_rate": flop / ours / rate}
+    for rival in times.keys() - {"ours"}:
+        numbers[f"torch_{rival}_ms"] = 1e3 * times[rival][0]
+        numbers[f"over_torch_{rival}"] = ours / times[rival][0]
+    if "eager" in times:
+        numbers["torch_eager_over_matrix_time"] = times["eager"][0] / (flop / rate)
+    return numbers
+
+
+STEP_COLUMNS = {                        # title: (what of step_numbers, its format)
+    "peak MB": ("peak_mb", ".0f"), "of matrix rate": ("fraction_of_matrix_rate", ".2f"),
+    "torch eager ms": ("torch_eager_ms", ".1f"), "ours/eager": ("over_torch_eager", ".2f"),
+    "torch compiled ms": ("torch_compiled_ms", ".1f"),
+    "ours/compiled": ("over_torch_compiled", ".2f"),
+    "eager/matrix time": ("torch_eager_over_matrix_time", ".1f")}
 
 
 def steps(repeats=15):
-    """One training step of every preset, beside the same in PyTorch, and the peak memory of training."""
+    """One training step of every preset, beside the same in PyTorch, and the peak memory of
+    training."""
     rate = matrix_rate()
-    rows, result = [], {"matrix_rate": rate, "presets": {}}
     if torch:
-        threads = {n: 0.0 for n in (1, os.cpu_count())}                     # PyTorch's own best number of threads
-        s = train.PRESETS["linear-6"]
-        for n in threads:
-            torch.set_num_threads(n)
-            threads[n] = take_turns({"": torch_step(s, our_step(s)[1])}, 3)[""][0]
-        torch.set_num_threads(min(threads, key=threads.get))
+        use_best_threads()
+    rows, result = [], {"matrix_rate": rate, "presets": {}}
     for name, s in train.PRESETS.items():
-        ours, params = our_step(s)
-        rivals = {"ours": ours}
-        if torch:
-            rivals["eager"] = torch_step(s, params)
-            if "mesa" not in s.kinds:                   # compiling 50 unrolled steps of the recurrence takes minutes
-                rivals["compiled"] = torch_step(s, params, compiled=True)
-        times = take_turns(rivals, repeats)
-        early, late = peak_memory("--peak", name)
-        flop = step_flop(s)
-        row = {"ms": 1e3 * times["ours"][0], "spread_ms": 1e3 * times["ours"][1], "peak_mb": late, "peak_mb_early": early,
-               "fraction_of_matrix_rate": flop / times["ours"][0] / rate}
-        for rival in ("eager", "compiled"):
-            if rival in times:
-                row[f"torch_{rival}_ms"] = 1e3 * times[rival][0]
-                row[f"over_torch_{rival}"] = times["ours"][0] / times[rival][0]
-        if torch:
-            row["torch_eager_over_matrix_time"] = times["eager"][0] / (flop / rate)
-        result["presets"][name] = row
-        rows.append([name, f"{row['ms']:.1f} ± {row['spread_ms']:.1f}", f"{late:.0f}", f"{row['fraction_of_matrix_rate']:.2f}",
-                     *(f"{row[k]:{f}}" if k in row else "-" for k, f in (
-                         ("torch_eager_ms", ".1f"), ("over_torch_eager", ".2f"), ("torch_compiled_ms", ".1f"),
-                         ("over_torch_compiled", ".2f"), ("torch_eager_over_matrix_time", ".1f")))])
-        show(f"Training step, batch {s.batch}, T = {s.T}, {s.dtype}; matrix products here: {rate / 1e9:.0f} GFLOP/s",
-             ["preset", "ms", "peak MB", "of matrix rate", "torch eager ms", "ours/eager", "torch compiled ms", "ours/compiled",
-              "eager/matrix time"], rows) if name == list(train.PRESETS)[-1] else print(f"  {name} done", flush=True)
+        times = take_turns(step_rivals(s), repeats)
+        numbers = step_numbers(times, rate, step_flop(s), *peak_memory("--peak", name))
+        result["presets"][name] = numbers
+        rows.append([name, s.batch, ms(times["ours"]),
+                     *(f"{numbers[k]:{form}}" if k in numbers else "-"
+                       for k, form in STEP_COLUMNS.values())])
+        print(f"  {name} done", flush=True)
+    show(f"Training step, T = {s.T}, {s.dtype}; matrix products here: {rate / 1e9:.0f} GFLOP/s",
+         ["preset", "batch", "ms", *STEP_COLUMNS], rows)
     return result
 
 
 def peak(name):
-    """Train a preset; print the memory of all its processes after 10 and after 30 steps, in MB.  As freed memory is kept
-    (workers.keep_memory), that is the peak."""
+    """Train a preset; print the memory of all its processes after 10 and after 30 steps, in MB.  As
+    freed memory is kept (workers.keep_memory), that is the peak."""
     step, _ = our_step(train.PRESETS[name])
     for n in range(30):
         step()
@@ -276,8 +343,12 @@ def peak(name):
             print(memory())
 
 
+# --------------------------------------------------------------------------- the mesa layer alone
+
+
 def two_sweeps(forward, backward):
-    """Forward and VJP of the mesa layer on plain arrays, given two ways (X, K, lam) -> rows R_t x_t: for queries, cotangents."""
+    """Forward and VJP of the mesa layer on plain arrays, from two ways (X, K, lam) -> rows R_t x_t:
+    for queries, and for cotangents."""
     def layer(q, k, v, lam, G):
         P = forward(q, k, lam)
         A = mesa.tril(P @ k.swapaxes(2, 3))
@@ -293,20 +364,24 @@ def textbook(X, k, lam):
 
 
 def reverse_rows(Gp, k, lam):
-    """h_t by the paper's reverse recurrence, which starts from R_T (found anew here, in a quarter of the time)."""
-    R = np.broadcast_to(lam[:, None, None] * np.eye(k.shape[-1], dtype=k.dtype), (*k.shape[:2], k.shape[-1], k.shape[-1]))
-    for t in range(k.shape[2]):
+    """h_t by the paper's reverse recurrence, which starts from R_T (found anew here, in a quarter
+    of the time)."""
+    B, heads, T, Dk = k.shape
+    R = np.broadcast_to(lam[:, None, None] * np.eye(Dk, dtype=k.dtype), (B, heads, Dk, Dk))
+    for t in range(T):
         u = R @ k[:, :, t, :, None]
         R = R - u @ u.swapaxes(2, 3) / (1 + k[:, :, t, None] @ u)
     return mesa.reverse_sweep(k, Gp, R)[0]
 
 
 def our_layer(q, k, v, lam, G):
-    out = mesa.mesa_attention(*(inputs := [Tensor(a) for a in (q, k, v, lam)]))
+    inputs = [Tensor(a) for a in (q, k, v, lam)]
+    out = mesa.mesa_attention(*inputs)
     return out.data, *ad.backward(out, inputs, G)
 
 
-direct_layer = two_sweeps(mesa.precondition_direct, mesa.precondition_direct)      # a linear solve for every token, twice
+# a linear solve for every token, twice
+direct_layer = two_sweeps(mesa.precondition_direct, mesa.precondition_direct)
 
 
 def torch_layer(f):
@@ -334,10 +409,8 @@ def layer_inputs(lam, B=32, heads=4, T=50, K=20):
     return q, k, v, np.full(heads, lam, "float32"), G
 
 
-def layer(repeats=7):
-    """The mesa layer alone: forward and backward for 32 sequences in one thread."""
-    workers.keep_memory()
-    exact = {lam: direct_layer(*(a.astype(float) for a in layer_inputs(lam))) for lam in (1, 100)}
+def layer_times(repeats):
+    """take_turns of all LAYERS, in one thread."""
     if torch:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -345,131 +418,204 @@ def layer(repeats=7):
     times = take_turns({name: lambda f=f: f(*inputs) for name, f in LAYERS.items()}, repeats)
     if torch:
         torch.set_num_threads(threads)
+    return times
+
+
+def layer_errors(f, exact):
+    """The largest relative error of a form's output and gradients for every lambda in `exact`,
+    which holds what they should be."""
+    errors = []
+    for lam, expected in exact.items():
+        with np.errstate(all="ignore"):
+            got = f(*layer_inputs(lam))
+        relative = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(got, expected)]
+        errors.append(float(max(relative)))
+    return errors
+
+
+def layer(repeats=7):
+    """The mesa layer alone: forward and backward for 32 sequences in one thread."""
+    workers.keep_memory()
+    exact = {lam: direct_layer(*(a.astype(float) for a in layer_inputs(lam))) for lam in (1, 100)}
+    times = layer_times(repeats)
     rows, result = [], {}
     for i, (name, f) in enumerate(LAYERS.items()):
-        errors = []
-        for lam in (1, 100):
-            with np.errstate(all="ignore"):
-                got = f(*layer_inputs(lam))
-            errors.append(max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(got, exact[lam])))
+        one, hundred = layer_errors(f, exact)
         before, after = peak_memory("--peak-layer", str(i))
-        result[name] = {"ms": 1e3 * times[name][0], "spread_ms": 1e3 * times[name][1], "extra_mb": after - before,
-                        "error_lam_1": errors[0], "error_lam_100": errors[1]}
-        rows.append([name, f"{1e3 * times[name][0]:.1f} ± {1e3 * times[name][1]:.1f}", f"{after - before:.0f}",
-                     f"{errors[0]:.0e}", f"{errors[1]:.0e}"])
-    show("Mesa layer, forward and backward: 32 sequences, 4 heads, T = 50, key size 20, float32, one thread; errors of output and "
-         "gradients\nrelative to float64", ["form", "ms", "extra MB", "error, lambda 1", "error, lambda 100"], rows)
+        result[name] = {"ms": 1e3 * times[name][0], "spread_ms": 1e3 * times[name][1],
+                        "extra_mb": after - before, "error_lam_1": one, "error_lam_100": hundred}
+        rows.append([name, ms(times[name]), f"{after - before:.0f}", f"{one:.0e}",
+                     f"{hundred:.0e}"])
+    show("Mesa layer, forward and backward: 32 sequences, 4 heads, T = 50, key size 20, float32, "
+         "one thread;\nerrors of output and gradients relative to float64",
+         ["form", "ms", "extra MB", "error, lambda 1", "error, lambda 100"], rows)
     return result
 
 
 def peak_layer(i):
-    """Print this process's memory before and after one forward and backward of the i-th form, in MB; freed memory is kept."""
+    """Print this process's memory before and after one forward and backward of the i-th form, in
+    MB; freed memory is kept."""
     workers.keep_memory()
     inputs = layer_inputs(1)
     small = layer_inputs(1, B=1, T=3)
-    list(LAYERS.values())[i](*small)                    # what loading and first calls need is not counted
+    f = list(LAYERS.values())[i]
+    f(*small)                           # what loading and first calls need is not counted
     print(memory())
-    list(LAYERS.values())[i](*inputs)
+    f(*inputs)
     print(memory())
+
+
+# ------------------------------------------------------------------------------- long sequences
+
+
+def attention_times(kind, lengths, repeats, B):
+    """Microseconds per token and sequence of forward and backward of an attention: {T: us}."""
+    rng = np.random.default_rng(0)
+    arrays = {T: rng.standard_normal((4, B, 4, T, 20)).astype("float32") for T in lengths}
+
+    def forward_and_backward(T):
+        q, k, v, G = arrays[T]
+        k = k * 20 ** -0.5                              # keys of length about 1
+        inputs = [Tensor(a) for a in (q, k, v)]
+        if kind == "mesa":
+            inputs.append(Tensor(np.ones(4, "float32")))
+        ad.backward(mesa.KINDS[kind].attention(*inputs), inputs, G)
+    rivals = {T: lambda T=T: forward_and_backward(T) for T in lengths}
+    times = take_turns(rivals, repeats, warmup=0)
+    return {T: 1e6 * times[T][0] / (B * T) for T in lengths}
+
+
+def streaming_times(kind, lengths):
+    """({T: microseconds that a one-layer model takes for the token after T others}, bytes that it
+    remembers)."""
+    rng, config = np.random.default_rng(0), mesa.Config((kind,))
+    params = {k: w.astype("float32") for k, w in mesa.init_params(rng, config, 0.1).items()}
+    tokens = rng.standard_normal((max(lengths), 1, 1, 40)).astype("float32")
+    past, after = {}, {}
+    for t, token in enumerate(tokens, 1):
+        mesa.transformer(params, token, config, memory=past)
+        if t in lengths:
+            after[t] = dict(past)       # what is remembered is never changed in place
+
+    def next_token(T):
+        mesa.transformer(params, tokens[0], config, memory=after[T])
+    times = take_turns({T: lambda T=T: next_token(T) for T in lengths}, 500)
+    kept = past["blocks.0."]
+    size = sum(a.nbytes for a in (kept if isinstance(kept, tuple) else (kept,)))
+    return {T: 1e6 * times[T][0] for T in lengths}, size
 
 
 def length(lengths=(1_000, 5_000, 20_000, 50_000), repeats=3, B=4):
     """Time per token of attention over T (forward and backward), and of streaming."""
     workers.keep_memory()
-    rng, rows, result = np.random.default_rng(0), [], {"attention": {}, "streaming": {}}
-    arrays = {T: rng.standard_normal((4, B, 4, T, 20)).astype("float32") for T in lengths}
+    rows, result = [], {"attention": {}, "streaming": {}}
 
-    def forward_and_backward(kind, T):
-        q, k, v, G = arrays[T]
-        k = k * 20 ** -0.5                              # keys of length about 1
-        inputs = [Tensor(a) for a in (q, k, v)] + ([Tensor(np.ones(4, "float32"))] if kind == "mesa" else [])
-        ad.backward(mesa.KINDS[kind].attention(*inputs), inputs, G)
+    def add_row(name, us, form):
+        spread = max(us.values()) / min(us.values()) - 1
+        rows.append([name, *(f"{us[T]:{form}}" for T in lengths), f"{spread:.0%}"])
     for kind in ("linear", "mesa"):
-        times = take_turns({T: lambda T=T: forward_and_backward(kind, T) for T in lengths}, repeats, warmup=0)
-        us = {T: 1e6 * times[T][0] / (B * T) for T in lengths}
-        result["attention"][kind] = us
-        rows.append([f"{kind}, parallel", *(f"{us[T]:.2f}" for T in lengths), f"{max(us.values()) / min(us.values()) - 1:.0%}"])
+        us = result["attention"][kind] = attention_times(kind, lengths, repeats, B)
+        add_row(f"{kind}, parallel", us, ".2f")
     for kind in ("linear", "mesa"):
-        config = mesa.Config((kind,))
-        params = {k: w.astype("float32") for k, w in mesa.init_params(rng, config, 0.1).items()}
-        tokens = rng.standard_normal((max(lengths), 1, 1, 40)).astype("float32")
-        past, after = {}, {}
-        for t, token in enumerate(tokens, 1):
-            mesa.transformer(params, token, config, memory=past)
-            if t in lengths:
-                after[t] = dict(past)                  # what is remembered is never changed in place
-        times = take_turns({T: lambda T=T: mesa.transformer(params, tokens[0], config, memory=after[T]) for T in lengths}, 500)
-        us = {T: 1e6 * times[T][0] for T in lengths}
-        kept = past["blocks.0."]
-        size = sum(a.nbytes for a in (kept if isinstance(kept, tuple) else (kept,)))
+        us, size = streaming_times(kind, lengths)
         result["streaming"][kind] = {"us_per_token": us, "state_bytes": size}
-        rows.append([f"{kind}, streaming ({size:,d} bytes)", *(f"{us[T]:.1f}" for T in lengths),
-                     f"{max(us.values()) / min(us.values()) - 1:.0%}"])
-    show(f"Microseconds per token at length T: 4 heads, key size 20, float32; parallel is forward and backward of the attention, {B}\n"
-         "sequences; streaming is one sequence, one token at a time, through a one-layer model", ["layer", *(f"{T:,d}" for T in lengths), "range"], rows)
+        add_row(f"{kind}, streaming ({size:,d} bytes)", us, ".1f")
+    show("Microseconds per token at length T: 4 heads, key size 20, float32; parallel is forward "
+         f"and backward of the\nattention, {B} sequences; streaming is one sequence, one token at "
+         "a time, through a one-layer model",
+         ["layer", *(f"{T:,d}" for T in lengths), "range"], rows)
     return result
+
+
+# ------------------------------------------------------------------------- numerical steadiness
+
+
+def exact_inverse(A):
+    """The inverse of a positive definite matrix of Fractions (lists of rows), by Gauss-Jordan; no
+    pivots are needed."""
+    n = len(A)
+    A = [row + [Fraction(int(i == j)) for j in range(n)] for i, row in enumerate(A)]
+    for i in range(n):
+        A[i] = [x / A[i][i] for x in A[i]]
+        for j in set(range(n)) - {i}:
+            A[j] = [x - A[j][i] * y for x, y in zip(A[j], A[i])]
+    return [row[n:] for row in A]
 
 
 def exact_rows(Q, K, lam, at):
     """{t: (p_t, |R_t|)} for t in `at`, of one head: Q, K [T, Dk], in exact rational arithmetic."""
     n = K.shape[1]
-    unit = max(x.as_integer_ratio()[1] for x in K.ravel().tolist())         # floats are integers over a power of two
-    rows = np.array([[a * (unit // b) for a, b in map(float.as_integer_ratio, row)] for row in K.tolist()], object)
+    ratios = [[x.as_integer_ratio() for x in row] for row in K.tolist()]
+    unit = max(b for row in ratios for _, b in row)     # floats are integers over a power of two
+    rows = np.array([[a * (unit // b) for a, b in row] for row in ratios], object)
+    ridge = 1 / Fraction(float(lam))
     gram, out = np.zeros((n, n), object), {}
     for t in range(max(at) + 1):
         gram += np.outer(rows[t], rows[t])
         if t in at:
-            A = [[Fraction(gram[i, j], unit ** 2) + (i == j) / Fraction(float(lam)) for j in range(n)] +
-                 [Fraction(int(i == j)) for j in range(n)] for i in range(n)]
-            for i in range(n):                          # Gauss-Jordan; no pivots needed, as the matrix is positive definite
-                A[i] = [x / A[i][i] for x in A[i]]
-                for j in set(range(n)) - {i}:
-                    A[j] = [x - A[j][i] * y for x, y in zip(A[j], A[i])]
-            R = [row[n:] for row in A]
+            R = exact_inverse([[Fraction(gram[i, j], unit ** 2) + (i == j) * ridge
+                                for j in range(n)] for i in range(n)])
             p = [sum(r * Fraction(float(x)) for r, x in zip(row, Q[t])) for row in R]
             out[t] = (np.array(p, float), np.linalg.norm(np.array(R, float), 2))
     return out
 
 
-KEYS = {
+KEYS = {                                                # (generator, T, Dk) -> [T, Dk]
     "normal": lambda g, T, n: g.standard_normal((T, n)),
     "repeated": lambda g, T, n: np.repeat(g.standard_normal((1, n)), T, axis=0),
-    "nearly parallel": lambda g, T, n: g.standard_normal((1, n)) + 1e-4 * g.standard_normal((T, n)),
+    "nearly parallel":
+        lambda g, T, n: g.standard_normal((1, n)) + 1e-4 * g.standard_normal((T, n)),
     "often zero": lambda g, T, n: g.standard_normal((T, n)) * (g.random((T, 1)) < 0.5),
     "large (1,000)": lambda g, T, n: 1e3 * g.standard_normal((T, n)),
-    "of all sizes (0.001-1,000)": lambda g, T, n: g.standard_normal((T, n)) * 10.0 ** g.integers(-3, 4, (T, 1)),
+    "of all sizes (0.001-1,000)":
+        lambda g, T, n: g.standard_normal((T, n)) * 10.0 ** g.integers(-3, 4, (T, 1)),
 }
 
 
+def precondition_errors(K, Q, lam, at):
+    """{dtype and form: |p^ - p| / (|R| |q|), the largest over t in `at`} for keys and queries
+    [T, Dk], in both precisions, of our form and of the textbook's."""
+    errors = {}
+    for dtype in ("float32", "float64"):
+        k, q = K.astype(dtype), Q.astype(dtype)
+        exact = exact_rows(q, k, lam, at)
+        for form, f in (("ours", mesa.precondition), ("textbook", textbook)):
+            with np.errstate(all="ignore"):
+                P = f(q[None, None], k[None, None], np.array([lam], dtype))[0, 0]
+            errors[f"{dtype} {form}"] = max(
+                float(np.linalg.norm(P[t].astype(float) - p) / (size * np.linalg.norm(q[t])))
+                for t, (p, size) in exact.items())
+    return errors
+
+
 def steadiness(T=100_000, n=4):
-    """|p^ - p| / (|R| |q|), the largest over t, for keys that are hard on Sherman-Morrison, against exact rational arithmetic."""
+    """Errors for keys that are hard on Sherman-Morrison, against exact rational arithmetic."""
     rows, result = [], {}
-    at = sorted({0, 1, 2, 3, 4, 5, 6, 8, 12, 20, 50, 100, 1_000, 10_000, T - 1} & set(range(T)))
+    some = {0, 1, 2, 3, 4, 5, 6, 8, 12, 20, 50, 100, 1_000, 10_000, T - 1}
+    at = sorted(some & set(range(T)))
     for name, draw in KEYS.items():
         for lam in (1.0, 30.0, 1000.0):
             rng = np.random.default_rng(0)
-            K, Q, errors = draw(rng, T, n), rng.standard_normal((T, n)), {}
-            for dtype in ("float32", "float64"):
-                k, q = K.astype(dtype), Q.astype(dtype)
-                exact = exact_rows(q, k, lam, at)
-                for form, f in (("ours", mesa.precondition), ("textbook", textbook)):
-                    with np.errstate(all="ignore"):
-                        P = f(q[None, None], k[None, None], np.array([lam], dtype))[0, 0]
-                    errors[dtype, form] = max(float(np.linalg.norm(P[t].astype(float) - p) / (size * np.linalg.norm(q[t])))
-                                              for t, (p, size) in exact.items())
-            result[f"{name}, lambda {lam:g}"] = {f"{d} {f}": e for (d, f), e in errors.items()}
+            K, Q = draw(rng, T, n), rng.standard_normal((T, n))
+            errors = result[f"{name}, lambda {lam:g}"] = precondition_errors(K, Q, lam, at)
             rows.append([name, f"{lam:g}", *(f"{e:.0e}" for e in errors.values())])
             print(f"  {name}, lambda {lam:g} done", flush=True)
-    show(f"Steadiness: |p^ - p| / (|R| |q|) up to T = {T:,d}, largest over {len(at)} positions; ours should stay below 1e-3 and 1e-9",
-         ["keys", "lambda", "float32 ours", "textbook recursion", "float64 ours", "textbook recursion"], rows)
+    show(f"Steadiness: |p^ - p| / (|R| |q|) up to T = {T:,d}, largest over {len(at)} positions;\n"
+         "ours should stay below 1e-3 and 1e-9",
+         ["keys", "lambda", "float32 ours", "textbook recursion", "float64 ours",
+          "textbook recursion"], rows)
     return result
+
+
+# ---------------------------------------------------------------------------------- command line
 
 
 TABLES = {"steps": steps, "layer": layer, "length": length, "steadiness": steadiness}
 
 
 def main():
-    parser = train.Parser(prog="python bench.py", description="Benchmarks; without arguments, all.")
+    parser = train.Parser(prog="python bench.py",
+                          description="Benchmarks; without arguments, all.")
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
     parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers in FILE")
     parser.add_argument("--peak", help=train.argparse.SUPPRESS)
@@ -479,9 +625,11 @@ def main():
         return peak(train.choose("preset", args.peak, train.PRESETS))
     if args.peak_layer is not None:
         return peak_layer(args.peak_layer)
-    result = {name: TABLES[name]() for name in [train.choose("table", n, TABLES) for n in args.tables or TABLES]}
+    names = [train.choose("table", name, TABLES) for name in args.tables or TABLES]
+    result = {name: TABLES[name]() for name in names}
     if args.json:
-        store.write_whole(args.json, lambda f: f.write((json.dumps(result, indent=1) + "\n").encode()))
+        text = json.dumps(result, indent=1) + "\n"
+        store.write_whole(args.json, lambda f: f.write(text.encode()))
 
 
 if __name__ == "__main__":

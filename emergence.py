@@ -1,31 +1,40 @@
-"""When does a mesa-optimiser emerge, and what can it not do?  One complex linear-attention layer, from theory to simulation.
+"""When does a mesa-optimiser emerge, and what can it not do?  One complex linear-attention layer,
+from theory to simulation.
 
     python emergence.py                 both figures, quick settings, about a minute on two cores
     python emergence.py --full --seeds 5
 
-Zheng et al., "On Mesa-Optimization in Autoregressively Trained Transformers: Emergence and Capability" (NeurIPS 2024), study
+Zheng et al., "On Mesa-Optimization in Autoregressively Trained Transformers: Emergence and
+Capability" (NeurIPS 2024), study
 
-    x_{t+1} = W x_t  in C^d,    W = diag(e^{i theta_1}, ..., e^{i theta_d}),  theta uniform, new in every sequence,
+    x_{t+1} = W x_t  in C^d,    W = diag(e^{i theta_1}, ..., e^{i theta_d}),
 
-and a layer  f_t = e_t + W^PV E_t E_t^* W^KQ e_t / rho_t  on tokens e_t = (0, x_t, x_{t-1}), E_t = (e_2, ..., e_t),
-rho_t = t - 1, whose prediction of x_{t+1} are the first d entries of f_t.  It is trained by gradient descent from
+theta uniform and new in every sequence, and a layer
 
-    W^KQ = a_0 I in the block (x_{t-1}, x_t),    W^PV = b_0 I in the block (0, x_t),    zero elsewhere.
+    f_t = e_t + W^PV E_t E_t^* W^KQ e_t / rho_t
 
-    symbol      code        meaning                                                         shape
-    x_t         x           state                                                           [B, T, d] complex
-    eps_t       eps         (x_t, x_{t-1}), t = 2 ... T: what a token holds beside its zeros [B, T-1, 2d]
-    W^KQ        KQ          the entries of W^KQ that reach the prediction                    [2d, 2d]
-    W^PV        PV          the same of W^PV                                                 [d, 2d]
-    a, b        a, b        mean diagonal of the trained block of KQ, of PV
-    kappa_i     k1, k2, k3  moments of the first state: E x_j^4, E x_j^6, sum_{r != j} E x_j^2 x_r^4
+on tokens e_t = (0, x_t, x_{t-1}), E_t = (e_2, ..., e_t), rho_t = t - 1, whose prediction of x_{t+1}
+are the first d entries of f_t.  It is trained by gradient descent from
 
-The module holds the process, the layer in two forms (attention, and second moments of the data, which make an epoch cost
-milliseconds), Theorem 1 with its gradient flow, Corollary 1, Theorem 2, and figures that check them by simulation.
+    W^KQ = a_0 I in the block (x_{t-1}, x_t),  W^PV = b_0 I in the block (0, x_t),  zero elsewhere.
+
+    symbol    code        meaning                                              shape
+    x_t       x           state                                                [B, T, d] complex
+    eps_t     eps         (x_t, x_{t-1}), t = 2 ... T: what a token holds      [B, T-1, 2d]
+                          beside its zeros
+    W^KQ      KQ          the entries of W^KQ that reach the prediction        [2d, 2d]
+    W^PV      PV          the same of W^PV                                     [d, 2d]
+    a, b      a, b        mean diagonal of the trained block of KQ, of PV
+    kappa_i   k1, k2, k3  moments of the first state: E x_j^4, E x_j^6,
+                          sum_{r != j} E x_j^2 x_r^4
+
+The module holds the process, the layer in two forms (attention, and second moments of the data,
+which make an epoch cost milliseconds), Theorem 1 with its gradient flow, Corollary 1, Theorem 2,
+and figures that check them by simulation.
 """
 from collections import namedtuple
 
-import autodiff as ad                                   # before NumPy: it sets the number of BLAS threads
+import autodiff as ad                                   # before NumPy: it sets the BLAS threads
 
 import numpy as np
 import scipy.integrate
@@ -36,9 +45,10 @@ import store
 import train
 from lab import COLOUR, Figure, command_line, end_labels, label, mean_line
 
-# --------------------------------------------------------------------------------------------------- the process
+# ----------------------------------------------------------------------------------- the process
 
-Law = namedtuple("Law", "draw kappas")                  # draw(rng, B, d) -> x_1, real [B, d]; kappas(d) -> (k1, k2, k3) or None
+# draw(rng, B, d) -> x_1, real [B, d]; kappas(d) -> (k1, k2, k3), or None where none are known
+Law = namedtuple("Law", "draw kappas")
 
 
 def iid(m2, m4, m6):
@@ -51,11 +61,12 @@ def sparse(rng, B, d):
     return np.eye(d)[rng.integers(d, size=B)] * rng.choice([-1.0, 1.0], (B, 1))
 
 
-LAWS = {                                                # of the first state; scale c multiplies all of them
+LAWS = {                                                # of the first state
     "Gaussian": Law(lambda rng, B, d: rng.standard_normal((B, d)), iid(1, 3, 15)),
     "sparse": Law(sparse, lambda d: (1 / d, 1 / d, 0.0)),
     "signs": Law(lambda rng, B, d: rng.choice([-1.0, 1.0], (B, d)), iid(1, 1, 1)),
-    "skewed": Law(lambda rng, B, d: rng.choice([-0.5, 2.0], (B, d), p=[0.8, 0.2]), iid(1, 3.25, 12.8125)),  # of mean zero
+    "skewed": Law(lambda rng, B, d: rng.choice([-0.5, 2.0], (B, d), p=[0.8, 0.2]),  # of mean zero
+                  iid(1, 3.25, 12.8125)),
     "ones": Law(lambda rng, B, d: np.ones((B, d)), None),
 }
 
@@ -69,27 +80,35 @@ def unitary_sequences(rng, B, T, d, draw, scale=1.0):
 def estimated_kappas(x1):
     """(k1, k2, k3) of any law, from first states [B, d]: means over coordinates."""
     m2, m4, d = x1 ** 2, x1 ** 4, x1.shape[1]
-    return m4.mean(), (x1 ** 6).mean(), (m2.sum(axis=1) * m4.sum(axis=1) - (m2 * m4).sum(axis=1)).mean() / d
+    mixed = m2.sum(axis=1) * m4.sum(axis=1) - (m2 * m4).sum(axis=1)
+    return m4.mean(), (x1 ** 6).mean(), mixed.mean() / d
 
 
 def kappas_of(law, d):
-    """The three moments of a law in LAWS: exact where they are known, else those of 100,000 draws."""
-    return LAWS[law].kappas(d) if LAWS[law].kappas else estimated_kappas(LAWS[law].draw(np.random.default_rng(200), 100_000, d))
+    """The three moments of a law in LAWS: exact where they are known, else those of 100,000
+    draws."""
+    draw, kappas = LAWS[law]
+    if kappas:
+        return kappas(d)
+    return estimated_kappas(draw(np.random.default_rng(200), 100_000, d))
 
 
 def odd_moments(x1):
-    """The largest of the mixed moments E x_1 x_2^n (n = 0, 1, 2, 3) and E x_1 x_2 x_3 in standard errors: what Assumption 2 wants
-    to vanish is every moment in which some coordinate appears to the first power."""
+    """The largest of the mixed moments E x_1 x_2^n (n = 0, 1, 2, 3) and E x_1 x_2 x_3 in standard
+    errors: what Assumption 2 wants to vanish is every moment in which some coordinate appears to
+    the first power."""
     a, b, c = x1[:, 0], x1[:, 1], x1[:, 2 % x1.shape[1]]
     products = np.stack([a, a * b, a * b ** 2, a * b ** 3, a * b * c])
-    return float(np.max(np.abs(products.mean(axis=1)) / (products.std(axis=1) / len(x1) ** 0.5 + 1e-12)))
+    error = products.std(axis=1) / len(x1) ** 0.5
+    return float(np.max(np.abs(products.mean(axis=1)) / (error + 1e-12)))
 
 
-# ----------------------------------------------------------------------------------------------------- the layer
+# ------------------------------------------------------------------------------------- the layer
 
 
 def initial(a0, b0, d):
-    """The diagonal initialisation: a_0 I where KQ joins x_{s-1} and x_t, b_0 I where PV reads x_s."""
+    """The diagonal initialisation: a_0 I where KQ joins x_{s-1} and x_t, b_0 I where PV reads
+    x_s."""
     KQ, PV = np.zeros((2 * d, 2 * d), complex), np.zeros((d, 2 * d), complex)
     KQ[d:, :d], PV[:, :d] = a0 * np.eye(d), b0 * np.eye(d)
     return {"KQ": KQ, "PV": PV}
@@ -101,7 +120,8 @@ def tokens(x):
 
 
 def predictions(params, x):
-    """y_t = sum_{s=2}^t PV eps_s (eps_s^* KQ eps_t) / (t - 1) for t = 2 ... T: [B, T, d] -> [B, T-1, d]."""
+    """y_t = sum_{s=2}^t PV eps_s (eps_s^* KQ eps_t) / (t - 1) for t = 2 ... T.
+    [B, T, d] -> [B, T-1, d]"""
     eps = tokens(x)
     q, v = eps @ ad.swapaxes(params["KQ"], 0, 1), eps @ ad.swapaxes(params["PV"], 0, 1)
     o = mesa.linear_attention(q[:, None], eps[:, None], v[:, None])[:, 0]
@@ -117,68 +137,92 @@ def attention_loss(params, x):
 def second_moments(x, piece=64):
     """(M [n, n], C [n, d], E), n = 8 d^3: all that the loss depends on.
 
-    y_t is linear in phi_t = G_t (x) eps_t / (t - 1), G_t = sum_{s<=t} eps_s eps_s^*, with coefficients PV (x) KQ.  So the loss is
-    quadratic in these, with M = sum_t E phi phi^*, C = sum_t E phi x_{t+1}^*, E = sum_t E |x_{t+1}|^2.
+    y_t is linear in phi_t = G_t (x) eps_t / (t - 1), G_t = sum_{s<=t} eps_s eps_s^*, with
+    coefficients PV (x) KQ.  So the loss is quadratic in these, with M = sum_t E phi phi^*,
+    C = sum_t E phi x_{t+1}^*, E = sum_t E |x_{t+1}|^2.
 
-    The second half of a token is the first, turned back by angles that its sequence keeps: x_{t-1} = e^{-i theta} x_t.  Hence
-    phi_t = u psi_t with psi_t = (sum_{s<=t} x_s x_s^*) (x) x_t / (t - 1), and u a phase for each of the 8 choices of halves:
-    the sum over t is taken over d^6 products, not 64 d^6.
+    The second half of a token is the first, turned back by angles that its sequence keeps:
+    x_{t-1} = e^{-i theta} x_t.  Hence phi_t = u psi_t with psi_t of `halves`, and u a phase for
+    each of the 8 choices of halves: the sum over t is taken over d^6 products, not 64 d^6.
     """
-    B, T, d = x.shape
+    B, _, d = x.shape
     n, d3 = 8 * d ** 3, d ** 3
     M, C, E = np.zeros((8, d3, 8, d3), x.dtype), np.zeros((8, d3, d), x.dtype), 0.0
-    back = np.divide(x[:, 0], x[:, 1], out=np.ones_like(x[:, 0]), where=x[:, 1] != 0)                       # e^{-i theta}
     for i in range(0, B, piece):
-        now, y = x[i:i + piece, 1:-1], x[i:i + piece, 2:]                   # t = 2 ... T-1
-        G = (now[..., :, None] * now[..., None, :].conj()).cumsum(axis=1)  # [b, T-2, d, d]
-        psi = G[..., None] * (now / np.arange(1, T - 1)[:, None].astype(now.real.dtype))[:, :, None, None, :]
-        psi = np.swapaxes(psi.reshape(*now.shape[:2], d3), 1, 2)            # [b, d^3, T-2]
-        turn = np.stack([np.ones_like(back[i:i + piece]), back[i:i + piece]], axis=1)                       # [b, 2, d]
-        u = np.einsum("bpj,bqk,brl->bpqrjkl", turn, turn.conj(), turn).reshape(-1, 8, d3)
+        psi, u = halves(x[i:i + piece])                 # [b, d^3, T-2], [b, 8, d^3]
+        y = x[i:i + piece, 2:]                          # what is to be predicted at t = 2 ... T-1
         S, u_star = psi @ np.swapaxes(psi, 1, 2).conj(), u.conj()           # [b, d^3, d^3]
-        for j in range(d3):                             # rows j of all eight kinds; M^* = M, so columns from j on are enough
-            M[:, j, :, j:] += (u[:, :, j].T @ (S[:, None, j, j:] * u_star[:, :, j:]).reshape(len(u), -1)).reshape(8, 8, -1)
+        for j in range(d3):                             # rows j of all eight choices;
+            right = S[:, None, j, j:] * u_star[:, :, j:]    # M^* = M: columns from j on are enough
+            M[:, j, :, j:] += (u[:, :, j].T @ right.reshape(len(u), -1)).reshape(8, 8, -1)
         C += np.einsum("bpj,bjk->pjk", u, psi @ y.conj())
         E += float((np.abs(y) ** 2).sum())
-    M[:, range(d3), :, range(d3)] /= 2                  # the diagonal is counted twice in the next line
+    M[:, range(d3), :, range(d3)] /= 2                  # the next line counts the diagonal twice
     M = M.reshape(n, n) + M.reshape(n, n).conj().T
-    M = M.reshape(2 * (2, 2, 2, d, d, d)).transpose(0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11).reshape(n, n)     # (half, coordinate) -> 2d
+    M = M.reshape(2 * (2, 2, 2, d, d, d))               # (half, coordinate) -> 2d
+    M = M.transpose(0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11).reshape(n, n)
     C = C.reshape(2, 2, 2, d, d, d, d).transpose(0, 3, 1, 4, 2, 5, 6).reshape(n, d)
     return M / B, C / B, E / B
 
 
+def halves(x):
+    """(psi [B, d^3, T-2], u [B, 8, d^3]) with phi_t = u psi_t of `second_moments`, t = 2 ... T-1:
+
+    psi_t = (sum_{s<=t} x_s x_s^*) (x) x_t / (t - 1) from the first halves of tokens, and products u
+    of three of the phases 1 and e^{-i theta}, one for each choice between a token's two halves.
+    """
+    B, T, d = x.shape
+    now, d3 = x[:, 1:-1], d ** 3
+    G = (now[..., :, None] * now[..., None, :].conj()).cumsum(axis=1)       # [B, T-2, d, d]
+    counts = np.arange(1, T - 1)[:, None].astype(now.real.dtype)
+    psi = G[..., None] * (now / counts)[:, :, None, None, :]                # [B, T-2, d, d, d]
+    psi = np.swapaxes(psi.reshape(B, T - 2, d3), 1, 2)
+    one = np.ones_like(x[:, 0])
+    back = np.divide(x[:, 0], x[:, 1], out=one.copy(), where=x[:, 1] != 0)  # e^{-i theta}
+    turn = np.stack([one, back], axis=1)                                    # [B, 2, d]
+    u = np.einsum("bpj,bqk,brl->bpqrjkl", turn, turn.conj(), turn)
+    return psi, u.reshape(B, 8, d3)
+
+
 def moment_loss(params, M, C, E):
-    """The same loss from second moments: 1/2 (tr A M A^* - 2 Re tr A C + E), A[j, (b c e)] = PV[j, b] KQ[c, e]."""
+    """The same loss from second moments: 1/2 (tr A M A^* - 2 Re tr A C + E),
+    A[j, (b c e)] = PV[j, b] KQ[c, e]."""
     KQ, PV = params["KQ"], params["PV"]
-    A = (ad.reshape(PV, *PV.shape, 1) * ad.reshape(KQ, 1, 1, -1)).reshape(PV.shape[0], -1)                 # [d, n]
-    quadratic, linear = (A @ M * ad.conj(A)).real.sum(), (A * np.swapaxes(C, 0, 1)).real.sum()
+    A = ad.reshape(PV, *PV.shape, 1) * ad.reshape(KQ, 1, 1, -1)
+    A = A.reshape(PV.shape[0], -1)                      # [d, n]
+    quadratic = (A @ M * ad.conj(A)).real.sum()
+    linear = (A * np.swapaxes(C, 0, 1)).real.sum()
     return 0.5 * (quadratic - 2 * linear + E)
 
 
 def product(params):
     """a b: the product of the mean diagonals of the two trained blocks."""
-    d = params["PV"].shape[0]
-    return float((np.diagonal(params["KQ"][d:, :d]).mean() * np.diagonal(params["PV"][:, :d]).mean()).real)
+    KQ, PV = params["KQ"], params["PV"]
+    d = PV.shape[0]
+    a, b = np.diagonal(KQ[d:, :d]).mean(), np.diagonal(PV[:, :d]).mean()
+    return float((a * b).real)
 
 
 def off_block(params, p=np.inf):
-    """The p-norm (default: the largest) of the entries off the two trained diagonals, over the mean diagonal of their own matrix;
-    that of the matrix where it is larger."""
+    """The p-norm (default: the largest) of the entries off the two trained diagonals, over the mean
+    diagonal of their own matrix; that of the matrix where it is larger."""
     d = params["PV"].shape[0]
     on = {k: w != 0 for k, w in initial(1, 1, d).items()}
-    return float(max(np.linalg.norm(w[~on[k]], p) / np.abs(w[on[k]]).mean() for k, w in params.items()))
+    return float(max(np.linalg.norm(w[~on[k]], p) / np.abs(w[on[k]]).mean()
+                     for k, w in params.items()))
 
 
 def descend(moments, a0, b0, lr, epochs, report):
     """Full-batch gradient descent in the one training loop: (params, [(epoch, a b)])."""
     d = moments[1].shape[1]
     start = {k: w.astype(moments[0].dtype) for k, w in initial(a0, b0, d).items()}
-    state = train.fit(moment_loss, store.State(start, np.random.default_rng(0)), lambda rng, n: moments, train.sgd(lr), epochs, batch=1,
-                      workers=1, watch=train.evaluation(product, report, epochs))
+    state = store.State(start, np.random.default_rng(0))
+    train.fit(moment_loss, state, lambda rng, n: moments, train.sgd(lr), epochs, batch=1,
+              workers=1, watch=train.evaluation(product, report, epochs))
     return state.params, np.array(state.heldout)
 
 
-# ---------------------------------------------------------------------------------------------------- the theory
+# ------------------------------------------------------------------------------------ the theory
 
 
 def mean_inverse(T):
@@ -187,13 +231,17 @@ def mean_inverse(T):
 
 
 def theorem1(k1, k2, k3, T):
-    """The product a b that gradient flow from the diagonal initialisation converges to, under Assumption 2: every moment of x_1 in
-    which some coordinate appears to the first power vanishes.
+    """The product a b that gradient flow from the diagonal initialisation converges to, under
+    Assumption 2: every moment of x_1 in which some coordinate appears to the first power vanishes.
 
-    The derivation needs more: E x_j^3 x_k^3 = 0 for j != k, which Assumption 2 does not say and skewed laws violate.  With s' = 2,
-    where x_{s'-1} is the real x_1, all phases cancel in x_{s,j}^* x_{s-1,j} x_{t,k}^* x_{s',j} x_{s'-1,k}^* x_{t,k}, so that at the
-    diagonal point the entry of KQ from x_{t,k} to x_{s-1,j} has the gradient a b^2 (T - 2) m E x_j^3 x_k^3, and that of PV the same
-    with a^2 b.  Beside the diagonal's, of order T, this is small where T is large.
+    The derivation needs more: E x_j^3 x_k^3 = 0 for j != k, which Assumption 2 does not say and
+    skewed laws violate.  With s' = 2, where x_{s'-1} is the real x_1, all phases cancel in
+
+        x_{s,j}^* x_{s-1,j} x_{t,k}^* x_{s',j} x_{s'-1,k}^* x_{t,k},
+
+    so that at the diagonal point the entry of KQ from x_{t,k} to x_{s-1,j} has the gradient
+    a b^2 (T - 2) m E x_j^3 x_k^3, and that of PV the same with a^2 b.  Beside the diagonal's, of
+    order T, this is small where T is large.
     """
     return k1 / (k2 + k3 * mean_inverse(T))
 
@@ -207,28 +255,32 @@ def flow(ab, k1, k2, k3, T):
 
 
 def flow_from(a0, b0, kappas, T, times):
-    """(a, b) at the given times along the population flow: [2, len(times)], by SciPy's stiff solver."""
-    return scipy.integrate.solve_ivp(lambda _, ab: flow(ab, *kappas, T), (0, times[-1]), [a0, b0], method="LSODA", t_eval=times,
-                                     rtol=1e-9, atol=1e-12).y
+    """(a, b) at the given times along the population flow, by SciPy's stiff solver:
+    [2, len(times)]."""
+    return scipy.integrate.solve_ivp(
+        lambda _, ab: flow(ab, *kappas, T), (0, times[-1]), [a0, b0], method="LSODA",
+        t_eval=times, rtol=1e-9, atol=1e-12).y
 
 
 def one_step(x, ab, t=None):
-    """Corollary 1: one gradient step of size ab / (t - 1) from W = 0 on 1/2 sum_{s<t} |x_{s+1} - W x_s|^2, applied to x_t, for
-    one t (default: the last): [B, T, d] -> [B, d]."""
+    """Corollary 1: one gradient step of size ab / (t - 1) from W = 0 on
+    1/2 sum_{s<t} |x_{s+1} - W x_s|^2, applied to x_t, for one t (default: the last).
+    [B, T, d] -> [B, d]"""
     x = x if t is None else x[:, :t]
-    weights = (x[:, :-1].conj() * x[:, -1:]).sum(axis=-1)                   # x_{s-1}^* x_t   [B, t-1]
+    weights = (x[:, :-1].conj() * x[:, -1:]).sum(axis=-1)                   # x_{s-1}^* x_t [B, t-1]
     return ab / (x.shape[1] - 1) * (x[:, 1:] * weights[..., None]).sum(axis=1)
 
 
 def theorem2(x1, k1, k2):
-    """The limit of prediction / truth as T grows, per coordinate: k1 / k2 x_1j^2.  It is 1, and the process recovered, only if every
-    coordinate of x_1 is 0 or +-sqrt(k2 / k1)."""
+    """The limit of prediction / truth as T grows, per coordinate: k1 / k2 x_1j^2.  It is 1, and the
+    process recovered, only if every coordinate of x_1 is 0 or +-sqrt(k2 / k1)."""
     return k1 / k2 * x1 ** 2
 
 
 def least_squares(x, ridge=1e-6):
-    """Least squares, with a small ridge, on all pairs up to t, applied to x_t, for t = 2 ... T: one complex mesa layer with
-    lambda = 1 / ridge, q = x_t, k = x_{s-1}, v = x_s.  [B, T, d] -> [B, T-1, d]."""
+    """Least squares, with a small ridge, on all pairs up to t, applied to x_t, for t = 2 ... T: one
+    complex mesa layer with lambda = 1 / ridge, q = x_t, k = x_{s-1}, v = x_s.
+    [B, T, d] -> [B, T-1, d]"""
     q, k, v = x[:, None, 1:], x[:, None, :-1], x[:, None, 1:]
     return mesa.mesa_attention(q, k, v, np.array([1 / ridge]))[:, 0]
 
@@ -236,21 +288,29 @@ def least_squares(x, ridge=1e-6):
 # ------------------------------------------------------------------------------------- measurements
 
 STARTS = ((0.1, 0.1), (0.5, 1.5), (2.0, 2.0))
-SIZE = {"full": dict(d=5, T=100, B=240_000, lr=4e-5, epochs=1_500, judge=4_000, lengths=(100, 400, 1_600), dtype="complex64"),
-        "quick": dict(d=3, T=40, B=240_000, lr=2e-4, epochs=1_000, judge=2_000, lengths=(50, 200, 800), dtype="complex64"),
-        "smoke": dict(d=2, T=8, B=200, lr=1e-3, epochs=20, judge=50, lengths=(8, 16), dtype="complex128")}
+SIZE = {"full": dict(d=5, T=100, B=240_000, lr=4e-5, epochs=1_500, judge=4_000,
+                     lengths=(100, 400, 1_600), dtype="complex64"),
+        "quick": dict(d=3, T=40, B=240_000, lr=2e-4, epochs=1_000, judge=2_000,
+                      lengths=(50, 200, 800), dtype="complex64"),
+        "smoke": dict(d=2, T=8, B=200, lr=1e-3, epochs=20, judge=50,
+                      lengths=(8, 16), dtype="complex128")}
 
 
 def trained(size, seed, law, starts):
-    """Full-batch training on B sampled sequences of a law: (learning rate, [(final weights, course of a b) for every start],
-    final weights of the first start after training on a quarter of the sequences)."""
-    d, T, rng = size["d"], size["T"], np.random.default_rng([201, seed])
-    quarters = [second_moments(unitary_sequences(rng, size["B"] // 4, T, d, LAWS[law].draw).astype(size["dtype"])) for _ in range(4)]
-    k1, k2, k3 = kappas_of(law, d)                      # the curvature grows with the sixth moments: so must 1 / lr
+    """Full-batch training on B sampled sequences of a law: (learning rate, [(final weights, course
+    of a b) for every start], final weights of the first start after training on a quarter of the
+    sequences)."""
+    d, T, epochs, rng = size["d"], size["T"], size["epochs"], np.random.default_rng([201, seed])
+    k1, k2, k3 = kappas_of(law, d)      # the curvature grows with the sixth moments: so must 1 / lr
     lr = size["lr"] * 15 / max(k2 + k3 * mean_inverse(T), k1)
 
+    def sampled():
+        x = unitary_sequences(rng, size["B"] // 4, T, d, LAWS[law].draw)
+        return second_moments(x.astype(size["dtype"]))
+
     def run(moments, start):
-        return descend(moments, *start, lr, size["epochs"], max(1, size["epochs"] // 200))
+        return descend(moments, *start, lr, epochs, max(1, epochs // 200))
+    quarters = [sampled() for _ in range(4)]
     everything = [sum(parts) / 4 for parts in zip(*quarters)]
     return lr, [run(everything, start) for start in starts], run(quarters[0], starts[0])[0]
 
@@ -261,68 +321,94 @@ def relative(a, b):
 
 
 def facts(size, seed, law, starts):
-    """What training on a law ends with: ab over the epochs, sampled ("courses") and in the population ("flows"), at the "ends", by
-    "theory" and its "limit" for long sequences; the largest entry "off" the diagonals; the distance of held-out predictions to those of
-    "corollary" 1."""
+    """What training on a law ends with.
+
+    ab over the epochs, sampled ("courses") and in the population ("flows"), at the "ends", by
+    "theory" and its "limit" for long sequences; the largest entry "off" the diagonals; the distance
+    of held-out predictions to those of "corollary" 1.
+    """
     d, T, kappas = size["d"], size["T"], kappas_of(law, size["d"])
     lr, runs, quarter = trained(size, seed, law, starts)
+    params, course = runs[0]
+    times = course[:, 0] * lr
     x = unitary_sequences(np.random.default_rng(202), size["judge"], T, d, LAWS[law].draw)
-    params = runs[0][0]
     model = predictions(params, x)[:, -2]               # of x_T, from T - 1 states
     step = one_step(x[:, :-1], product(params))
     return {"courses": [course for _, course in runs], "ends": [product(p) for p, _ in runs],
-            "flows": [flow_from(*start, kappas, T, runs[0][1][:, 0] * lr).prod(axis=0) for start in starts],
-            "theory": theorem1(*kappas, T), "limit": kappas[0] / kappas[1], "corollary": relative(model, step),
-            "off": [off_block(p) for p, _ in runs], "due to sampling": off_block(quarter, 2) / off_block(params, 2),
+            "flows": [flow_from(*start, kappas, T, times).prod(axis=0) for start in starts],
+            "theory": theorem1(*kappas, T), "limit": kappas[0] / kappas[1],
+            "corollary": relative(model, step), "off": [off_block(p) for p, _ in runs],
+            "due to sampling": off_block(quarter, 2) / off_block(params, 2),
             "KQ": np.abs(params["KQ"]), "PV": np.abs(params["PV"])}
 
 
 def dynamics(size, seed):
     """Training from all starts under the two laws of the paper's theorems."""
-    return {f"{law} {k}": v for law in ("Gaussian", "sparse") for k, v in facts(size, seed, law, STARTS).items()}
+    return {f"{law} {k}": v for law in ("Gaussian", "sparse")
+            for k, v in facts(size, seed, law, STARTS).items()}
 
 
 def conditions(size, seed):
     """Training from one start under the other laws."""
-    return {f"{law} {k}": v for law in ("signs", "skewed", "ones") for k, v in facts(size, seed, law, STARTS[1:2]).items()}
+    return {f"{law} {k}": v for law in ("signs", "skewed", "ones")
+            for k, v in facts(size, seed, law, STARTS[1:2]).items()}
 
 
 def laws(size, seed):
-    """For every law its largest "odd" moment, and how "far" from the truth Theorem 1's step is after a long context."""
+    """For every law its largest "odd" moment, and how "far" from the truth Theorem 1's step is
+    after a long context."""
     d, far, rng, out = size["d"], size["lengths"][-1], np.random.default_rng([203, seed]), {}
     for law in LAWS:
         out[f"{law} odd"] = odd_moments(LAWS[law].draw(rng, 100_000, d))
         x = unitary_sequences(rng, 200, far + 1, d, LAWS[law].draw)
-        out[f"{law} far"] = relative(one_step(x[:, :-1], theorem1(*kappas_of(law, d), far)), x[:, -1])
+        step = one_step(x[:, :-1], theorem1(*kappas_of(law, d), far))
+        out[f"{law} far"] = relative(step, x[:, -1])
     return out
 
 
+def last_step(rng, B, T, d):
+    """(x_1, prediction, truth), each [B, d], of Theorem 1's step at the last of T positions, for
+    Gaussian first states."""
+    law = LAWS["Gaussian"]
+    x = unitary_sequences(rng, B, T + 1, d, law.draw)
+    return x[:, 0].real, one_step(x[:, :-1], theorem1(*law.kappas(d), T)), x[:, -1]
+
+
+def ratios_at_the_end(rng, B, T, d):
+    """[T, mean, median, slope] of prediction over truth at the last position."""
+    ratios, slope = [], np.zeros(2)
+    for _ in range(max(1, B // 200)):                   # 200 sequences at a time
+        _, p, y = last_step(rng, 200, T, d)
+        ratios.append((p / y).real.ravel())
+        slope += (p * y.conj()).real.sum(), (np.abs(y) ** 2).sum()
+    ratios = np.concatenate(ratios)
+    return [T, ratios.mean(), np.median(ratios), slope[0] / slope[1]]
+
+
+def errors_over_context(rng, B, T, d, law, at):
+    """Squared errors over the truth's square at positions `at`: of one gradient step, of a mesa
+    layer."""
+    x = unitary_sequences(rng, B, T + 1, d, LAWS[law].draw)
+    ab, truth = theorem1(*LAWS[law].kappas(d), T), (np.abs(x[:, 0]) ** 2).sum(axis=-1).mean()
+
+    def error(a, b):
+        return (np.abs(a - b) ** 2).sum(axis=-1).mean(axis=0) / truth
+    step = [error(one_step(x, ab, t), x[:, t]) for t in at]
+    return step, error(least_squares(x[:, :-1]), x[:, 2:])[at - 2]
+
+
 def capability(size, seed):
-    """Prediction over truth at the last position, for growing T; the error over t of one gradient step and of a mesa layer."""
-    d, rng, out = size["d"], np.random.default_rng([204, seed]), {}
-    rows = []
-    for T in size["lengths"]:
-        k1, k2, k3 = LAWS["Gaussian"].kappas(d)
-        ratios, slope = [], np.zeros(2)
-        for _ in range(max(1, size["judge"] // 200)):   # 200 sequences at a time
-            x = unitary_sequences(rng, 200, T + 1, d, LAWS["Gaussian"].draw)
-            y, p = x[:, -1], one_step(x[:, :-1], theorem1(k1, k2, k3, T))
-            ratios.append((p / y).real.ravel())
-            slope += (p * y.conj()).real.sum(), (np.abs(y) ** 2).sum()
-        ratios = np.concatenate(ratios)
-        rows.append([T, ratios.mean(), np.median(ratios), slope[0] / slope[1]])
-    T = size["T"]
+    """Prediction over truth at the last position, for growing T; the error over t of one gradient
+    step and of a mesa layer."""
+    d, T, rng = size["d"], size["T"], np.random.default_rng([204, seed])
+    rows = [ratios_at_the_end(rng, size["judge"], T, d) for T in size["lengths"]]
+    at = np.unique(np.geomspace(2, T, 20).astype(int))
+    out = {"rows": rows, "at": at}
     for law in ("Gaussian", "sparse"):
-        kappas = LAWS[law].kappas(d)
-        x = unitary_sequences(rng, size["judge"] // 4, T + 1, d, LAWS[law].draw)
-        at = np.unique(np.geomspace(2, T, 20).astype(int))
-        truth = (np.abs(x[:, 0]) ** 2).sum(axis=-1).mean()
-        step = [(np.abs(one_step(x, theorem1(*kappas, T), t) - x[:, t]) ** 2).sum(axis=-1).mean() / truth for t in at]
-        layer = (np.abs(least_squares(x[:, :-1]) - x[:, 2:]) ** 2).sum(axis=-1).mean(axis=0)[at - 2] / truth
-        out |= {f"{law} step": step, f"{law} mesa": layer, "at": at}
-    x = unitary_sequences(rng, 400, size["lengths"][-1] + 1, d, LAWS["Gaussian"].draw)
-    p = one_step(x[:, :-1], theorem1(*LAWS["Gaussian"].kappas(d), size["lengths"][-1]))
-    return out | {"rows": rows, "scatter": np.stack([x[:, 0].real.ravel(), (p / x[:, -1]).real.ravel()])}
+        out[f"{law} step"], out[f"{law} mesa"] = errors_over_context(
+            rng, size["judge"] // 4, T, d, law, at)
+    x1, p, y = last_step(rng, 400, size["lengths"][-1], d)
+    return out | {"scatter": np.stack([x1.ravel(), (p / y).real.ravel()])}
 
 
 # ------------------------------------------------------------------------------------------- claims
@@ -386,75 +472,118 @@ def limits_claims(lab, found):
 # ------------------------------------------------------------------------------------------ figures
 
 
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+
+
 def draw_emergence(lab, found, others, all_laws):
-    """Theorem 1: gradient descent on sampled sequences beside the population flow; what other first states lead to."""
+    """Theorem 1: gradient descent on sampled sequences beside the population flow.
+
+    On the right, what other first states lead to.
+    """
     import matplotlib.pyplot as plt
     fig = plt.figure(figsize=(10, 3.6))
     left, right = fig.subfigures(1, 2, width_ratios=(2.4, 1))
-    d = found[0]["Gaussian KQ"].shape[0] // 2
     for ax, law in zip(left.subplots(1, 2), ("Gaussian", "sparse")):
-        theory = float(found[0][f"{law} theory"])
-        for i, (start, colour) in enumerate(zip(STARTS, ("#0072B2", "#D55E00", "#009E73"))):
-            epochs = found[0][f"{law} courses"][i][:, 0]
-            ax.plot(epochs, found[0][f"{law} flows"][i], color=colour, lw=4, alpha=0.3)
-            mean_line(ax, epochs, [f[f"{law} courses"][i][:, 1] for f in found], color=colour, lw=1.3)
-            label(ax, 0.97, 0.95 - 0.08 * i, f"$(a_0, b_0)$ = {start}", colour, transform=ax.transAxes, fontsize=8)
-        ax.axhline(theory, color="k", lw=1, ls="--")
-        ax.axhline(float(found[0][f"{law} limit"]), color="0.6", lw=1, ls=":")
-        ax.set_ylim(0, 2.2 * float(found[0][f"{law} limit"]))
-        ax.set_xlim(0, epochs[-1] / 4)
-        ax.set(title=f"{law} first states", xlabel="epoch (first quarter)", ylabel="$a\\,b$")
-        label(ax, 0.97, 0.64, f"wide: population flow\nthin: {len(found)} sampled run{'s' * (len(found) > 1)}\n"
-              f"dashes: Theorem 1, {theory:.4f}\ndots: its limit {float(found[0][f'{law} limit']):.3g}", "k",
-              transform=ax.transAxes, fontsize=7.5)
+        draw_courses(ax, found, law)
     right.suptitle("Learned for signs (left), all ones (right)", fontsize=10, x=0.02, ha="left")
     for row, name in zip(right.subplots(2, 2, height_ratios=(2, 1)), ("KQ", "PV")):
-        M = {law: np.mean([o[f"{law} {name}"] for o in others], axis=0) for law in ("signs", "ones")}
-        for ax, law in zip(row, M):
-            image = ax.imshow(M[law], cmap="Blues", vmin=0, vmax=max(m.max() for m in M.values()))
-            ax.set_xticks([(d - 1) / 2, d + (d - 1) / 2], ["$x_t$", "$x_{t-1}$"])
-            ax.set_yticks([(d - 1) / 2, d + (d - 1) / 2][:len(M[law]) // d], ["$x_s$", "$x_{s-1}$"] if name == "KQ" else ["out"])
-            ax.set_title(f"$|W^{{{name}}}|$", fontsize=9)
-        right.colorbar(image, ax=row, fraction=0.05)
+        draw_learned(right, row, others, name)
     return fig
+
+
+def draw_courses(ax, found, law):
+    """a b over the epochs from every start."""
+    theory, limit = float(found[0][f"{law} theory"]), float(found[0][f"{law} limit"])
+    for i, (start, colour) in enumerate(zip(STARTS, (BLUE, ORANGE, GREEN))):
+        epochs = found[0][f"{law} courses"][i][:, 0]
+        courses = [f[f"{law} courses"][i][:, 1] for f in found]
+        ax.plot(epochs, found[0][f"{law} flows"][i], color=colour, lw=4, alpha=0.3)
+        mean_line(ax, epochs, courses, color=colour, lw=1.3)
+        label(ax, 0.97, 0.95 - 0.08 * i, f"$(a_0, b_0)$ = {start}", colour,
+              transform=ax.transAxes, fontsize=8)
+    ax.axhline(theory, color="k", lw=1, ls="--")
+    ax.axhline(limit, color="0.6", lw=1, ls=":")
+    ax.set_ylim(0, 2.2 * limit)
+    ax.set_xlim(0, epochs[-1] / 4)
+    ax.set(title=f"{law} first states", xlabel="epoch (first quarter)", ylabel="$a\\,b$")
+    runs = f"{len(found)} sampled run{'s' * (len(found) > 1)}"
+    label(ax, 0.97, 0.64, f"wide: population flow\nthin: {runs}\n"
+          f"dashes: Theorem 1, {theory:.4f}\ndots: its limit {limit:.3g}", "k",
+          transform=ax.transAxes, fontsize=7.5)
+
+
+def draw_learned(fig, row, others, name):
+    """The sizes of the entries of a trained matrix, for signs and for ones."""
+    M = {law: np.mean([o[f"{law} {name}"] for o in others], axis=0) for law in ("signs", "ones")}
+    largest, d = max(m.max() for m in M.values()), M["signs"].shape[1] // 2
+    centres = [(d - 1) / 2, d + (d - 1) / 2]
+    written = ["$x_s$", "$x_{s-1}$"] if name == "KQ" else ["out"]
+    for ax, m in zip(row, M.values()):
+        image = ax.imshow(m, cmap="Blues", vmin=0, vmax=largest)
+        ax.set_xticks(centres, ["$x_t$", "$x_{t-1}$"])
+        ax.set_yticks(centres[:len(written)], written)
+        ax.set_title(f"$|W^{{{name}}}|$", fontsize=9)
+    fig.colorbar(image, ax=row, fraction=0.05)
 
 
 def draw_limits(lab, found):
-    """Theorem 2: a linear layer does not recover the process from Gaussian first states; one complex mesa layer does."""
+    """Theorem 2: a linear layer does not recover the process; one complex mesa layer does.
+
+    From Gaussian first states, and beside them from sparse ones, where one step suffices.
+    """
     import matplotlib.pyplot as plt
     fig, (scatter, ratio, error) = plt.subplots(1, 3, figsize=(10, 3.3))
-    x1, r = found[0]["scatter"]
-    grid = np.linspace(-3.5, 3.5, 100)
-    scatter.plot(grid, theorem2(grid, 3, 15), color="k", lw=4, alpha=0.25)
-    scatter.plot(x1, r, ".", ms=2.5, color=COLOUR["linear"])
-    scatter.axhline(1, color="0.7", lw=1)
-    label(scatter, 0.5, 0.93, "Theorem 2: $x_{1j}^2/5$", "k", transform=scatter.transAxes, ha="center")
-    label(scatter, 0, 1.05, "truth", "0.5", "bottom", ha="center")
-    scatter.set(title=f"Gaussian, T = {int(found[0]['rows'][-1][0]):,}", xlabel="$x_{1j}$", ylabel="prediction / truth", ylim=(-0.5, 2.6))
-    rows, T = np.array([f["rows"] for f in found]), found[0]["rows"][:, 0]
-    ends = []
-    ratio.set_xscale("log")
-    for i, (name, limit, colour) in enumerate((("mean", 0.2, "#0072B2"), ("median", 0.091, "#009E73"), ("slope", 0.6, "#D55E00")), 1):
-        mean = mean_line(ratio, T, rows[:, :, i], color=colour, marker="o", ms=4)
-        ratio.axhline(limit, color=colour, lw=1, ls=":")
-        ends.append((mean[-1], name, colour))
-    ratio.set(title="Gaussian, dots: limits", xlabel="T", ylabel="prediction / truth", ylim=(0, 0.75))
-    ratio.set_xticks(T, [f"{int(n):,}" for n in T])
-    ratio.minorticks_off()
-    end_labels(ratio, ends)
-    at, ends = found[0]["at"], []
-    error.set_xscale("log")
-    error.set_yscale("log")
-    error.set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
-    error.minorticks_off()
-    for law, style in (("Gaussian", "-"), ("sparse", "--")):
-        for kind, colour in (("step", "gradient descent"), ("mesa", "mesa")):
-            mean = mean_line(error, at, np.maximum([f[f"{law} {kind}"] for f in found], 1e-14),
-                             color=COLOUR[colour], ls=style)
-            ends.append((mean[-1], f"{'one step' if kind == 'step' else 'mesa layer'}, {law}", colour))
-    error.set(title="Error over context (floor 1e-14)", xlabel="context length $t$", ylabel="squared error / truth", xlim=(at[0], at[-1]))
-    end_labels(error, ends, 7.5)
+    draw_scatter(scatter, found)
+    draw_ratios(ratio, found)
+    draw_errors(error, found)
     return fig
+
+
+def draw_scatter(ax, found):
+    """Prediction over truth, coordinate by coordinate, for one seed."""
+    x1, r = found[0]["scatter"]
+    grid, T = np.linspace(-3.5, 3.5, 100), int(found[0]["rows"][-1][0])
+    ax.plot(grid, theorem2(grid, 3, 15), color="k", lw=4, alpha=0.25)
+    ax.plot(x1, r, ".", ms=2.5, color=COLOUR["linear"])
+    ax.axhline(1, color="0.7", lw=1)
+    label(ax, 0.5, 0.93, "Theorem 2: $x_{1j}^2/5$", "k", transform=ax.transAxes, ha="center")
+    label(ax, 0, 1.05, "truth", "0.5", "bottom", ha="center")
+    ax.set(title=f"Gaussian, T = {T:,}", xlabel="$x_{1j}$", ylabel="prediction / truth",
+           ylim=(-0.5, 2.6))
+
+
+def draw_ratios(ax, found):
+    """Prediction over truth for growing T."""
+    rows, T = np.array([f["rows"] for f in found]), found[0]["rows"][:, 0]
+    summaries = (("mean", 0.2, BLUE), ("median", 0.091, GREEN), ("slope", 0.6, ORANGE))
+    ends = []
+    ax.set_xscale("log")
+    for i, (name, limit, colour) in enumerate(summaries, 1):
+        mean = mean_line(ax, T, rows[:, :, i], color=colour, marker="o", ms=4)
+        ax.axhline(limit, color=colour, lw=1, ls=":")
+        ends.append((mean[-1], name, colour))
+    ax.set(title="Gaussian, dots: limits", xlabel="T", ylabel="prediction / truth", ylim=(0, 0.75))
+    ax.set_xticks(T, [f"{int(n):,}" for n in T])
+    ax.minorticks_off()
+    end_labels(ax, ends)
+
+
+def draw_errors(ax, found):
+    """Squared errors over the context."""
+    at, ends = found[0]["at"], []
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xticks([2, 5, 10, 20, 50, 100], ["2", "5", "10", "20", "50", "100"])
+    ax.minorticks_off()
+    kinds = (("step", "one step", "gradient descent"), ("mesa", "mesa layer", "mesa"))
+    for law, style in (("Gaussian", "-"), ("sparse", "--")):
+        for kind, name, colour in kinds:
+            errors = np.maximum([f[f"{law} {kind}"] for f in found], 1e-14)
+            mean = mean_line(ax, at, errors, color=COLOUR[colour], ls=style)
+            ends.append((mean[-1], f"{name}, {law}", colour))
+    ax.set(title="Error over context (floor 1e-14)", xlabel="context length $t$",
+           ylabel="squared error / truth", xlim=(at[0], at[-1]))
+    end_labels(ax, ends, 7.5)
 
 
 FIGURES = {"emergence": Figure([(dynamics,), (conditions,), (laws,)], emergence_claims,

@@ -1,21 +1,23 @@
 """A stand-in for CuPy in the tests, on any machine: NumPy underneath, but stricter than CuPy.
 
-Its arrays never become NumPy arrays by themselves, refuse NumPy arrays as operands, refuse to be indexed by Python lists, and
-know only the functions in NAMES and the attributes in METHODS, all of which CuPy 14 has (a test compares, where CuPy is
-installed). Every passage between host and device is counted in TRANSFERS: asarray of NumPy data, .get(), and the numbers that
-float(), int() and bool() wait for.
+Its arrays never become NumPy arrays by themselves, refuse NumPy arrays as operands, refuse to be
+indexed by Python lists, and know only the functions in NAMES and the attributes in METHODS, all of
+which CuPy 14 has (a test compares, where CuPy is installed). Every passage between host and device
+is counted in TRANSFERS: asarray of NumPy data, .get(), and the numbers that float(), int() and
+bool() wait for.
 
     xp.use("strict_backend")
 """
 import numpy as _np
 
-NAMES = {"abs", "add.at", "arange", "asarray", "ascontiguousarray", "broadcast_to", "clip", "concatenate", "cos", "einsum",
-         "empty", "empty_like", "exp", "expand_dims", "eye", "finfo", "inf", "iscomplexobj", "linalg.norm", "linalg.solve",
-         "log", "logaddexp", "matmul", "maximum", "minimum", "nan", "ones", "ones_like", "result_type",
-         "shape", "sin", "split", "sqrt", "stack", "take_along_axis", "tanh", "tensordot", "tri", "where", "zeros",
-         "zeros_like"}
-METHODS = {"astype", "conj", "conjugate", "cumsum", "dtype", "imag", "max", "mean", "nbytes", "ndim", "real", "reshape", "shape",
-           "size", "sum", "swapaxes", "transpose"}
+NAMES = {"abs", "add.at", "arange", "asarray", "ascontiguousarray", "broadcast_to", "clip",
+         "concatenate", "cos", "einsum", "empty", "empty_like", "exp", "expand_dims", "eye",
+         "finfo", "inf", "iscomplexobj", "linalg.norm", "linalg.solve", "log", "logaddexp",
+         "matmul", "maximum", "minimum", "nan", "ones", "ones_like", "result_type", "shape",
+         "sin", "split", "sqrt", "stack", "take_along_axis", "tanh", "tensordot", "tri", "where",
+         "zeros", "zeros_like"}
+METHODS = {"astype", "conj", "conjugate", "cumsum", "dtype", "imag", "max", "mean", "nbytes",
+           "ndim", "real", "reshape", "shape", "size", "sum", "swapaxes", "transpose"}
 TRANSFERS = {"to device": 0, "to host": 0}
 _SCALAR = (bool, int, float, complex)
 
@@ -26,7 +28,8 @@ def _unwrap(a):
     if isinstance(a, (list, tuple)):
         return type(a)(_unwrap(b) for b in a)
     if isinstance(a, _np.ndarray) or isinstance(a, _np.generic) and not isinstance(a, _SCALAR):
-        raise TypeError(f"a NumPy {type(a).__name__} of shape {a.shape} meets a device array: move it with to_backend")
+        raise TypeError(f"a NumPy {type(a).__name__} of shape {a.shape} meets a device array: "
+                        f"move it with to_backend")
     return a
 
 
@@ -43,9 +46,16 @@ def _index(i):
     return _unwrap(i)
 
 
+def _on_device(f):
+    """A function of NumPy as one that takes and returns device arrays."""
+    def call(*args, **kw):
+        return _wrap(f(*_unwrap(args), **{k: _unwrap(v) for k, v in kw.items()}))
+    return call
+
+
 class ndarray:
     __array_priority__ = 1000
-    __array_ufunc__ = None                              # so that NumPy's operators give way, as they do for CuPy
+    __array_ufunc__ = None              # so that NumPy's operators give way, as they do for CuPy
 
     def __init__(self, a):
         self._a = _np.asarray(a)
@@ -75,11 +85,10 @@ class ndarray:
 
     def __getattr__(self, name):
         if name not in METHODS:
-            raise AttributeError(f"{name} is not among the methods this project may use on a device (strict_backend.METHODS)")
+            raise AttributeError(f"{name} is not among the methods this project may use on a "
+                                 f"device (strict_backend.METHODS)")
         value = getattr(self._a, name)
-        if not callable(value):
-            return _wrap(value)
-        return lambda *args, **kw: _wrap(value(*_unwrap(args), **{k: _unwrap(v) for k, v in kw.items()}))
+        return _on_device(value) if callable(value) else _wrap(value)
 
     def __len__(self):
         return len(self._a)
@@ -87,7 +96,7 @@ class ndarray:
 
 def _operator(name):
     def method(self, *others):
-        return _wrap(getattr(self._a, name)(*(_np.asarray(_unwrap(o)) if isinstance(o, ndarray) else _unwrap(o) for o in others)))
+        return _wrap(getattr(self._a, name)(*_unwrap(others)))
     return method
 
 
@@ -109,11 +118,10 @@ class _Functions:
         if any(n.startswith(path + ".") for n in NAMES):
             return _Functions(getattr(self._module, name), path + ".")
         if path not in NAMES:
-            raise AttributeError(f"{path} is not among the functions this project may use on a device (strict_backend.NAMES)")
+            raise AttributeError(f"{path} is not among the functions this project may use on a "
+                                 f"device (strict_backend.NAMES)")
         f = getattr(self._module, name)
-        if not callable(f) or isinstance(f, type):
-            return f
-        return lambda *args, **kw: _wrap(f(*_unwrap(args), **{k: _unwrap(v) for k, v in kw.items()}))
+        return _on_device(f) if callable(f) and not isinstance(f, type) else f
 
 
 _functions = _Functions(_np)

@@ -32,17 +32,20 @@ def params(rng):
 
 def test_states_turn_by_constant_angles(x):
     ratio = x[:, 1:] / x[:, :-1]
-    assert np.allclose(ratio, ratio[:, :1]) and np.allclose(np.abs(ratio), 1) and np.allclose(x[:, 0].imag, 0)
+    assert np.allclose(ratio, ratio[:, :1]) and np.allclose(np.abs(ratio), 1)
+    assert np.allclose(x[:, 0].imag, 0)
 
 
 def test_the_layer_equals_its_definition_with_whole_matrices(x, params):
-    """f_t = e_t + W^PV E_t E_t^* W^KQ e_t / (t - 1) on e_t = (0, x_t, x_{t-1}), with arbitrary entries where they cannot matter."""
+    """f_t = e_t + W^PV E_t E_t^* W^KQ e_t / (t - 1) on e_t = (0, x_t, x_{t-1}), with arbitrary
+    entries where they cannot matter."""
     d, rng = 2, np.random.default_rng(1)
     KQ, PV = complex_normal(rng, 3 * d, 3 * d), complex_normal(rng, 3 * d, 3 * d)
     KQ[d:, d:], PV[:d, d:] = params["KQ"], params["PV"]
     out = em.predictions(params, x)
     for b in range(5):
-        e = [None, *(np.concatenate([np.zeros(d), x[b, t], x[b, t - 1]]) for t in range(1, 7))]
+        e = [np.concatenate([np.zeros(d), x[b, t], x[b, t - 1]]) for t in range(1, 7)]
+        e = [None, *e]
         for t in range(1, 7):                           # t counts from 0 here: rho is t
             E = np.stack(e[1:t + 1], axis=1)
             f = e[t] + PV @ E @ E.conj().T @ KQ @ e[t] / t
@@ -51,7 +54,8 @@ def test_the_layer_equals_its_definition_with_whole_matrices(x, params):
 
 def test_loss_from_second_moments_equals_the_attention_form(x, params):
     moments = em.second_moments(x, piece=2)
-    (a, grads_a), (b, grads_b) = value_and_grad(em.attention_loss, params, x), value_and_grad(em.moment_loss, params, *moments)
+    a, grads_a = value_and_grad(em.attention_loss, params, x)
+    b, grads_b = value_and_grad(em.moment_loss, params, *moments)
     assert a == pytest.approx(float(b), rel=1e-12)
     for k in params:
         assert np.allclose(grads_a[k], grads_b[k], rtol=1e-10)
@@ -59,8 +63,10 @@ def test_loss_from_second_moments_equals_the_attention_form(x, params):
 
 def test_complex_gradients_equal_finite_differences(x, params, rng):
     moments = em.second_moments(x)
-    for loss in (lambda KQ, PV: em.attention_loss({"KQ": KQ, "PV": PV}, x), lambda KQ, PV: em.moment_loss({"KQ": KQ, "PV": PV}, *moments)):
-        check_gradients(loss, params["KQ"], params["PV"], rng=rng)
+    for loss, arrays in ((em.attention_loss, [x]), (em.moment_loss, moments)):
+        def of_weights(KQ, PV, loss=loss, arrays=arrays):
+            return loss({"KQ": KQ, "PV": PV}, *arrays)
+        check_gradients(of_weights, params["KQ"], params["PV"], rng=rng)
 
 
 @pytest.mark.parametrize("law", [k for k, v in em.LAWS.items() if v.kappas])
@@ -72,8 +78,8 @@ def test_kappas_are_the_moments_of_the_law(law, rng):
 
 
 def test_population_flow_equals_the_gradient_of_a_million_sequences():
-    """Every real and imaginary part of the gradient at a diagonal point lies within three standard errors of the flow's right-hand
-    side, zero off the two diagonals."""
+    """Every real and imaginary part of the gradient at a diagonal point lies within three standard
+    errors of the flow's right-hand side, zero off the two diagonals."""
     d, T, a, b = 2, 6, 0.4, 0.7
     rng, batches = np.random.default_rng(5), []
     for _ in range(100):
@@ -82,7 +88,8 @@ def test_population_flow_equals_the_gradient_of_a_million_sequences():
     da, db = em.flow((a, b), *em.LAWS["Gaussian"].kappas(d), T)
     zero = em.initial(0, 0, d)
     for k, rate in (("KQ", da), ("PV", db)):
-        expected = -rate * (em.initial(1, 1, d)[k] != zero[k])              # the flow goes down the gradient
+        # the flow goes down the gradient
+        expected = -rate * (em.initial(1, 1, d)[k] != zero[k])
         g = np.array([batch[k] for batch in batches])
         for part in (np.real, np.imag):
             error = part(g).std(axis=0, ddof=1) / 10
@@ -91,18 +98,25 @@ def test_population_flow_equals_the_gradient_of_a_million_sequences():
 
 
 def test_skewed_laws_pull_at_entries_off_the_diagonal():
-    """They obey Assumption 2, and yet the gradient there is a b^2 (E x^3)^2 sum 1/(t-1), within three standard errors."""
+    """They obey Assumption 2, and yet the gradient there is a b^2 (E x^3)^2 sum 1/(t-1), within
+    three standard errors."""
     d, T, a, b, rng = 2, 6, 0.4, 0.7, np.random.default_rng(1)
-    samples = (em.unitary_sequences(rng, 10_000, T, d, em.LAWS["skewed"].draw) for _ in range(60))
-    g = [value_and_grad(em.moment_loss, em.initial(a, b, d), *em.second_moments(x))[1] for x in samples]
-    pull = a * b * 1.5 ** 2 * (T - 2) * em.mean_inverse(T)                  # E x^3 = 0.8 (-0.5)^3 + 0.2 2^3
-    for entry, expected in ((np.array([batch["KQ"][d, 1] for batch in g]), b * pull), (np.array([batch["PV"][0, 1] for batch in g]), a * pull)):
+    g = []
+    for _ in range(60):
+        moments = em.second_moments(
+            em.unitary_sequences(rng, 10_000, T, d, em.LAWS["skewed"].draw))
+        g.append(value_and_grad(em.moment_loss, em.initial(a, b, d), *moments)[1])
+    third = 0.8 * (-0.5) ** 3 + 0.2 * 2 ** 3                                # E x^3
+    pull = a * b * third ** 2 * (T - 2) * em.mean_inverse(T)
+    for name, row, expected in (("KQ", d, b * pull), ("PV", 0, a * pull)):
+        entry = np.array([batch[name][row, 1] for batch in g])
         error = entry.real.std(ddof=1) / len(g) ** 0.5
         assert abs(entry.real.mean() - expected) < 3 * error < expected / 10
 
 
 def test_squared_norms_differ_by_a_constant_along_the_flow(x, params):
-    """|KQ|^2 - |PV|^2 does not change along the gradient flow of any data, since Re<KQ, dKQ> = Re<PV, dPV>; hence a^2 - b^2."""
+    """|KQ|^2 - |PV|^2 does not change along the gradient flow of any data, since
+    Re<KQ, dKQ> = Re<PV, dPV>; hence a^2 - b^2."""
     _, grads = value_and_grad(em.attention_loss, params, x)
     inner = [(params[k].conj() * grads[k]).sum().real for k in ("KQ", "PV")]
     assert inner[0] == pytest.approx(inner[1], rel=1e-12)
@@ -111,21 +125,26 @@ def test_squared_norms_differ_by_a_constant_along_the_flow(x, params):
 
 
 def test_theorem_1_is_where_the_flow_stops():
-    kappas = em.LAWS["Gaussian"].kappas(5)
-    assert kappas == (3, 15, 12) and em.theorem1(*kappas, 100) == pytest.approx(0.1919, abs=5e-5)
+    kappas, sparse, signs = (em.LAWS[law].kappas(5) for law in ("Gaussian", "sparse", "signs"))
+    stop = em.theorem1(*kappas, 100)
+    assert kappas == (3, 15, 12) and stop == pytest.approx(0.1919, abs=5e-5)
     assert em.theorem1(*kappas, 10 ** 6) == pytest.approx(1 / 5, rel=1e-4)
-    assert em.theorem1(*em.LAWS["sparse"].kappas(5), 100) == 1 and em.theorem1(*em.LAWS["signs"].kappas(5), 10 ** 7) == pytest.approx(1, rel=1e-4)
+    assert em.theorem1(*sparse, 100) == 1
+    assert em.theorem1(*signs, 10 ** 7) == pytest.approx(1, rel=1e-4)
     for start in em.STARTS:
-        assert em.flow_from(*start, kappas, 100, np.linspace(0, 1, 3)).prod(axis=0)[-1] == pytest.approx(em.theorem1(*kappas, 100), rel=1e-6)
+        a, b = em.flow_from(*start, kappas, 100, np.linspace(0, 1, 3))
+        assert a[-1] * b[-1] == pytest.approx(stop, rel=1e-6)
 
 
 def test_sampled_descent_ends_at_theorem_1(rng):
-    """Signs are the law with the least scatter: 20,000 sequences end within two per cent, from any start."""
+    """Signs are the law with the least scatter: 20,000 sequences end within two per cent, from any
+    start."""
     x = em.unitary_sequences(rng, 20_000, 12, 2, em.LAWS["signs"].draw)
     moments, theory = em.second_moments(x), em.theorem1(*em.LAWS["signs"].kappas(2), 12)
     for start in em.STARTS:
         params, course = em.descend(moments, *start, lr=2e-3, epochs=600, report=100)
-        assert em.product(params) == pytest.approx(theory, rel=0.02) and course[-1, 1] == em.product(params)
+        assert em.product(params) == pytest.approx(theory, rel=0.02)
+        assert course[-1, 1] == em.product(params)
         assert 0 < em.off_block(params) < 0.05
 
 
@@ -133,23 +152,27 @@ def test_off_block_is_the_largest_entry_off_the_diagonals():
     params = em.initial(2, 4, 3)
     assert em.off_block(params) == 0
     params["KQ"][0, 1], params["KQ"][0, 2] = 0.3, 0.4j
-    assert em.off_block(params) == pytest.approx(0.2) and em.off_block(params, 2) == pytest.approx(0.25)
-    params["PV"][2, 5] = -2                             # below x_{s-1}, over the diagonal of its own matrix
+    assert em.off_block(params) == pytest.approx(0.2)
+    assert em.off_block(params, 2) == pytest.approx(0.25)
+    params["PV"][2, 5] = -2             # below x_{s-1}, over the diagonal of its own matrix
     assert em.off_block(params) == pytest.approx(0.5)
 
 
 def test_scale_of_the_first_state_is_a_scale_of_time():
-    """(sigma, a_0, b_0) and (1, sigma a_0, sigma b_0) run the same course, time rescaled by sigma^4."""
-    ends = []
+    """(sigma, a_0, b_0) and (1, sigma a_0, sigma b_0) run the same course, time rescaled by
+    sigma^4."""
+    draw, ends = em.LAWS["Gaussian"].draw, []
     for sigma in (1.0, 3.0):
-        x = em.unitary_sequences(np.random.default_rng(3), 200, 8, 2, em.LAWS["Gaussian"].draw, sigma)
-        params, _ = em.descend(em.second_moments(x), 0.5 / sigma, 1.5 / sigma, 1e-3 / sigma ** 4, 50, 50)
+        x = em.unitary_sequences(np.random.default_rng(3), 200, 8, 2, draw, sigma)
+        a0, b0, lr = 0.5 / sigma, 1.5 / sigma, 1e-3 / sigma ** 4
+        params, _ = em.descend(em.second_moments(x), a0, b0, lr, 50, 50)
         ends.append({k: sigma * w for k, w in params.items()})
     assert all(np.allclose(ends[0][k], ends[1][k], rtol=1e-10, atol=1e-13) for k in ends[0])
 
 
 def test_corollary_1_is_a_gradient_step(x):
-    """The layer at the diagonal point predicts with W_1 = -ab/(t-1) grad 1/2 sum |x_{s+1} - W x_s|^2 at W = 0."""
+    """The layer at the diagonal point predicts with W_1 = -ab/(t-1) grad L at W = 0, of
+    L = 1/2 sum |x_{s+1} - W x_s|^2."""
     step = em.one_step(x, 0.3)
     for b in range(5):
         gradient = -sum(np.outer(x[b, s + 1], x[b, s].conj()) for s in range(6))
@@ -174,13 +197,15 @@ def test_a_complex_mesa_layer_is_least_squares_and_recovers_the_process(x):
         assert np.allclose(out[b, 3], W @ x[b, 4], rtol=1e-5)
     assert np.abs(out[:, 3:-1] - x[:, 5:]).max() < 1e-2
     sparse = em.unitary_sequences(np.random.default_rng(1), 20, 9, 3, em.sparse)
-    assert np.allclose(em.one_step(sparse[:, :-1], 1.0), sparse[:, -1])     # where one step suffices
+    # where one step suffices
+    assert np.allclose(em.one_step(sparse[:, :-1], 1.0), sparse[:, -1])
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """A laboratory that has measured everything for both figures."""
-    laboratory = lab.Lab(None, em.SIZE, "smoke", (0, 1), cache=tmp_path_factory.mktemp("runs"))
+    cache = tmp_path_factory.mktemp("runs")
+    laboratory = lab.Lab(None, em.SIZE, "smoke", (0, 1), cache=cache)
     laboratory.prepare([m for figure in em.FIGURES.values() for m in figure.measurements])
     return laboratory
 
@@ -191,7 +216,7 @@ def test_figure_smoke(name, smoke, tmp_path):
     assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.05
     assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) == claims
     for c in claims:
-        assert np.isfinite(c["measured"]) and np.isfinite(c["spread"]) and c["seeds"] == [0, 1]
+        assert np.isfinite([c["measured"], c["spread"]]).all() and c["seeds"] == [0, 1]
         assert c["holds"] == lab.holds(c["expected"], c["measured"])
 
 

@@ -1,4 +1,5 @@
-"""Whatever a user does: the right answer, or one clear sentence and exit code 2; and properties that hold for every small model."""
+"""Whatever a user does: the right answer, or one clear sentence and exit code 2; and properties
+that hold for every small model."""
 import errno
 import io
 import multiprocessing
@@ -11,7 +12,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-from autodiff import check_gradients, xp                # before NumPy: it sets the number of BLAS threads
+from autodiff import check_gradients, xp                # before NumPy: it sets the BLAS threads
 
 import numpy as np
 import pytest
@@ -31,13 +32,16 @@ import workers
 from test_mesa import DEADLINE, ENDLESS, HERE, command_line, running, tiny, wait_until
 
 MAIN = {"train": train.main, "bench": bench.main, "probes": probes.main,
-        "figures": lambda: lab.command_line("figures.py", figures.FIGURES, ["overview"], figures.settings_of, figures.SIZE),
-        "emergence": lambda: lab.command_line("emergence.py", emergence.FIGURES, list(emergence.FIGURES), None, emergence.SIZE),
+        "figures": lambda: lab.command_line(
+            "figures.py", figures.FIGURES, ["overview"], figures.settings_of, figures.SIZE),
+        "emergence": lambda: lab.command_line(
+            "emergence.py", emergence.FIGURES, list(emergence.FIGURES), None, emergence.SIZE),
         "language": language.main}
 
 
 def run(line, monkeypatch, capsys):
-    """(exit code, stdout, stderr) of a command line such as "train linear-1 --lr 1", in this process."""
+    """(exit code, stdout, stderr) of a command line such as "train linear-1 --lr 1", in this
+    process."""
     program, *args = line.split()
     monkeypatch.setattr(sys, "argv", [program, *args])
     try:
@@ -114,17 +118,21 @@ def test_a_mistake_is_answered_by_one_sentence(line, says, monkeypatch, capsys, 
     if "mpi" in line and "mpi4py" in sys.modules:
         pytest.skip("mpi4py is here")
     code, out, err = run(line, monkeypatch, capsys)
-    assert code == 2 and says in err and err.startswith("error: ") and err.count("\n") == 1 and not out
+    assert code == 2 and says in err and not out
+    assert err.startswith("error: ") and err.count("\n") == 1
     assert not list(tmp_path.iterdir())                 # and nothing was begun
 
 
-@pytest.mark.parametrize("changes", [dict(T=1), dict(d=1), dict(T=2, key_size=9), dict(d=1, T=1, heads=1, key_size=1), dict(batch=1),
-                                     dict(steps=0, warmup=0), dict(heldout=1), dict(noise=0.0), dict(snapshots=(0, 3))], ids=str)
+@pytest.mark.parametrize("changes", [
+    dict(T=1), dict(d=1), dict(T=2, key_size=9), dict(d=1, T=1, heads=1, key_size=1),
+    dict(batch=1), dict(steps=0, warmup=0), dict(heldout=1), dict(noise=0.0),
+    dict(snapshots=(0, 3))], ids=str)
 @pytest.mark.parametrize("preset", ["linear-1", "mesa-1", "hybrid-2"])
 def test_the_smallest_settings_work(preset, changes, tmp_path):
     s = tiny(preset, **dict(steps=3, warmup=1) | changes)
     state = train.run(s, tmp_path, quiet=True)
-    assert state.step == s.steps and np.isfinite(state.losses).all() and np.isfinite(state.heldout[-1][1])
+    assert state.step == s.steps
+    assert np.isfinite(state.losses).all() and np.isfinite(state.heldout[-1][1])
     assert store.load_checkpoint(tmp_path, train.Settings)[1] == s
 
 
@@ -138,7 +146,8 @@ def test_a_full_disk_is_reported_and_costs_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(store.UserError, match="No space left on device"):
         store.save_arrays(tmp_path / "checkpoint.npz", {"a": np.zeros(9)})
-    assert (tmp_path / "checkpoint.npz").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+    assert (tmp_path / "checkpoint.npz").read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_an_interrupt_during_a_checkpoint_leaves_the_one_before(monkeypatch, tmp_path):
@@ -150,10 +159,12 @@ def test_an_interrupt_during_a_checkpoint_leaves_the_one_before(monkeypatch, tmp
     monkeypatch.setattr(np, "savez", half)
     with pytest.raises(KeyboardInterrupt):
         store.save_arrays(tmp_path / "checkpoint.npz", {"a": np.ones(9)})
-    assert not store.load_arrays(tmp_path / "checkpoint.npz")["a"].any() and not list(tmp_path.glob("*.tmp"))
+    assert not store.load_arrays(tmp_path / "checkpoint.npz")["a"].any()
+    assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("times, raised, steps", [(1, train.Interrupted, 4), (2, KeyboardInterrupt, 3)])
+@pytest.mark.parametrize("times, raised, steps", [
+    (1, train.Interrupted, 4), (2, KeyboardInterrupt, 3)])
 def test_ctrl_c_waits_for_the_end_of_a_step_but_a_second_one_does_not(times, raised, steps):
     state = store.State({"w": np.ones(2)}, np.random.default_rng(0))
 
@@ -165,7 +176,8 @@ def test_ctrl_c_waits_for_the_end_of_a_step_but_a_second_one_does_not(times, rai
     try:
         with pytest.raises(KeyboardInterrupt) as caught:
             train.fit(lambda p, x: (p["w"] * x).sum(), state, sample, train.sgd(0.1), 9, 4)
-        assert caught.type is raised and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert caught.type is raised
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
     assert state.step == len(state.losses) == steps
@@ -175,7 +187,8 @@ def test_ctrl_c_waits_for_the_end_of_a_step_but_a_second_one_does_not(times, rai
 def test_a_damaged_cache_is_named(what, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("figures fig3b --smoke --executor serial", monkeypatch, capsys)[0] == 0
-    [measured], [checkpoint] = Path("runs").glob("measured-*.npz"), Path("runs").glob("*/checkpoint.npz")
+    [measured] = Path("runs").glob("measured-*.npz")
+    [checkpoint] = Path("runs").glob("*/checkpoint.npz")
     damaged = measured if what == "measurement" else checkpoint
     damaged.write_bytes(damaged.read_bytes()[:-100])
     code, _, err = run("figures fig3b --smoke --executor serial", monkeypatch, capsys)
@@ -184,10 +197,16 @@ def test_a_damaged_cache_is_named(what, tmp_path, monkeypatch, capsys):
     assert run("figures fig3b --smoke --executor serial", monkeypatch, capsys)[0] == 0
 
 
+def two_workers(params):
+    """Workers that share the sum of weights `w` over two pieces of ones: 2 PIECE, for w = 1, 1."""
+    return workers.Workers(lambda p, x: (p["w"] * x).sum(), lambda rng, n: [np.ones((n, 2))],
+                           params, 2 * workers.PIECE, 2)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads elsewhere")
 def test_a_killed_worker_is_reported():
-    loss, params = (lambda p, x: (p["w"] * x).sum()), {"w": np.ones(2)}
-    with workers.Workers(loss, lambda rng, n: [np.ones((n, 2))], params, 2 * workers.PIECE, 2) as crew:
+    params = {"w": np.ones(2)}
+    with two_workers(params) as crew:
         crew.gradient(params, np.random.default_rng(0))
         crew.processes[0].kill()
         crew.processes[0].join()
@@ -223,8 +242,10 @@ if __name__ == "__main__":                              # not in workers that im
 def test_workers_of_a_cluster_find_the_backend_and_may_be_daemons(monkeypatch):
     assert pickle.loads(pickle.dumps(xp)) is xp
     monkeypatch.setattr(workers.multiprocessing.current_process(), "_config", {"daemon": True})
-    with workers.Workers(lambda p, x: (p["w"] * x).sum(), lambda rng, n: [np.ones((n, 2))], {"w": np.ones(2)}, 2 * workers.PIECE, 2) as crew:
-        assert not crew.forks and crew.gradient({"w": np.ones(2)}, np.random.default_rng(0))[0] == 2 * workers.PIECE
+    params = {"w": np.ones(2)}
+    with two_workers(params) as crew:
+        loss, _ = crew.gradient(params, np.random.default_rng(0))
+        assert not crew.forks and loss == 2 * workers.PIECE
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
@@ -239,8 +260,9 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 
 @pytest.mark.parametrize("command", ["train.py", "figures.py --list", "train.py --help"])
 def test_a_reader_who_leaves_is_no_error(command):
-    run = subprocess.run(f"{sys.executable} {command} | head -1; exit ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", cwd=HERE,
-                         capture_output=True, encoding="utf-8")
+    line = f"{sys.executable} {command} | head -1; exit ${{PIPESTATUS[0]}}"
+    run = subprocess.run(line, shell=True, executable="/bin/bash", cwd=HERE, capture_output=True,
+                         encoding="utf-8")
     assert "Traceback" not in run.stderr and run.stdout.count("\n") == 1
 
 
@@ -252,11 +274,14 @@ def npz(path, **members):
 
 def header(shape, dtype="<f4"):
     out = io.BytesIO()
-    np.lib.format.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        out, {"descr": dtype, "fortran_order": False, "shape": shape})
     return out.getvalue()
 
 
-@pytest.mark.parametrize("attack", ["huge shape", "negative shape", "pickle", "compressed", "other member", "no archive", "empty", "header code"])
+@pytest.mark.parametrize("attack", [
+    "huge shape", "negative shape", "pickle", "compressed", "other member", "no archive", "empty",
+    "header code"])
 def test_hostile_files_are_refused_before_anything_is_allocated(attack, tmp_path):
     path = tmp_path / "weights.npz"
     if attack == "huge shape":
@@ -275,7 +300,8 @@ def test_hostile_files_are_refused_before_anything_is_allocated(attack, tmp_path
     elif attack == "empty":
         path.write_bytes(b"")
     else:
-        npz(path, a=b"\x93NUMPY\x01\x00" + (40).to_bytes(2, "little") + b"__import__('os').system('echo runs')   \n")
+        code = b"__import__('os').system('echo runs')   \n"
+        npz(path, a=b"\x93NUMPY\x01\x00" + len(code).to_bytes(2, "little") + code)
     with pytest.raises(store.UserError, match="damaged, or not a file of this program"):
         store.load_arrays(path)
     with pytest.raises(store.UserError):
@@ -285,41 +311,50 @@ def test_hostile_files_are_refused_before_anything_is_allocated(attack, tmp_path
 def test_a_model_file_holds_weights_and_settings(tmp_path):
     s = tiny("hybrid-2")
     params = mesa.init_params(np.random.default_rng(0), s.config)
-    store.save_model(tmp_path / "m.npz", {k: w.astype("float32") for k, w in params.items()}, s)
+    params = {k: w.astype("float32") for k, w in params.items()}
+    store.save_model(tmp_path / "m.npz", params, s)
     loaded, settings = store.load_model(tmp_path / "m.npz", train.Settings)
-    assert settings == s and all(np.array_equal(loaded[k], params[k].astype("float32")) for k in params)
+    assert settings == s and all(np.array_equal(loaded[k], w) for k, w in params.items())
     store.save_model(tmp_path / "m.npz", loaded, replace(s, heads=s.heads + 1))
     with pytest.raises(store.UserError, match="not those that its settings ask for"):
         store.load_model(tmp_path / "m.npz", train.Settings)
 
 
 def test_claims_of_others_are_left_alone(tmp_path):
-    for name, content in (("a", "{"), ("b", "{}"), ("c", '[{"figure": 1}]'), ("d", "[1]"), ("e", "3")):
-        (tmp_path / f"{name}.json").write_text(content, encoding="utf-8")
-        assert lab.claims_in(tmp_path / f"{name}.json") == []
+    for i, content in enumerate(("{", "{}", '[{"figure": 1}]', "[1]", "3")):
+        path = tmp_path / f"{i}.json"
+        path.write_text(content, encoding="utf-8")
+        assert lab.claims_in(path) == []
 
 
-# ---------------------------------------------------------------------------------------- properties of any model
+# ----------------------------------------------------------------------- properties of any model
 
 @pytest.fixture(params=range(12))
 def model(request):
     """A random small model: any mix of attentions, heads, widths, position codes, T."""
     rng = np.random.default_rng([5, request.param])
-    embed, positional = bool(rng.integers(2)), str(rng.choice(["none", "add", "concat"]))
-    D = int(rng.integers(3, 9))                         # (a layer norm over two entries, or a unit key of one, has no gradient)
-    kinds = rng.choice(list(mesa.KINDS | gated.KINDS), rng.integers(1, 4))
-    config = mesa.Config(tuple(str(k) for k in kinds), more_kinds=gated.KINDS, heads=int(rng.integers(1, 4)),
-                         key_size=int(rng.integers(2, 6)), width=D, d_in=int(rng.integers(1, 6)) if embed else D,
-                         d_out=int(rng.integers(1, D + 1)), embed=embed, positional=positional, layer_norm=bool(rng.integers(2)),
-                         mlp_width=int(rng.choice([0, 7])), qk_norm=bool(rng.integers(2)), clamp=float(rng.choice([0, 5])))
+
+    def between(low, high):
+        return int(rng.integers(low, high))
+    embed, positional = bool(between(0, 2)), str(rng.choice(["none", "add", "concat"]))
+    D = between(3, 9)       # a layer norm over two entries, or a unit key of one, has no gradient
+    kinds = rng.choice(list(mesa.KINDS | gated.KINDS), between(1, 4))
+    config = mesa.Config(
+        tuple(str(k) for k in kinds), more_kinds=gated.KINDS, heads=between(1, 4),
+        key_size=between(2, 6), width=D, d_in=between(1, 6) if embed else D,
+        d_out=between(1, D + 1), embed=embed, positional=positional,
+        layer_norm=bool(between(0, 2)), mlp_width=int(rng.choice([0, 7])),
+        qk_norm=bool(between(0, 2)), clamp=float(rng.choice([0, 5])))
     params = mesa.init_params(rng, config, std=0.4)
-    return params, config, rng.standard_normal((3, int(rng.integers(1, 12)), config.d_in)), rng
+    return params, config, rng.standard_normal((3, between(1, 12), config.d_in)), rng
 
 
 def test_property_gradients_equal_finite_differences(model):
     params, config, x, rng = model
-    names = list(params)
-    check_gradients(lambda *arrays: mesa.transformer(dict(zip(names, arrays)), x, config), *params.values(), rng=rng, step=1e-4)
+
+    def prediction(*arrays):
+        return mesa.transformer(dict(zip(params, arrays)), x, config)
+    check_gradients(prediction, *params.values(), rng=rng, step=1e-4)
 
 
 def test_property_predictions_are_causal(model):
@@ -328,7 +363,8 @@ def test_property_predictions_are_causal(model):
     for t in range(1, x.shape[1]):
         changed = x.copy()
         changed[:, t:] = rng.standard_normal(x[:, t:].shape)
-        assert np.allclose(mesa.transformer(params, changed, config)[:, :t], out[:, :t], rtol=1e-9, atol=1e-12)
+        after = mesa.transformer(params, changed, config)
+        assert np.allclose(after[:, :t], out[:, :t], rtol=1e-9, atol=1e-12)
 
 
 def test_property_streaming_equals_parallel(model):
@@ -341,23 +377,24 @@ def test_property_streaming_equals_parallel(model):
 
 def test_property_permuting_the_batch_permutes_the_output(model):
     params, config, x, rng = model
-    order = rng.permutation(len(x))
-    assert np.allclose(mesa.transformer(params, x[order], config), mesa.transformer(params, x, config)[order], rtol=1e-10, atol=1e-13)
+    order, out = rng.permutation(len(x)), mesa.transformer(params, x, config)
+    permuted = mesa.transformer(params, x[order], config)
+    assert np.allclose(permuted, out[order], rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_property_workers_do_not_change_a_bit(seed):
     rng = np.random.default_rng([6, seed])
-    s = tiny(str(rng.choice(list(train.PRESETS))), batch=int(rng.integers(1, 130)), T=int(rng.integers(1, 9)))
+    preset = str(rng.choice(list(train.PRESETS)))
+    s = tiny(preset, batch=int(rng.integers(1, 130)), T=int(rng.integers(1, 9)))
     loss_fn, sample = s.objective()
-    results = []
-    for count in (1, 3):
-        state = train.start(s)
-        train.fit(loss_fn, state, sample, train.adamw(train.warmup_cosine(s)), 3, s.batch, workers=count)
-        results.append(state)
-    assert results[0].losses == results[1].losses
-    assert all(np.array_equal(results[0].params[k], results[1].params[k]) for k in results[0].params)
+    update = train.adamw(train.warmup_cosine(s))
+    one, three = (train.fit(loss_fn, train.start(s), sample, update, 3, s.batch, workers=count)
+                  for count in (1, 3))
+    assert one.losses == three.losses
+    assert all(np.array_equal(one.params[k], three.params[k]) for k in one.params)
 
 
 def test_the_backend_is_numpy_unless_asked():
-    assert xp.module is np and set(data.TASKS) == {"linear", "partial", "nonlinear", "contracting", "fixed"}
+    families = {"linear", "partial", "nonlinear", "contracting", "fixed"}
+    assert xp.module is np and set(data.TASKS) == families
