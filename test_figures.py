@@ -101,11 +101,9 @@ def depth(names, good):
     layers, at = np.arange(LAYERS + 1), np.arange(2, T, 4)
     layer = layers[:, None]
     error = 1 / (1 + layer) / at if good else (1.0 + layer) * at
-    degrees, degree = np.zeros((LAYERS + 1, 7)), np.minimum(layers, 6)
-    degrees[layers, degree if good else 6 - degree] = 1
     probes, ones = probed(error, 0.0 if good else 0.5), np.ones(len(at))
     return {"at": at, "d": d, "next": probes, "input": probes, "next variance": ones,
-            "input variance": ones, "degrees": degrees}
+            "input variance": ones, "degrees": np.full((LAYERS + 1, 7), 0.5)}
 
 
 def linearised(names, good):
