@@ -4,10 +4,10 @@ A study is a table of Figures.  Each names its measurements, functions of traine
 dict of arrays; makes its claims, rows of data; and draws.  The frame trains the runs, measures,
 judges and draws:
 
-    runs/NAME-KEY/          a training run; the key is a digest of the settings that differ from
-                            their defaults
-    runs/measured-NAME-KEY  what a measurement found; its key covers the code it runs, the settings
-                            of its runs and the seed
+    runs/TASK-BLOCKS-KEY/   a training run (linear-3-softmax-...: task linear, three softmax blocks);
+                            the key is a digest of the settings that differ from their defaults
+    runs/measured-NAME-KEY  what a measurement found; its key covers the code it runs, the sizes
+                            that code names, the settings of its runs and the seed
     OUT/NAME.png, .json     a figure's picture and its claims: what is claimed and by whom, the
                             predicate that would make it hold, the number measured here, and whether
                             it holds;  OUT/claims.md: all of them as a table
@@ -305,7 +305,8 @@ def executor_named(text):
 
 
 # ----------------------------------------------------------------------------------------- claims
-# A row: (panel, claim, source, expected, values, one per seed, *names of the runs it is about).
+# A row: (panel, claim, source, expected, values, *runs): values has one number per seed, runs names
+# the runs that the claim is about.
 
 
 def holds(expected, measured):
@@ -562,6 +563,6 @@ def reproduce(args, figures, default, settings, sizes):
 
 
 def command_line(prog, figures, default, settings, sizes):
-    """The two together."""
+    """A study's whole command line: parser_for, then reproduce."""
     args = parser_for(prog, list(figures), default).parse_args()
     reproduce(args, figures, default, settings, sizes)

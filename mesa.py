@@ -11,7 +11,7 @@ Glossary.  Rows run over time: Q, K, V, P are matrices whose row t is q_t, k_t, 
     q, k, v       queries, keys, values                                         [B, heads, T, Dk]
     o             what attention answers: o_t = sum_{i<=t} A_ti v_i             [B, heads, T, Dv]
     A             attention map                                                 [B, heads, T, T]
-    wo            a head's way back into the residual stream                    [heads, Dk, D]
+    wo            a head's way back into the residual stream                    [heads, Dv, D]
     lam           lambda of the mesa layer, one per head: its ridge is 1/lambda [heads]
     R_t           (sum_{i<=t} k_i k_i^T + I/lambda)^-1, so R_0 = lambda I       [Dk, Dk]
     p_t           R_t q_t, the preconditioned query                             rows of P
@@ -25,7 +25,10 @@ Glossary.  Rows run over time: Q, K, V, P are matrices whose row t is q_t, k_t, 
     s             an eigenvalue of S_t                                          scalar
     mu            the ridge of a regression in context                          scalar
     eta           step sizes of an iteration in context                         [steps]
-    phi           what x_{t+1} is regressed on where it is not x_t              [B, T, n]
+    slots         the four stretches of a constructed token [0, x_t, x_t, x_{t-1}]  d entries each
+    r             residual of an iteration, slot 1 (Proposition 2)              [d]
+    w, alpha      what a layer adds to prediction and residual, per layer       [layers]
+    phi           what x_{t+1} is regressed on where it is not x_t (not Phi_t)  [B, T, n]
 
 tril(.) keeps what does not look ahead, i <= t.  All functions take plain arrays or Tensors (see
 autodiff.py).  Linear and mesa attention also take complex queries, keys and values; read k . q as
@@ -216,7 +219,7 @@ class Config:
     d_in: int = 40              # size of an input token; equal to width unless embed
     d_out: int = 10             # d, size of a prediction
     embed: bool = False         # linear embedding and read-out; without: prediction = e's first d
-    positional: str = "none"    # code: "none", "add" to the tokens, "concat" to q's and k's first z
+    positional: str = "none"    # code: "add" to tokens, "concat" to z of the first block's q and k
     layer_norm: bool = False    # before attention and before the MLP
     mlp_width: int = 0          # 0: no MLP
     qk_norm: bool = False       # q and k of unit length; not in softmax layers, which need longer
@@ -471,9 +474,9 @@ def proposition_2(w, alpha, d=10, heads=4, n=None):
         r          <- r - alpha_j S_t r
         prediction <- prediction + w_j N_t r
     by one head whose query is r, its key x_{i-1} and its value (x_{i-1}, x_i).  For gradient
-    descent and ridge regression `richardson_weights` chooses w and alpha; with free w and one
-    alpha, not 0, J layers reach N_t polynomial(S_t) x_t for every polynomial of degree J - 1 or
-    less.
+    descent and ridge regression `richardson_weights` chooses w and alpha.  With the same alpha, not
+    0, in all layers and w free, J layers reach N_t polynomial(S_t) x_t for every polynomial of
+    degree J - 1 or less.
 
     With n, the same on tokens [0, phi_t, x_t, phi_{t-1}], phi_t in R^n, for regression on phi_t.
     """
@@ -497,8 +500,10 @@ def proposition_2(w, alpha, d=10, heads=4, n=None):
 def richardson_weights(eta, mu=0.0):
     """(w, alpha) for which slot 0 of `proposition_2` holds N_t p_j after every layer j, where
 
-        p_j = p_{j-1} + eta_j (x_t - (S_t + mu I) p_{j-1}),  p_0 = 0,
-    approaches p = (S_t + mu I)^-1 x_t, what a mesa layer of ridge mu computes at once.
+        p_j = p_{j-1} + eta_j (x_t - (S_t + mu I) p_{j-1}),  p_0 = 0.
+
+    For suitable eta p_j approaches (S_t + mu I)^-1 x_t, which a mesa layer of ridge mu computes at
+    once.
 
     mu = 0 is gradient descent on W from 0 with step sizes eta_j.  For mu > 0 the residual is also
     rescaled, r_j = (1 - eta_j mu) r_{j-1} - eta_j S_t r_{j-1}, which attention cannot do; the
@@ -585,16 +590,17 @@ def neumann(s, alpha, steps):
 def chebyshev(s, low, high, steps):
     """The best polynomial of its degree for all s in [low, high]: gradient descent with momentum.
 
-    What is left, 1 - s inverse, is T((m - s) / r) / T(m / r) with Chebyshev's polynomial T of the
-    degree `steps`, m the middle of [low, high] and r its half-length: at most 1 / T(m / r) there.
+    What is left, 1 - s inverse, is C((middle - s) / half) / C(middle / half) with Chebyshev's
+    polynomial C of the degree `steps`, the middle of [low, high] and half its length: at most
+    1 / C(middle / half) there.
     """
-    m, r = (high + low) / 2, (high - low) / 2
-    rho, eta, beta = r / m, 1 / m, 0.0      # rho_j = T_j / T_{j+1} at m / r
+    middle, half = (high + low) / 2, (high - low) / 2
+    rho, eta, beta = half / middle, 1 / middle, 0.0     # rho_j = C_j / C_{j+1} at middle / half
     inverse = last = np.zeros_like(s)
     for _ in range(steps):
         inverse, last = inverse + eta * (1 - s * inverse) + beta * (inverse - last), inverse
-        new = 1 / (2 * m / r - rho)
-        rho, eta, beta = new, 2 * new / r, new * rho
+        new = 1 / (2 * middle / half - rho)
+        rho, eta, beta = new, 2 * new / half, new * rho
     return inverse
 
 

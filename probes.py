@@ -250,8 +250,8 @@ def band(spec, k):
     1/s.  A model of k layers belongs between the two.
 
     Both are polynomials of degree k in the normalised eigenvalues.  From k = 3 on, Chebyshev's free
-    coefficients reach the best of all of them, and for k = 2 all but a thousandth of its loss; that
-    one is a linear problem.  (The first step has no momentum: for k = 1 the two are the same.)  The
+    coefficients reach the best of all of them, and for k = 2 its loss within 0.2 %; that one is a
+    linear problem.  (The first step has no momentum: for k = 1 the two are the same.)  The
     loss of a polynomial is a quadratic form in its coefficients, which is gathered once; to search
     Richardson's k step sizes, from several starts, then costs almost nothing.
     """
@@ -413,9 +413,10 @@ def report(name, params, s):
           f"T = {s.T}\n  loss on 512 new sequences {loss(model, y):.3f}; ", end="")
     for k in (1, 2, 6):
         gd = mesa.predict(spec, best_steps(spec_tune, k)(spec.s))
-        print(f"{k} gradient steps {loss(gd, y):.3f} (R2 {r_squared(model, gd):.3f}); ", end="")
+        print(f"{k} plain gradient steps {loss(gd, y):.3f} (R2 {r_squared(model, gd):.3f}); ",
+              end="")
     lsq = mesa.predict(spec, mesa.ridge(spec.s, tuned(mesa.ridge, spec_tune, [0.01])))
-    print(f"least squares {loss(lsq, y):.3f} (R2 {r_squared(model, lsq):.3f})")
+    print(f"least squares on x_t {loss(lsq, y):.3f} (R2 {r_squared(model, lsq):.3f})")
     if set(s.kinds) == {"linear"}:
         P = products(params, s.config)
         short = loss(predictions_of_products(compressed(P, s.d), s, x), y)

@@ -1,4 +1,5 @@
-"""Training: the settings and presets of the paper, AdamW, one loop for every experiment.
+"""Training: settings, presets after the paper's (NOTES.md says where they deviate), AdamW, and one
+loop for every experiment.
 
     python train.py linear-1 --out runs/linear-1    train a preset; every setting is an option
                                                     (--lr 1e-3, --T 30, ...)
@@ -38,7 +39,7 @@ from workers import PIECE, Workers, keep_memory
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that makes a run what it is; by default what the paper has for linear models."""
+    """Everything that makes a run what it is; by default the paper's linear models, without clamp."""
     # the task (data.py)
     task: str = "linear"                # a family of sequences: data.TASKS
     d: int = 10                         # dimension of the observations
