@@ -4,8 +4,8 @@ A study is a table of Figures.  Each names its measurements, functions of traine
 dict of arrays; makes its claims, rows of data; and draws.  The frame trains the runs, measures,
 judges and draws:
 
-    runs/TASK-BLOCKS-KEY/   a training run (linear-3-softmax-...: task linear, three softmax blocks);
-                            the key is a digest of the settings that differ from their defaults
+    runs/TASK-BLOCKS-KEY/   a training run (linear-3-softmax-...: task linear, 3 softmax blocks);
+                            its key is a digest of the settings that differ from their defaults
     runs/measured-NAME-KEY  what a measurement found; its key covers the code it runs, the sizes
                             that code names, the settings of its runs and the seed
     OUT/NAME.png, .json     a figure's picture and its claims: what is claimed and by whom, the

@@ -14,8 +14,10 @@ A model is (params, s), weights and settings, as store.load_model returns it.  S
 mesa.py's glossary: B sequences of T tokens, states of d entries, a stream of width D.  Probes are
 linear regressions, fitted on the first half of the sequences and scored on the second, beside the
 same regression with targets shuffled among sequences.  NumPy throughout, but for what is trained.
-Run it: `python probes.py` opens the trained models in results/weights.
+Run it: `python probes.py` reports on four of the trained models in results/weights, and `python
+probes.py NAME ...` on others.
 """
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -431,8 +433,8 @@ def report(name, params, s):
 
 def main():
     folder = Path(__file__).parent / "results" / "weights"
-    for path in sorted(folder.glob("*.npz")):
-        report(path.stem, *store.load_model(path, train.Settings))
+    for name in sys.argv[1:] or ("linear-1", "mesa-1", "softmax-3", "hybrid-2"):
+        report(name, *store.load_model(folder / f"{name}.npz", train.Settings))
 
 
 if __name__ == "__main__":

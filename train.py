@@ -39,7 +39,7 @@ from workers import PIECE, Workers, keep_memory
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that makes a run what it is; by default the paper's linear models, without clamp."""
+    """Everything that makes a run what it is; by default a linear model of the paper, unclamped."""
     # the task (data.py)
     task: str = "linear"                # a family of sequences: data.TASKS
     d: int = 10                         # dimension of the observations
