@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import os
+import stat
 import tempfile
 import zipfile
 from dataclasses import dataclass, field
@@ -79,15 +80,28 @@ def array_in(file, info):
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C").copy()
 
 
+def opened(path, flags):
+    """A descriptor of a regular file, opened without waiting; OSError for anything else.  A pipe or
+    a device under the name of a file would keep its reader for ever."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0),
+                         0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return descriptor
+
+
 def load_arrays(path):
     """A dict of NumPy arrays from an .npz file of `save_arrays`; UserError if it is missing, or not
     one of those."""
     try:
-        with zipfile.ZipFile(path) as file:
+        with open(opened(path, os.O_RDONLY), "rb") as content, zipfile.ZipFile(content) as file:
             return {info.filename.removesuffix(".npy"): array_in(file, info)
                     for info in file.infolist()}
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
+    except PermissionError:
+        raise UserError(f"cannot read {path}: you have no permission") from None
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError,
             NotImplementedError, RuntimeError, SyntaxError, zipfile.BadZipFile) as e:
         raise UserError(f"{path} is damaged, or not a file of this program ({e}); move it away and "
@@ -197,12 +211,16 @@ def alone_in(folder):
     except ImportError:                                 # Windows
         yield
         return
+    path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115  (closed below)
+        # Not through a link, which could lead to anybody's file, and nothing is truncated.
+        lock = opened(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
     except OSError as e:
-        raise UserError(f"cannot write to {folder}: {e.strerror or e}") from None
-    with lock:
+        ours = not os.path.lexists(path) or (path.is_file() and not path.is_symlink())
+        why = e.strerror or e if ours else "its .lock is not a file of this program: remove that"
+        raise UserError(f"cannot write to {folder}: {why}") from None
+    with open(lock, "rb+"):
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

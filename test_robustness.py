@@ -258,6 +258,24 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     assert "another process is training in" in second.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="neither links nor pipes by these names")
+@pytest.mark.parametrize("name", [".lock", "checkpoint.npz"])
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_links_and_pipes_in_a_folder_are_refused_and_left_alone(name, what, tmp_path):
+    """A lock does not follow a link, nor empty the file at its end; a pipe keeps nobody waiting."""
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    folder.mkdir()
+    victim.write_text("precious", encoding="utf-8")
+    if what == "link":
+        (folder / name).symlink_to(victim)
+    else:
+        os.mkfifo(folder / name)
+    said = {".lock": "its .lock is not a file of this program", "checkpoint.npz": "damaged"}
+    with pytest.raises(store.UserError, match=said[name]):
+        train.run(tiny("linear-1"), folder, quiet=True)
+    assert victim.read_text(encoding="utf-8") == "precious"
+
+
 @pytest.mark.parametrize("command", ["train.py", "figures.py --list", "train.py --help"])
 def test_a_reader_who_leaves_is_no_error(command):
     line = f"{sys.executable} {command} | head -1; exit ${{PIPESTATUS[0]}}"
