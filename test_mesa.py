@@ -1204,18 +1204,26 @@ def test_interrupting_saves_and_says_how_to_go_on(tmp_path):
 
 
 def test_a_diverging_run_stops_names_the_step_and_keeps_the_checkpoint(tmp_path):
-    args = ["linear-2", *TINY_ARGS, "--lr=1e30", "--clamp=0", "--out", tmp_path]
-    run = command_line("train.py", *args)
-    assert run.returncode == 1 and "diverged at step" in run.stderr
-    assert "Traceback" not in run.stderr
-    state, _ = store.load_checkpoint(tmp_path, train.Settings)
-    assert all(np.isfinite(w).all() for w in state.params.values())
+    """At a loss, a gradient or an evaluation that is not finite: what is saved is the last state
+    whose loss and gradient were finite, and the run goes on there with another learning rate."""
+    for i, (preset, *more) in enumerate((("linear-2", "--lr=1e30"), ("linear-1", "--lr=1e39"),
+                                         ("linear-1", "--lr=1e39", "--steps=1", "--warmup=0",
+                                          "--snapshots="), ("mesa-1", "--lr=1e4", "--report=1"))):
+        folder = tmp_path / str(i)
+        args = [preset, *TINY_ARGS, *more, "--clamp=0", "--out", folder]
+        run = command_line("train.py", *args, "--checkpoint-seconds=0")
+        assert run.returncode == 1 and "diverged at step" in run.stderr, run.stderr
+        assert "Traceback" not in run.stderr and "Warning" not in run.stderr
+        state, _ = store.load_checkpoint(folder, train.Settings)
+        assert all(np.isfinite(w).all() and np.abs(w).max() < 1e3 for w in state.params.values())
+        run = command_line("train.py", "--resume", folder, "--lr=1e-4")
+        assert run.returncode == 0 and "held-out loss" in run.stdout, run.stderr
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_touches_the_weights():
     """d sqrt(w) at w = 0 is infinite though the loss is 0."""
     state = store.State({"w": np.zeros(2)}, np.random.default_rng(0))
-    with pytest.warns(RuntimeWarning), pytest.raises(train.Diverged, match="step 0"):
+    with pytest.raises(train.Diverged, match="step 0"):
         train.fit(lambda p, x: (p["w"] ** 0.5).sum(), state, lambda g, n: (np.zeros(n),),
                   train.sgd(1.0), 3, 4)
     assert np.array_equal(state.params["w"], np.zeros(2))

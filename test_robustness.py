@@ -94,7 +94,7 @@ def run(line, monkeypatch, capsys):
     ("train linear-1 --checkpoint-seconds -1", "--checkpoint-seconds must not be negative"),
     ("train --lr 1", "name a preset first"),
     ("train --resume /nowhere", "there is no file /nowhere/checkpoint.npz"),
-    ("train --resume runs --lr 1", "give it alone"),
+    ("train --resume runs --steps 1", "give it alone"),
     ("train linear-1 --out /proc/nowhere", "/proc/nowhere"),
     ("train linear-1 --backend cuda", "unknown backend 'cuda'"),
     ("figures overvew", "did you mean 'overview'"),

@@ -4,7 +4,7 @@ loop for every experiment.
     python train.py linear-1 --out runs/linear-1    train a preset; every setting is an option
                                                     (--lr 1e-3, --T 30, ...)
     python train.py --resume runs/linear-1          go on where it stopped, to the same bits as if
-                                                    it never had
+                                                    it never had; or with another --lr
     python train.py                                 show the presets and all settings
 
 The loop is `fit`: loss function x parameters x source of batches x update.  Anything that is
@@ -258,6 +258,12 @@ class Diverged(UserError):
     """A loss or a gradient is not finite."""
 
 
+def diverged(step):
+    """What is raised then."""
+    return Diverged(f"the run diverged at step {step}: the loss or its gradient is not a finite "
+                    f"number; try a smaller --lr or a longer --warmup")
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, obeyed between two steps: the state is whole."""
 
@@ -278,7 +284,8 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
     loss or gradient that is not finite raises Diverged before it can touch the weights.
     """
     keep_memory()
-    with interrupts() as noted, Workers(loss_fn, sample, state.params, batch, workers) as crew:
+    with np.errstate(all="ignore"), interrupts() as noted, \
+            Workers(loss_fn, sample, state.params, batch, workers) as crew:
         while True:
             began = time.perf_counter()
             watch(state)
@@ -290,9 +297,7 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
             with contextlib.suppress(FloatingPointError):
                 loss, grads = crew.gradient(state.params, state.rng)
             if not math.isfinite(loss):
-                raise Diverged(f"the run diverged at step {state.step}: the loss or its gradient "
-                               f"is not a finite number; try a smaller --lr or a longer --warmup, "
-                               f"with another --out")
+                raise diverged(state.step)
             state.params, state.slots = update(state.params, grads, state.slots, state.step)
             state.losses.append(loss)
             state.step += 1
@@ -348,11 +353,16 @@ def heldout_loss(params, s, x):
 
 def evaluation(judge, report, steps):
     """A function state -> None that records judge(params), the held-out loss, every `report` steps
-    and at the last of `steps`."""
+    and at the last of `steps`; it raises Diverged where that is not finite."""
     def evaluate(state):
         due = state.step % report == 0 or state.step == steps
         if due and (not state.heldout or state.heldout[-1][0] < state.step):    # not when resumed
-            state.heldout.append((state.step, judge(state.params)))
+            loss = math.nan
+            with contextlib.suppress(FloatingPointError):
+                loss = judge(state.params)
+            if not math.isfinite(loss):
+                raise diverged(state.step)
+            state.heldout.append((state.step, loss))
     return evaluate
 
 
@@ -408,11 +418,14 @@ def begun(s, folder):
 def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lines_every=None):
     """Train the model of settings s in `folder`, or go on with, or just return, what is there
     already: a State.  It is saved at the start, every `save_seconds`, at the end, and when Ctrl-C
-    interrupts.
+    interrupts or the run diverges.
+
+    What is saved on the way is the state before the last step: its loss and gradient are known to
+    be finite, where the update may have led anywhere.  The last state has been evaluated.
 
     Raises UserError if the folder holds a run with other settings; nothing is overwritten then.
     """
-    folder, saved_at = Path(folder), -math.inf
+    folder, saved_at, good, now = Path(folder), -math.inf, None, None
     with store.alone_in(folder):
         state = begun(s, folder)
         if state.step == s.steps and state.heldout:
@@ -421,21 +434,30 @@ def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lin
         evaluate = evaluation(s.judge(), s.report, s.steps)
         show = None if quiet else progress_line(name, s.steps, s.report, lines_every=lines_every)
 
+        def save(step, params, slots, rng_state):
+            rng = np.random.default_rng()
+            rng.bit_generator.state = rng_state
+            heldout = [(n, loss) for n, loss in state.heldout if n <= step]
+            store.save_checkpoint(folder, State(params, rng, step, slots, state.losses[:step],
+                                                heldout, state.seconds), s)
+
         def watch(state):
-            nonlocal saved_at
+            nonlocal saved_at, good, now
             began = time.perf_counter()
+            good, now = now, (state.step, state.params, state.slots, state.rng.bit_generator.state)
             evaluate(state)
             if state.step in s.snapshots:
                 store.save_arrays(folder / f"weights-{state.step:06d}.npz", state.params)
             if state.step >= s.steps or began - saved_at >= save_seconds:
-                store.save_checkpoint(folder, state, s)
+                save(*(now if state.step >= s.steps else good or now))
                 saved_at = time.perf_counter()
             if show:
                 show(state)
         try:
             return fit(loss_fn, state, sample, s.update(), s.steps, s.batch, watch, workers)
-        except Interrupted:
-            store.save_checkpoint(folder, state, s)
+        except (Interrupted, Diverged):
+            if good:
+                save(*good)
             raise
 
 
@@ -522,10 +544,15 @@ def parsed():
 def main():
     args, changes = parsed()
     if args.resume:
-        if args.preset or args.out or changes:
-            raise UserError("--resume takes its settings from the folder: give it alone")
+        if args.preset or args.out or changes.keys() - {"lr"}:
+            raise UserError("--resume takes its settings from the folder: give it alone, or with "
+                            "another --lr")
         name, folder = Path(args.resume).name, Path(args.resume)
-        _, settings = store.load_checkpoint(folder, Settings)
+        state, settings = store.load_checkpoint(folder, Settings)
+        if changes:
+            settings = settings.changed(changes)
+            with store.alone_in(folder):
+                store.save_checkpoint(folder, state, settings)
     elif args.preset:
         name = choose("preset", args.preset, PRESETS)
         settings = PRESETS[name].changed(changes)
@@ -543,7 +570,10 @@ def main():
         print(f"\nstopped; go on with: python train.py --resume {folder}", file=sys.stderr)
         raise
     except Diverged as e:
-        raise Diverged(f"{e}; the last good checkpoint is {folder / 'checkpoint.npz'}") from None
+        if not (folder / "checkpoint.npz").exists():
+            raise
+        raise Diverged(f"{e}; the last step at which they were finite is kept: go on from there "
+                       f"with, for example, --resume {folder} --lr {settings.lr / 10:g}") from None
     print(f"{name}: held-out loss {state.heldout[-1][1]:.4f} after {state.step} steps "
           f"({state.seconds:.0f} s), in {folder}/")
 
