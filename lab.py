@@ -267,13 +267,10 @@ class Lab:
                   f"(Ctrl-C keeps what is done), then {len(wanted)} measurements", flush=True)
             # the longest first, so that all cores end together
             order = sorted(left.values(), key=lambda entry: entry[2], reverse=True)
-            workers, quarter = None, lambda run: None
-            if self.executor is not None:               # runs share the cores, and the terminal
-                workers = max(1, cores() // len(order))
-
-                def quarter(run):
-                    return max(1, run.settings.steps // 4)
-            self.map(train_run, [(run, name, workers, quarter(run)) for run, name, _ in order])
+            share = self.executor is not None           # runs share the cores, and the terminal
+            workers = max(1, cores() // len(order)) if share else None
+            self.map(train_run, [(run, name, workers, max(1, run.settings.steps // 4) if share
+                                  else None) for run, name, _ in order])
         self.map(measure_run, [(path, *rest) for path, rest in wanted.items()], lambda n: print(
             f"measured {n} of {len(wanted)}", file=sys.stderr, flush=True))
 

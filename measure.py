@@ -333,14 +333,16 @@ def few_shot(size, seed, run):
         tokens, at = probes.few_shot_tokens(x, y, eos, tasks=tasks)
         return by_position(probes.least_squares_on_neighbours(tokens, mu)[:, at], y)
     found = {"eos": eos["eos"], "prefix": prefix["prefix"]}
-    ridges = 10.0 ** np.arange(-3, 2)
+    ridges, kinds = 10.0 ** np.arange(-3, 2), []        # of least squares on neighbours
+    for text, token in ((" neighbours", None), (" neighbours, EOS", eos["eos"].astype(float))):
+        on_fresh = [neighbours(*fresh, mu, token).mean() for mu in ridges]
+        kinds.append((text, ridges[np.argmin(on_fresh)], token))
+    kinds.append((" neighbours, 0.001", 1e-3, None))
     for name, (x, y), tasks in (("single", single, 1), ("double", double, 2)):
         found[name] = [losses(x, y, extra, tasks) for extra in ({}, eos, eos | prefix)]
         found[name + " pairs"] = by_position(probes.least_squares_on_pairs(x, y), y)
-        found[name + " neighbours, 0.001"] = neighbours(x, y, 1e-3, None, tasks)
-        for text, token in ((" neighbours", None), (" neighbours, EOS", eos["eos"].astype(float))):
-            on_fresh = [neighbours(*fresh, mu, token).mean() for mu in ridges]
-            found[name + text] = neighbours(x, y, ridges[np.argmin(on_fresh)], token, tasks)
+        for text, mu, token in kinds:
+            found[name + text] = neighbours(x, y, mu, token, tasks)
     return found
 
 
