@@ -472,6 +472,7 @@ def draw_head(ax, A, title):
 
 
 def overview_claims(lab, ones, mesas, firsts, bound, curves):
+    """The first layer of softmax-3 binds, its loss is three steps'; a step; least squares."""
     return [*step_rows("overview", ones), *matrix_rows("overview", ones),
             *mesa_rows(lab, "overview", ones, mesas),
             *attention_rows("overview", "softmax-3", firsts),
@@ -504,6 +505,7 @@ def draw_overview(lab, ones, mesas, firsts, bound, curves):
 
 
 def fig1_claims(lab, slots):
+    """After every layer of linear-6, slot 0 predicts as well as after so many steps."""
     row = about("1", "paper, 1", "linear-6")
     error = np.array(each(slots, "error"))                                  # [seeds, 3, L + 1]
     L = error.shape[-1] - 1
@@ -621,6 +623,7 @@ def feature_rows(name, read):
 
 
 def fig2_claims(lab, *found):
+    """The first layer puts past tokens into the stream (2A), layers find f(x_t) in turn (2B)."""
     rows, lags = [], []
     for name, bound in zip(BOUND, found):
         rows += binding_rows("2A", name, bound, "partial" in name)
@@ -662,6 +665,7 @@ LOOKED_AT = ("softmax-7", "hybrid-2", "hybrid-2, partial")
 
 
 def fig3a_claims(lab, *found):
+    """First layers look at x_t and x_{t-1}, further back where x_t is not the state (3A)."""
     rows = [row for name, firsts in zip(LOOKED_AT[:2], found)
             for row in attention_rows("3A", name, firsts)]
     name, mass = LOOKED_AT[2], np.array(each(found[2], "mass"))             # [seeds, lags, heads]
@@ -700,6 +704,7 @@ def draw_fig3a(lab, *found):
 
 
 def fig3b_claims(lab, ones):
+    """The products of linear-1's weights are those of Proposition 1."""
     return matrix_rows("3B", ones)
 
 
@@ -754,6 +759,7 @@ def compression_rows(compressions):
 
 
 def fig4_claims(lab, ones, compressions, curves, depths):
+    """A layer makes a gradient step (4A); CompressedAlg (4B); k steps (4C-D); probes (4E-F)."""
     row = about("4A", "paper, inner against outer objective", "linear-1")
     along = each(ones, "along")                                             # [snapshots, 4]
     rows = [*step_rows("4A", ones),
@@ -821,6 +827,7 @@ def draw_fig4(lab, ones, compressions, curves, depths):
 
 
 def mesa_row_claims(lab, curves):
+    """One mesa layer predicts better than linear layers, and as well as least squares."""
     mesa, rows = each(curves, "models", 3), []
     for i, name in ((0, "linear-1"), (2, "linear-6")):
         row = about("mesa", "paper, mesa against linear attention", "mesa-1", name)
@@ -861,6 +868,7 @@ def swap_rows(name, swaps, bound):
 
 
 def fig5_claims(lab, *found):
+    """A linear layer replaces the first softmax layer (5A); interpolation fails in high d (5B)."""
     *by_model, dimensions = found
     rows, later = [], []
     for name, swaps, bound in zip(ATTENTION, by_model[::2], by_model[1::2]):
@@ -944,6 +952,7 @@ def degree_rows(name, depths):
 
 
 def fig6_claims(lab, full, attention, curves):
+    """Layer by layer x_{t+1} and the preconditioned x_t appear (6A-B), as in k steps (6C)."""
     rows = []
     for name, depths in zip(PROBED, (full, attention)):
         rows += depth_rows(("6A", "6B"), depths, name) + degree_rows(name, depths)
@@ -988,6 +997,8 @@ FAMILIES = (("A", "fully observed", "states", 1, ("softmax-7", "hybrid-2")),
 
 
 def fig7_claims(lab, *found):
+    """A softmax and a mesa layer predict at least as well as seven softmax layers, which make
+    seven steps."""
     rows = []
     for (letter, family, inputs, i, names), curves in zip(FAMILIES, found):
         panel = f"7{letter}"
@@ -1051,6 +1062,7 @@ def shot_rows(name, shots):
 
 
 def fig8_claims(lab, *found):
+    """Models that saw only sequences learn from pairs (8A-B), better with EOS and prefix tokens."""
     rows, row = [], about("8B", "paper, 8B")
     for name, shots in zip(FEW, found):
         rows += shot_rows(name, shots)
