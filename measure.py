@@ -127,7 +127,7 @@ def context(size, seed, *runs):
 
     models, early                   at the end of the training, and at step EARLY  [runs, T]
                                     (not a number without that snapshot)
-    parameters, seconds             how many weights, how long the training took   [runs]
+    parameters                      how many weights                               [runs]
     richardson, chebyshev, steps    for k in STEPS                                 [8, T]
     lsq, kernel, zero               zero: of predicting nothing                    [T]
     """
@@ -152,7 +152,6 @@ def context(size, seed, *runs):
     return {"models": [of_model(state.params, run) for state, run in zip(states, runs)],
             "early": [early(run) for run in runs],
             "parameters": [sum(w.size for w in state.params.values()) for state in states],
-            "seconds": [state.seconds for state in states],
             "richardson": [of_inverse(richardson) for richardson, _ in bands],
             "chebyshev": [of_inverse(chebyshev) for _, chebyshev in bands],
             "steps": [of_inverse(probes.best_steps(spec_tune, k)) for k in STEPS],

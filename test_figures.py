@@ -37,7 +37,7 @@ def context(names, good):
         models = [np.full(T, 1.5) + len(names) * (name[0] in "mh") for name in names]
     of_k = np.array([steps(k) for k in measure.STEPS])
     return {"models": models, "early": models,
-            "parameters": np.ones(len(names)), "seconds": np.ones(len(names)),
+            "parameters": np.ones(len(names)),
             "richardson": 1.2 * of_k, "chebyshev": of_k, "steps": 1.3 * of_k,
             "lsq": steps(100), "kernel": steps(1), "zero": np.full(T, 1.6)}
 
