@@ -20,13 +20,16 @@ import ast
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections import namedtuple
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import nullcontext
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +40,7 @@ import numpy as np
 
 import store
 import train
+from workers import SIGNALS, cores
 
 # One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind
 # readers too).
@@ -173,10 +177,47 @@ def seconds_per_step(s):
     return (times[3] - times[1]) / 2
 
 
-def cores():
-    """How many processes to run at a time."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+busy = threading.Lock()         # held while a process of a Pool does a job
+
+
+def obedient(job, *arguments):
+    """What a process of a Pool does: a job, which SIGTERM interrupts."""
+    with busy, train.heeding():
+        return job(*arguments)
+
+
+def follow(word, parents_end):
+    """What a process of a Pool begins with.  Signals to all of a command are for its parent to
+    handle.  When the parent closes its end of a pipe, or is no more, the job is interrupted, which
+    saves a run, and then the process ends."""
+    parents_end.close()                                 # this process has inherited it
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    sys.stdout, sys.stderr = train.Output(sys.stdout), train.Output(sys.stderr)
+
+    def wait_for_it():
+        with suppress(EOFError, OSError):
+            word.recv()
+        signal.raise_signal(signal.SIGTERM)
+        with busy:
+            os._exit(1)
+    threading.Thread(target=wait_for_it, daemon=True).start()
+
+
+class Pool(ProcessPoolExecutor):
+    """Processes, one per core, that do not outlive this one, nor an exception in its `with`."""
+
+    def __init__(self):
+        word, self.end = multiprocessing.Pipe(duplex=False)
+        super().__init__(cores(), initializer=follow, initargs=(word, self.end))
+
+    def submit(self, job, *arguments):
+        return super().submit(obedient, job, *arguments)
+
+    def __exit__(self, kind, *exception):
+        if kind:
+            self.end.close()
+        return super().__exit__(kind, *exception)
 
 
 @dataclass
@@ -228,8 +269,9 @@ class Lab:
 
         def begin(count):
             return {self.executor.submit(job, *a) for a in itertools.islice(jobs, count)}
-        pending = begin(getattr(self.executor, "_max_workers", len(arguments)))
+        pending = set()
         try:
+            pending = begin(getattr(self.executor, "_max_workers", len(arguments)))
             while pending:
                 finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in finished:
@@ -237,9 +279,13 @@ class Lab:
                     n += 1
                     done(n)
                 pending |= begin(len(finished))
-        except BaseException:
+        except BaseException as e:
             for future in pending:
                 future.cancel()
+            if isinstance(e, BrokenExecutor):
+                raise store.UserError("a worker process was ended from outside (is memory short?): "
+                                      "what is done is kept, and the same command goes on"
+                                      ) from None
             raise
 
     def untrained(self, measurements):
@@ -289,7 +335,7 @@ def executor_named(text):
     if kind == "serial" or kind == "processes" and xp.module is not np:     # they can share no GPU
         return nullcontext()
     if kind == "processes":
-        return ProcessPoolExecutor(cores())
+        return Pool()
     try:
         if kind == "dask":
             from distributed import Client
@@ -552,10 +598,14 @@ def reproduce(args, figures, default, settings, sizes):
             make(name, figures[name], Lab(settings, sizes, profile, seeds, data=data), args.out)
         return None
     lab = Lab(settings, sizes, profile_of(args), tuple(range(int(args.seeds))))
-    with executor_named(args.executor) as lab.executor:
-        lab.prepare([m for name in names for m in figures[name].measurements])
-    for name in names:
-        make(name, figures[name], lab, args.out)
+    try:
+        with executor_named(args.executor) as lab.executor:
+            lab.prepare([m for name in names for m in figures[name].measurements])
+        for name in names:
+            make(name, figures[name], lab, args.out)
+    except KeyboardInterrupt:
+        print("\nstopped; what is done is kept: the same command goes on", file=sys.stderr)
+        raise
     return None
 
 

@@ -32,7 +32,7 @@ import data
 import mesa
 import store
 from store import State, UserError
-from workers import PIECE, Workers, keep_memory
+from workers import PIECE, SIGNALS, Workers, keep_memory
 
 # -------------------------------------------------------------------------------------- settings
 
@@ -265,7 +265,7 @@ def diverged(step):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, obeyed between two steps: the state is whole."""
+    """A signal to stop, obeyed between two steps: the state is whole."""
 
 
 def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, workers=None):
@@ -280,8 +280,9 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
     workers    how many processes share the work (default: one per core); the numbers do not
                depend on it
 
-    Ctrl-C raises Interrupted at the end of the step (a second one KeyboardInterrupt, at once).  A
-    loss or gradient that is not finite raises Diverged before it can touch the weights.
+    Ctrl-C, or another signal that is heeded, raises Interrupted at the end of the step (a second
+    Ctrl-C KeyboardInterrupt, at once).  A loss or gradient that is not finite raises Diverged
+    before it can touch the weights.
     """
     keep_memory()
     with np.errstate(all="ignore"), interrupts() as noted, \
@@ -290,7 +291,7 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
             began = time.perf_counter()
             watch(state)
             if noted:
-                raise Interrupted
+                raise Interrupted(*noted)
             if state.step >= steps:
                 return state
             loss = math.nan
@@ -304,24 +305,44 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
             state.seconds += time.perf_counter() - began
 
 
+def stop(number, frame):
+    """A handler of signals: KeyboardInterrupt, whichever signal it is; its argument tells."""
+    if number != signal.SIGINT:                         # `timeout` and others send it twice
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
+@contextlib.contextmanager
+def heeding():
+    """Signals that would end this process raise KeyboardInterrupt instead."""
+    ours = {number: signal.signal(number, stop) for number in SIGNALS
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)}
+    try:
+        yield
+    finally:
+        for number, before in ours.items():
+            signal.signal(number, before)
+
+
 @contextlib.contextmanager
 def interrupts():
-    """A list in which the first Ctrl-C leaves a note, whatever moment it comes at; a second one
-    raises KeyboardInterrupt as usual.  Where somebody else handles Ctrl-C, the list stays empty."""
-    noted, usual = [], signal.default_int_handler
+    """A list in which a signal that would raise KeyboardInterrupt leaves its number, whatever
+    moment it comes at; only a second Ctrl-C raises it.  Where somebody else handles the signals,
+    the list stays empty."""
+    noted = []
 
-    def note(*_):
-        noted.append("Ctrl-C")
-        signal.signal(signal.SIGINT, usual)
+    def note(number, frame):
+        noted.append(number)
+        signal.signal(number, stop if number == signal.SIGINT else signal.SIG_IGN)
     main_thread = threading.current_thread() is threading.main_thread()
-    ours = main_thread and signal.getsignal(signal.SIGINT) is usual
-    if ours:
-        signal.signal(signal.SIGINT, note)
+    ours = {number: signal.signal(number, note) for number in SIGNALS
+            if main_thread and signal.getsignal(number) in (stop, signal.default_int_handler)}
     try:
         yield noted
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, usual)
+        for number, before in ours.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:      # saving is not interrupted
+                signal.signal(number, before)
 
 
 # --------------------------------------------------------------------------------------- running
@@ -486,23 +507,58 @@ class Parser(argparse.ArgumentParser):
                         f"what there is")
 
 
+class Output:
+    """stdout or stderr, whose loss does not stop the work: what cannot be written is dropped, and
+    `lost` says why.  It stays None if a reader has left (| head): that is no error."""
+
+    def __init__(self, stream):
+        self.lost = None if stream else "it is closed"
+        self.stream = stream or open(os.devnull, "w", encoding="utf-8")     # noqa: SIM115
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def attempt(self, action, *args):
+        try:
+            action(*args)
+        except OSError as e:
+            if not isinstance(e, BrokenPipeError):
+                self.lost = e.strerror or str(e)
+            with open(os.devnull, "wb") as nothing:     # what is still in the buffer goes there
+                os.dup2(nothing.fileno(), self.stream.fileno())
+
+    def write(self, text):
+        self.attempt(self.stream.write, text)
+
+    def flush(self):
+        self.attempt(self.stream.flush)
+
+
 def command(main):
-    """Run main() as a command: a UserError becomes one line and exit code 2 (1 for a diverged run),
-    Ctrl-C exit code 130; a reader of the output who goes away (| head) is no error."""
-    try:
-        main()
-        sys.stdout.flush()
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1 if isinstance(e, Diverged) else 2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:             # Python must not trip over the pipe again when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except MemoryError:
-        print("error: not enough memory: choose smaller settings (--T, --batch, --width)",
-              file=sys.stderr)
-        sys.exit(2)
+    """Run main() as a command, and exit: with code 0; 1 if a run diverged; 2 after a line that says
+    what the user has to put right; 3 if all is done, but not all that it printed could be written;
+    128 + n if signal n has stopped it."""
+    out, err = Output(sys.stdout), Output(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), heeding():
+        code, said = 0, ""
+        try:
+            main()
+        except SystemExit as e:                         # --help
+            code = e.code
+        except UserError as e:
+            code, said = 1 if isinstance(e, Diverged) else 2, str(e)
+        except KeyboardInterrupt as e:
+            code = 128 + (e.args[0] if e.args else signal.SIGINT)
+        except MemoryError:
+            code = 2
+            said = "not enough memory: choose smaller settings (--T, --batch, --width)"
+        out.flush()
+        lost = out.lost or err.lost
+        if lost and not code:
+            code, said = 3, f"all is done, but not all that it printed could be written: {lost}"
+        if said:
+            print(f"error: {said}", file=err, flush=True)
+    sys.exit(code)
 
 
 def overview():
