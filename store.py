@@ -21,6 +21,11 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:                                     # Windows
+    fcntl = None
+
 from autodiff import to_backend, to_numpy               # before NumPy: it sets the BLAS threads
 
 import numpy as np
@@ -202,31 +207,62 @@ def load_model(path, settings_class):
     return {name: to_backend(w) for name, w in arrays.items()}, settings
 
 
+def abandoned(path):
+    """Whether the owner of a lock file, whose pid is in it, is dead.  On Windows asking would end
+    it, but there nobody can remove a file that another process has open."""
+    if os.name != "posix":
+        return True
+    with open(opened(path, os.O_RDONLY), "rb") as lock:
+        owner = int(lock.read(9))
+    try:
+        os.kill(owner, 0)                               # signal 0 only asks
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def taken(path):
+    """The lock file at `path`, open and locked; BlockingIOError if another process has it.
+
+    Without fcntl (Windows) the file exists only while it is held, with its owner's pid in it; one
+    whose owner is dead is removed."""
+    if fcntl:       # not through a link, which could lead to anybody's file; nothing is truncated
+        lock = open(opened(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW), "rb+")    # noqa: SIM115
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock
+    with contextlib.suppress(OSError, ValueError):      # there is none, or it is not ours to remove
+        if abandoned(path):
+            path.unlink()
+    try:
+        lock = open(path, "xb")         # noqa: SIM115
+    except FileExistsError:
+        raise BlockingIOError from None
+    lock.write(str(os.getpid()).encode())
+    lock.flush()
+    return lock
+
+
 @contextlib.contextmanager
 def alone_in(folder):
     """A lock on a folder while this process trains in it; UserError if another one does. The system
     releases it even after a crash, and forked workers do not inherit it."""
-    try:
-        import fcntl
-    except ImportError:                                 # Windows
-        yield
-        return
     path = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Not through a link, which could lead to anybody's file, and nothing is truncated.
-        lock = opened(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+        lock = taken(path)
+    except BlockingIOError:
+        raise UserError(f"another process is training in {folder}: wait for it, or choose another "
+                        f"--out") from None
     except OSError as e:
         ours = not os.path.lexists(path) or (path.is_file() and not path.is_symlink())
         why = e.strerror or e if ours else "its .lock is not a file of this program: remove that"
         raise UserError(f"cannot write to {folder}: {why}") from None
-    with open(lock, "rb+"):
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is training in {folder}: wait for it, or choose "
-                            f"another --out") from None
+    try:
         yield
+    finally:
+        lock.close()
+        if not fcntl:
+            path.unlink()
 
 
 def main():
