@@ -623,7 +623,9 @@ def main():
     try:
         state = run(settings, folder, name, args.checkpoint_seconds, args.workers)
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with: python train.py --resume {folder}", file=sys.stderr)
+        saved = (folder / "checkpoint.npz").exists()
+        print("\nstopped" + f"; go on with: python train.py --resume {folder}" * saved,
+              file=sys.stderr)
         raise
     except Diverged as e:
         if not (folder / "checkpoint.npz").exists():
