@@ -34,8 +34,8 @@ import store
 import train
 import workers
 from test_mesa import (
-    DEADLINE, ENDLESS, HERE, TINY, TINY_ARGS, command_line, run_until, running, same_checkpoint, tiny,
-    wait_until)
+    DEADLINE, ENDLESS, HERE, TINY, TINY_ARGS, command_line, run_until, running, same_checkpoint,
+    tiny, wait_until)
 
 MAIN = {"train": train.main, "bench": bench.main, "probes": probes.main,
         "figures": lambda: lab.command_line(
