@@ -504,6 +504,9 @@ def check_gradients(f, *inputs, rng, tolerance=1e-6, directions=5, step=1e-3):
 # ------------------------------------------------------------------------------------ array backend
 
 
+BACKENDS = ("numpy", "cupy", "strict_backend")          # the last is a stand-in for tests
+
+
 class Backend:
     """Stands for the array module in every formula: NumPy, or CuPy after `xp.use("cupy")`.
 
@@ -512,10 +515,13 @@ class Backend:
     """
 
     def use(self, name):
-        """Switch to the array module called `name`: "numpy" or "cupy".
+        """Switch to the array module called `name`, one of BACKENDS.
 
         Raises ImportError, in one sentence, where it cannot work.
         """
+        if name not in BACKENDS:
+            raise ImportError(f"there is no array backend {name!a}: --backend and MESA_BACKEND can "
+                              f"be numpy or cupy")
         try:
             module = importlib.import_module(name)
         except ImportError as e:
@@ -550,7 +556,7 @@ class Backend:
 
 xp = Backend()
 try:
-    xp.use(os.environ.get("MESA_BACKEND", "numpy"))
+    xp.use(os.environ.get("MESA_BACKEND") or "numpy")
 except ImportError as error:            # whoever set the variable typed a command: tell them so
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

@@ -626,10 +626,11 @@ def main():
     if args.peak_layer is not None:
         return peak_layer(args.peak_layer)
     names = [train.choose("table", name, TABLES) for name in args.tables or TABLES]
+    if args.json:
+        store.need_writable(args.json.parent)
     result = {name: TABLES[name]() for name in names}
     if args.json:
-        text = json.dumps(result, indent=1) + "\n"
-        store.write_whole(args.json, lambda f: f.write(text.encode()))
+        store.write_text(args.json, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,9 +32,23 @@ import data
 import mesa
 import store
 from store import State, UserError
-from workers import PIECE, SIGNALS, Workers, keep_memory
+from workers import PIECE, SIGNALS, Workers, keep_memory, pieces
 
 # -------------------------------------------------------------------------------------- settings
+
+
+# (settings, what must hold, how that is said).  The upper bounds are far beyond use: what is larger
+# is a slip, or comes from a file made to exhaust a machine.  Memory is another matter: need_memory.
+BOUNDS = (
+    ("noise init_range obs_noise clamp init_std lr lr_end weight_decay clip",
+     lambda v: abs(v) <= 1e100, "be finite, and at most 1e100"),
+    ("d T d_state f_width heads key_size batch report heldout", lambda v: v >= 1, "be at least 1"),
+    ("noise init_range obs_noise family_seed width mlp_width clamp steps warmup weight_decay seed",
+     lambda v: v >= 0, "not be negative"),
+    ("init_std lr lr_end clip", lambda v: v > 0, "be greater than 0"),
+    ("d T d_state f_width heads key_size width mlp_width batch heldout",
+     lambda v: v <= 10 ** 6, "be at most a million"),
+    ("steps warmup report family_seed seed", lambda v: v <= 10 ** 15, "be at most 10^15"))
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ class Settings:
     @property
     def config(self):
         """The shape of the model as mesa.Config."""
-        d_in = data.TOKENS[self.tokens](np.zeros((1, 1, self.d))).shape[-1]
+        d_in = data.TOKENS[self.tokens](np.zeros((0, 1, self.d))).shape[-1]     # of no sequence
         shape = {f.name: getattr(self, f.name) for f in fields(mesa.Config)
                  if hasattr(self, f.name)}
         shape |= {"width": self.width or d_in, "d_in": d_in, "d_out": self.d}
@@ -134,22 +148,16 @@ class Settings:
             if not holds:
                 raise UserError(message)
 
-        def need_each(names, holds, what):
+        for names, holds, what in BOUNDS:
             for name in names.split():
                 v = getattr(self, name)
                 need(holds(v), f"{name} must {what}, not {v}")
-        need_each("d T d_state f_width heads key_size batch report heldout",
-                  lambda v: v >= 1, "be at least 1")
-        need_each("noise init_range obs_noise family_seed width mlp_width clamp steps warmup "
-                  "weight_decay seed", lambda v: v >= 0, "not be negative")
-        need_each("init_std lr lr_end clip", lambda v: v > 0, "be greater than 0")
-        need_each(" ".join(f.name for f in fields(self) if f.type is float),
-                  math.isfinite, "be finite")
         choose("task", self.task, data.TASKS)
         choose("tokens", self.tokens, data.TOKENS)
         choose("positional", self.positional, ("none", "add", "concat"))
         choose("dtype", self.dtype, ("float32", "float64"))
-        need(self.kinds, "kinds must name at least one block, for example --kinds linear,linear")
+        need(1 <= len(self.kinds) <= 1_000, "kinds must name at least one block, and at most "
+             "1,000, for example --kinds linear,linear")
         for kind in self.kinds:
             choose("kinds", kind, mesa.KINDS | self.config.more_kinds)
         need(self.steps == 0 or self.warmup < self.steps,
@@ -433,7 +441,32 @@ def begun(s, folder):
         differ = [f.name for f in fields(s) if getattr(s, f.name) != getattr(there, f.name)]
         raise UserError(f"{folder} holds a run with other settings ({', '.join(differ)} differ): "
                         f"choose another --out")
+    store.save_metrics(folder, state)                   # it may lag behind, or be gone
     return state
+
+
+def memory(s):
+    """Bytes that a run of settings s takes at the least: for weights, their moments and gradients
+    of every piece of a batch; for what is noted of one piece's forward pass; and for the held-out
+    sequences with their tokens."""
+    c, piece = s.config, min(s.batch, PIECE)
+    weights = sum(math.prod(w.shape) for w in mesa.weights(c).values())
+    attended = sum(s.T if kind == "softmax" else min(s.T, mesa.CHUNK) for kind in c.kinds)
+    noted = len(c.kinds) * (c.width + 4 * c.heads * c.key_size + c.mlp_width) + c.heads * attended
+    numbers = weights * (4 + len(pieces(s.batch))) + piece * s.T * noted
+    return np.dtype(s.dtype).itemsize * numbers + 8 * s.heldout * s.T * (c.d_in + c.d_out)
+
+
+def need_memory(s):
+    """UserError if a run of settings s takes more memory than this machine has."""
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):                # Windows: see what happens
+        return
+    if memory(s) > there:
+        raise UserError(f"such a run takes more than {memory(s) / 1e9:,.0f} GB of memory, and this "
+                        f"machine has {there / 1e9:.0f}: choose smaller settings (--T, --batch, "
+                        f"--width)")
 
 
 def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lines_every=None):
@@ -446,6 +479,7 @@ def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lin
 
     Raises UserError if the folder holds a run with other settings; nothing is overwritten then.
     """
+    need_memory(s)
     folder, saved_at, good, now = Path(folder), -math.inf, None, None
     with store.alone_in(folder):
         state = begun(s, folder)
@@ -508,12 +542,14 @@ class Parser(argparse.ArgumentParser):
 
 
 class Output:
-    """stdout or stderr, whose loss does not stop the work: what cannot be written is dropped, and
-    `lost` says why.  It stays None if a reader has left (| head): that is no error."""
+    """stdout or stderr, whose loss does not stop the work, whatever is written: what it has no
+    letters for is escaped; what cannot be written is dropped, and `lost` says why.  It stays None if a reader has left (| head): that is no error."""
 
     def __init__(self, stream):
         self.lost = None if stream else "it is closed"
         self.stream = stream or open(os.devnull, "w", encoding="utf-8")     # noqa: SIM115
+        with contextlib.suppress(AttributeError):       # R\xb2 where R² cannot be shown
+            self.stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -546,12 +582,15 @@ def command(main):
         except SystemExit as e:                         # --help
             code = e.code
         except UserError as e:
-            code, said = 1 if isinstance(e, Diverged) else 2, str(e)
+            code, said = 1 if isinstance(e, Diverged) else 2, store.printable(str(e))
         except KeyboardInterrupt as e:
             code = 128 + (e.args[0] if e.args else signal.SIGINT)
         except MemoryError:
             code = 2
             said = "not enough memory: choose smaller settings (--T, --batch, --width)"
+        except OSError as e:            # where only the system knows that something is wrong
+            code = 2
+            said = store.printable(f"{e.filename or 'the working folder'}: {e.strerror or e}")
         out.flush()
         lost = out.lost or err.lost
         if lost and not code:
@@ -588,8 +627,8 @@ def parsed():
         parser.add_argument("--" + f.name.replace("_", "-"), dest="set_" + f.name, metavar="X",
                             help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers must be at least 1, not {args.workers}")
+    if args.workers is not None and not 1 <= args.workers <= 1_000:
+        raise UserError(f"--workers must be at least 1 and at most 1,000, not {args.workers}")
     if not args.checkpoint_seconds >= 0:
         raise UserError(f"--checkpoint-seconds must not be negative, not "
                         f"{args.checkpoint_seconds:g}")
