@@ -104,6 +104,8 @@ def need_writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except FileExistsError:
+        raise UserError(f"cannot write to {folder}: it is not a folder") from None
     except OSError as e:
         raise UserError(f"cannot write to {folder}: {e.strerror or e}") from None
 

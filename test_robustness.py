@@ -385,7 +385,8 @@ def test_links_and_pipes_in_a_folder_are_refused_and_left_alone(name, what, tmp_
         (folder / name).symlink_to(victim)
     else:
         os.mkfifo(folder / name)
-    said = {".lock": "its .lock is not a file of this program", "checkpoint.npz": "damaged|not a regular"}
+    said = {".lock": "its .lock is not a file of this program",
+            "checkpoint.npz": "damaged|not a regular file"}
     with pytest.raises(store.UserError, match=said[name]):
         train.run(tiny("linear-1"), folder, quiet=True)
     assert victim.read_text(encoding="utf-8") == "precious"

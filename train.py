@@ -452,7 +452,8 @@ def memory(s):
     c, piece = s.config, min(s.batch, PIECE)
     weights = sum(math.prod(w.shape) for w in mesa.weights(c).values())
     attended = sum(s.T if kind == "softmax" else min(s.T, mesa.CHUNK) for kind in c.kinds)
-    noted = len(c.kinds) * (c.width + 4 * c.heads * c.key_size + c.mlp_width) + c.heads * attended
+    noted = (len(c.kinds) * (c.width + 4 * c.heads * c.key_size + 3 * c.mlp_width)
+             + c.heads * attended)
     numbers = weights * (4 + len(pieces(s.batch))) + piece * s.T * noted
     return np.dtype(s.dtype).itemsize * numbers + 8 * s.heldout * s.T * (c.d_in + c.d_out)
 
