@@ -302,13 +302,8 @@ def abandoned(path):
     it, but there nobody can remove a file that another process has open."""
     if os.name != "posix":
         return True
-    with open(opened(path, os.O_RDONLY), "rb") as lock:
-        owner = int(lock.read(9))
-    try:
-        os.kill(owner, 0)                               # signal 0 only asks
-    except ProcessLookupError:
-        return True
-    return False
+    with open(opened(path), "rb") as lock:
+        return not alive(int(lock.read(9)))
 
 
 def taken(path):

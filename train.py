@@ -543,8 +543,9 @@ class Parser(argparse.ArgumentParser):
 
 
 class Output:
-    """stdout or stderr, whose loss does not stop the work, whatever is written: what it has no
-    letters for is escaped; what cannot be written is dropped, and `lost` says why.  It stays None if a reader has left (| head): that is no error."""
+    """stdout or stderr, which stops no work, whatever is written: characters that it does not know
+    are escaped; what cannot be written is dropped, and `lost` says why.  It stays None if a reader
+    has left (| head): that is no error."""
 
     def __init__(self, stream):
         self.lost = None if stream else "it is closed"
