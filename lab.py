@@ -90,12 +90,15 @@ class Run:
     def weights_at(self, step):
         path = self.folder / f"weights-{step:06d}.npz"
         remedy = f"delete the folder {self.folder}, and the same command trains this run again"
-        if not path.exists():                           # only training makes it
+        if not store.exists(path):                      # only training makes it
             raise store.UserError(f"there is no file {path}: {remedy}")
-        return store.load_arrays(path, remedy)
+        weights, s = store.load_arrays(path, remedy), self.settings
+        with store.reading(path, "run", remedy):
+            store.need_arrays(weights, store.shapes_of(s), s.dtype, "weights")
+        return weights
 
     def steps_done(self):
-        return self.state.step if (self.folder / "checkpoint.npz").exists() else 0
+        return self.state.step if store.exists(self.folder / "checkpoint.npz") else 0
 
     def steps_left(self):
         return self.settings.steps - self.steps_done()
@@ -310,7 +313,7 @@ class Lab:
         wanted = {self.place(f, names, seed):
                   (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
                   for f, *names in measurements for seed in self.seeds}
-        wanted = {path: rest for path, rest in wanted.items() if not path.exists()}
+        wanted = {path: rest for path, rest in wanted.items() if not store.exists(path)}
         left, _ = self.untrained(measurements)
         for folder in (self.cache, *folders):
             store.need_writable(folder)
@@ -437,13 +440,17 @@ CLAIM = {"figure": str, "claim": str, "source": str, "expected": str, "measured"
          "spread": (float, type(None)), "seeds": list, "profile": str, "holds": (bool, type(None))}
 
 
+def is_claim(c):
+    """Whether something found in a JSON file is a claim."""
+    return (isinstance(c, dict) and all(isinstance(c.get(k), kind) for k, kind in CLAIM.items())
+            and all(isinstance(text, str) for text in c.get("not judged", [])))
+
+
 def claims_in(path):
     """The claims in a JSON file; none if it is somebody else's."""
     try:
         with open(store.opened(path), encoding="utf-8") as file:
-            found = json.load(file)
-        return [c for c in found if isinstance(c, dict) and {*map(type, c.get("not judged", []))}
-                <= {str} and all(isinstance(c.get(k), kind) for k, kind in CLAIM.items())]
+            return [c for c in json.load(file) if is_claim(c)]
     except PermissionError:             # it may be ours: a table without its claims would be wrong
         raise
     except (OSError, ValueError, TypeError, RecursionError):
@@ -496,7 +503,7 @@ def make(name, figure, lab, out):
 
 def stored(figure, folder):
     """(profile, seeds) for which the folder holds the arrays of all measurements of a figure."""
-    there, seeds = os.listdir(folder) if folder.exists() else [], []
+    there, seeds = os.listdir(folder) if store.exists(folder) else [], []
     for f, *names in figure.measurements:
         name = re.escape(kept(f, names, "SEED")).replace("SEED", r"(\d{1,3})")
         seeds.append({int(found[1]) for file in there if (found := re.fullmatch(name, file))})

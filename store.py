@@ -97,6 +97,16 @@ def write_text(path, text):
     write_whole(path, lambda f: f.write(text.encode(errors="backslashreplace")))
 
 
+def exists(path):
+    """Whether there is such a file or folder.  OSError if one may not know, where some versions of
+    Path.exists say no."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def need_writable(folder):
     """UserError unless files can be written to a folder, which is made: to be asked before hours of
     work, not after."""
@@ -290,8 +300,8 @@ def save_model(path, params, settings):
 def load_model(path, settings_class):
     """(params, settings) from a file of `save_model`; UserError if it is missing, damaged or does
     not fit together."""
-    arrays, remedy = load_arrays(path), "move it away and make it again"
-    with reading(path, "model", remedy):
+    arrays = load_arrays(path)
+    with reading(path, "model", "move it away and make it again"):
         settings = settings_class().changed(json.loads(str(arrays.pop("settings"))))
         need_arrays(arrays, shapes_of(settings), settings.dtype, "weights")
     return {name: to_backend(w) for name, w in arrays.items()}, settings
@@ -332,8 +342,8 @@ def alone_in(folder):
     """A lock on a folder while this process trains in it; UserError if another one does. The system
     releases it even after a crash, and forked workers do not inherit it."""
     path = folder / ".lock"
+    need_writable(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock = taken(path)
     except BlockingIOError:
         raise UserError(f"another process is training in {folder}: wait for it, or choose another "

@@ -40,8 +40,6 @@ from workers import PIECE, SIGNALS, Workers, keep_memory, pieces
 # (settings, what must hold, how that is said).  The upper bounds are far beyond use: what is larger
 # is a slip, or comes from a file made to exhaust a machine.  Memory is another matter: need_memory.
 BOUNDS = (
-    ("noise init_range obs_noise clamp init_std lr lr_end weight_decay clip",
-     lambda v: abs(v) <= 1e100, "be finite, and at most 1e100"),
     ("d T d_state f_width heads key_size batch report heldout", lambda v: v >= 1, "be at least 1"),
     ("noise init_range obs_noise family_seed width mlp_width clamp steps warmup weight_decay seed",
      lambda v: v >= 0, "not be negative"),
@@ -148,7 +146,9 @@ class Settings:
             if not holds:
                 raise UserError(message)
 
-        for names, holds, what in BOUNDS:
+        floats = " ".join(f.name for f in fields(self) if f.type is float)
+        finite = floats, lambda v: abs(v) <= 1e100, "be finite, and at most 1e100"
+        for names, holds, what in (finite, *BOUNDS):
             for name in names.split():
                 v = getattr(self, name)
                 need(holds(v), f"{name} must {what}, not {v}")
@@ -434,7 +434,7 @@ def start(s):
 def begun(s, folder):
     """The State of the run of settings s in `folder`, or that of a new one; UserError if the folder
     holds a run with other settings."""
-    if not (folder / "checkpoint.npz").exists():
+    if not store.exists(folder / "checkpoint.npz"):
         return start(s)
     state, there = store.load_checkpoint(folder, type(s))
     if there != s:
@@ -445,7 +445,7 @@ def begun(s, folder):
     return state
 
 
-def memory(s):
+def least_memory(s):
     """Bytes that a run of settings s takes at the least: for weights, their moments and gradients
     of every piece of a batch; for what is noted of one piece's forward pass; and for the held-out
     sequences with their tokens."""
@@ -464,8 +464,8 @@ def need_memory(s):
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError):                # Windows: see what happens
         return
-    if memory(s) > there:
-        raise UserError(f"such a run takes more than {memory(s) / 1e9:,.0f} GB of memory, and this "
+    if (needed := least_memory(s)) > there:
+        raise UserError(f"such a run takes more than {needed / 1e9:,.0f} GB of memory, and this "
                         f"machine has {there / 1e9:.0f}: choose smaller settings (--T, --batch, "
                         f"--width)")
 
@@ -654,7 +654,7 @@ def main():
         name = choose("preset", args.preset, PRESETS)
         settings = PRESETS[name].changed(changes)
         folder = Path(args.out or f"runs/{name}")
-        if (folder / "checkpoint.npz").exists():
+        if store.exists(folder / "checkpoint.npz"):
             raise UserError(f"{folder} already holds a run: go on with --resume {folder}, or "
                             f"choose another --out")
     elif changes or args.out:
@@ -664,12 +664,12 @@ def main():
     try:
         state = run(settings, folder, name, args.checkpoint_seconds, args.workers)
     except KeyboardInterrupt:
-        saved = (folder / "checkpoint.npz").exists()
+        saved = store.exists(folder / "checkpoint.npz")
         print("\nstopped" + f"; go on with: python train.py --resume {folder}" * saved,
               file=sys.stderr)
         raise
     except Diverged as e:
-        if not (folder / "checkpoint.npz").exists():
+        if not store.exists(folder / "checkpoint.npz"):
             raise
         raise Diverged(f"{e}; the last step at which they were finite is kept: go on from there "
                        f"with, for example, --resume {folder} --lr {settings.lr / 10:g}") from None
