@@ -25,7 +25,15 @@ import contextlib
 import importlib
 import itertools
 import os
+import signal
 import sys
+
+# Ctrl-C while a command of this folder is still being loaded ends it without a traceback; what it
+# does later is up to train.command.
+_script = getattr(sys.modules["__main__"], "__file__", None) or ""
+if (os.path.dirname(_script) == os.path.dirname(__file__)
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Several processes (workers.py), each with single-threaded BLAS, beat one with multi-threaded BLAS
 # on the small matrices of this project.  BLAS reads these when NumPy loads, so they are set here,
@@ -496,6 +504,9 @@ def check_gradients(f, *inputs, rng, tolerance=1e-6, directions=5, step=1e-3):
 # ------------------------------------------------------------------------------------ array backend
 
 
+BACKENDS = ("numpy", "cupy", "strict_backend")          # the last is a stand-in for tests
+
+
 class Backend:
     """Stands for the array module in every formula: NumPy, or CuPy after `xp.use("cupy")`.
 
@@ -504,10 +515,13 @@ class Backend:
     """
 
     def use(self, name):
-        """Switch to the array module called `name`: "numpy" or "cupy".
+        """Switch to the array module called `name`, one of BACKENDS.
 
         Raises ImportError, in one sentence, where it cannot work.
         """
+        if name not in BACKENDS:
+            raise ImportError(f"there is no array backend {name!a}: --backend and MESA_BACKEND can "
+                              f"be numpy or cupy")
         try:
             module = importlib.import_module(name)
         except ImportError as e:
@@ -542,7 +556,7 @@ class Backend:
 
 xp = Backend()
 try:
-    xp.use(os.environ.get("MESA_BACKEND", "numpy"))
+    xp.use(os.environ.get("MESA_BACKEND") or "numpy")
 except ImportError as error:            # whoever set the variable typed a command: tell them so
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

@@ -99,7 +99,7 @@ def memory():
 def matrix_rate():
     """The best rate of float32 matrix products found on this machine, all cores together, in
     FLOP/s."""
-    n, cores = 2048, os.cpu_count()
+    n, cores = 2048, workers.cores()
     A = np.random.default_rng(0).standard_normal((n, n)).astype("float32")
     with ThreadPoolExecutor(cores) as pool:
         best = min(timed(lambda: list(pool.map(lambda _: A @ A, range(cores)))) for _ in range(5))
@@ -274,7 +274,7 @@ def our_step(s):
 def use_best_threads():
     """Let PyTorch have its own best number of threads."""
     s, times = train.PRESETS["linear-6"], {}
-    for n in (1, os.cpu_count()):
+    for n in (1, workers.cores()):
         torch.set_num_threads(n)
         times[n] = take_turns({"": torch_step(s, our_step(s)[1])}, 3)[""][0]
     torch.set_num_threads(min(times, key=times.get))
@@ -626,10 +626,11 @@ def main():
     if args.peak_layer is not None:
         return peak_layer(args.peak_layer)
     names = [train.choose("table", name, TABLES) for name in args.tables or TABLES]
+    if args.json:
+        store.need_writable(args.json.parent)
     result = {name: TABLES[name]() for name in names}
     if args.json:
-        text = json.dumps(result, indent=1) + "\n"
-        store.write_whole(args.json, lambda f: f.write(text.encode()))
+        store.write_text(args.json, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,13 +20,16 @@ import ast
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections import namedtuple
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import nullcontext
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +40,7 @@ import numpy as np
 
 import store
 import train
+from workers import SIGNALS, cores
 
 # One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind
 # readers too).
@@ -84,10 +88,17 @@ class Run:
         return self.state.params
 
     def weights_at(self, step):
-        return store.load_arrays(self.folder / f"weights-{step:06d}.npz")
+        path = self.folder / f"weights-{step:06d}.npz"
+        remedy = f"delete the folder {self.folder}, and the same command trains this run again"
+        if not store.exists(path):                      # only training makes it
+            raise store.UserError(f"there is no file {path}: {remedy}")
+        weights, s = store.load_arrays(path, remedy), self.settings
+        with store.reading(path, "run", remedy):
+            store.need_arrays(weights, store.shapes_of(s), s.dtype, "weights")
+        return weights
 
     def steps_done(self):
-        return self.state.step if (self.folder / "checkpoint.npz").exists() else 0
+        return self.state.step if store.exists(self.folder / "checkpoint.npz") else 0
 
     def steps_left(self):
         return self.settings.steps - self.steps_done()
@@ -173,10 +184,47 @@ def seconds_per_step(s):
     return (times[3] - times[1]) / 2
 
 
-def cores():
-    """How many processes to run at a time."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+busy = threading.Lock()         # held while a process of a Pool does a job
+
+
+def obedient(job, *arguments):
+    """What a process of a Pool does: a job, which SIGTERM interrupts."""
+    with busy, train.heeding():
+        return job(*arguments)
+
+
+def follow(word, parents_end):
+    """What a process of a Pool begins with.  Signals to all of a command are for its parent to
+    handle.  When the parent closes its end of a pipe, or is no more, the job is interrupted, which
+    saves a run, and then the process ends."""
+    parents_end.close()                                 # this process has inherited it
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    sys.stdout, sys.stderr = train.Output(sys.stdout), train.Output(sys.stderr)
+
+    def wait_for_it():
+        with suppress(EOFError, OSError):
+            word.recv()
+        signal.raise_signal(signal.SIGTERM)
+        with busy:
+            os._exit(1)
+    threading.Thread(target=wait_for_it, daemon=True).start()
+
+
+class Pool(ProcessPoolExecutor):
+    """Processes, one per core, that do not outlive this one, nor an exception in its `with`."""
+
+    def __init__(self):
+        word, self.end = multiprocessing.Pipe(duplex=False)
+        super().__init__(cores(), initializer=follow, initargs=(word, self.end))
+
+    def submit(self, job, *arguments):
+        return super().submit(obedient, job, *arguments)
+
+    def __exit__(self, kind, *exception):
+        if kind:
+            self.end.close()
+        return super().__exit__(kind, *exception)
 
 
 @dataclass
@@ -195,7 +243,7 @@ class Lab:
     sizes: dict
     profile: str = "quick"
     seeds: tuple = (0,)
-    cache: Path = field(default_factory=lambda: Path("runs").resolve())     # workers' may differ
+    cache: Path = field(default_factory=lambda: Path("runs").absolute())    # workers' may differ
     executor: object = None
     data: Path = None
 
@@ -228,8 +276,9 @@ class Lab:
 
         def begin(count):
             return {self.executor.submit(job, *a) for a in itertools.islice(jobs, count)}
-        pending = begin(getattr(self.executor, "_max_workers", len(arguments)))
+        pending = set()
         try:
+            pending = begin(getattr(self.executor, "_max_workers", len(arguments)))
             while pending:
                 finished, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in finished:
@@ -237,9 +286,13 @@ class Lab:
                     n += 1
                     done(n)
                 pending |= begin(len(finished))
-        except BaseException:
+        except BaseException as e:
             for future in pending:
                 future.cancel()
+            if isinstance(e, BrokenExecutor):
+                raise store.UserError("a worker process was ended from outside (is memory short?): "
+                                      "what is done is kept, and the same command goes on"
+                                      ) from None
             raise
 
     def untrained(self, measurements):
@@ -254,13 +307,16 @@ class Lab:
                 left[run.folder] = run, f"{name} seed {seed}", seconds
         return left, len({run.folder for run in wanted.values()})
 
-    def prepare(self, measurements):
-        """Train and measure whatever the cache lacks."""
+    def prepare(self, measurements, *folders):
+        """Train and measure whatever the cache lacks; UserError, before that, if the cache or one
+        of the folders cannot be written to."""
         wanted = {self.place(f, names, seed):
                   (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
                   for f, *names in measurements for seed in self.seeds}
-        wanted = {path: rest for path, rest in wanted.items() if not path.exists()}
+        wanted = {path: rest for path, rest in wanted.items() if not store.exists(path)}
         left, _ = self.untrained(measurements)
+        for folder in (self.cache, *folders):
+            store.need_writable(folder)
         if left:
             minutes = sum(seconds for *_, seconds in left.values()) / 60
             print(f"{len(left)} runs to train, about {minutes:.0f} minutes of one core in all "
@@ -289,7 +345,7 @@ def executor_named(text):
     if kind == "serial" or kind == "processes" and xp.module is not np:     # they can share no GPU
         return nullcontext()
     if kind == "processes":
-        return ProcessPoolExecutor(cores())
+        return Pool()
     try:
         if kind == "dask":
             from distributed import Client
@@ -380,24 +436,46 @@ def totals(claims):
         f", {late} are not judged: their runs have not arrived" if late else "")
 
 
+CLAIM = {"figure": str, "claim": str, "source": str, "expected": str, "measured": float,
+         "spread": (float, type(None)), "seeds": list, "profile": str, "holds": (bool, type(None))}
+
+
+def is_claim(c):
+    """Whether something found in a JSON file is a claim."""
+    return (isinstance(c, dict) and all(isinstance(c.get(k), kind) for k, kind in CLAIM.items())
+            and all(isinstance(text, str) for text in c.get("not judged", [])))
+
+
 def claims_in(path):
     """The claims in a JSON file; none if it is somebody else's."""
-    needed = {"figure", "claim", "expected", "measured", "spread", "seeds", "profile", "holds"}
     try:
-        return [c for c in json.loads(path.read_text(encoding="utf-8")) if needed <= c.keys()]
-    except (ValueError, AttributeError, TypeError):
+        with open(store.opened(path), encoding="utf-8") as file:
+            return [c for c in json.load(file) if is_claim(c)]
+    except PermissionError:             # it may be ours: a table without its claims would be wrong
+        raise
+    except (OSError, ValueError, TypeError, RecursionError):
         return []
+
+
+def pyplot():
+    """matplotlib.pyplot, set up for figures in files; UserError where it is missing."""
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError as e:
+        raise store.UserError(f"figures are drawn by matplotlib, which cannot be loaded ({e}): pip "
+                              f"install matplotlib") from None
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+                         "axes.titlesize": 10, "axes.titlelocation": "left",
+                         "figure.constrained_layout.use": True})
+    return plt
 
 
 def make(name, figure, lab, out):
     """Draw one figure, from what has been measured; write picture, claims, data and weights to the
     folder `out`.  Returns the claims."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-                         "axes.titlesize": 10, "axes.titlelocation": "left",
-                         "figure.constrained_layout.use": True})
+    plt = pyplot()
     found, courses = [lab.results(*m) for m in figure.measurements], {}
     for (_, *names), results in zip(figure.measurements, found):
         for (i, run), (seed, r) in itertools.product(enumerate(names), zip(lab.seeds, results)):
@@ -414,29 +492,34 @@ def make(name, figure, lab, out):
             if type(run.settings) is train.Settings:    # a study's own models are too large
                 path = out / "weights" / f"{slug(run_name)}.npz"
                 store.save_model(path, run.params, run.settings)
-    text = json.dumps(claims, indent=1) + "\n"
     store.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
-    store.write_whole(out / f"{name}.json", lambda f: f.write(text.encode()))
+    store.write_text(out / f"{name}.json", json.dumps(claims, indent=1) + "\n")
     plt.close(fig)
     everything = [c for path in sorted(out.glob("*.json")) for c in claims_in(path)]
-    table = f"{totals(everything)}.\n\n{markdown(everything)}"
-    store.write_whole(out / "claims.md", lambda f: f.write(table.encode()))
+    store.write_text(out / "claims.md", f"{totals(everything)}.\n\n{markdown(everything)}")
     print(f"\n{out / name}.png: {totals(claims)}\n\n{markdown(claims)}", flush=True)
     return claims
 
 
 def stored(figure, folder):
     """(profile, seeds) for which the folder holds the arrays of all measurements of a figure."""
-    seeds = [{int(path.stem.rsplit("+", 1)[1]) for path in folder.glob(kept(f, names, "*"))}
-             for f, *names in figure.measurements]
+    there, seeds = os.listdir(folder) if store.exists(folder) else [], []
+    for f, *names in figure.measurements:
+        name = re.escape(kept(f, names, "SEED")).replace("SEED", r"(\d{1,3})")
+        seeds.append({int(found[1]) for file in there if (found := re.fullmatch(name, file))})
     seeds = tuple(sorted(set.intersection(*seeds)))
     if not seeds:
-        return None, ()
+        return "", ()
     f, *names = figure.measurements[0]
-    return str(store.load_arrays(folder / kept(f, names, seeds[0]))["profile"]), seeds
+    return str(store.load_arrays(folder / kept(f, names, seeds[0])).get("profile")), seeds
 
 
 # ---------------------------------------------------------------------------------------- drawing
+
+
+def literal(text):
+    """A text for matplotlib as it is: without formulas, whatever its $ and ^ would mean."""
+    return text.replace("$", r"\$")
 
 
 def mean_line(ax, x, ys, **style):
@@ -523,7 +606,8 @@ def profile_of(args):
 def show(figures, settings, sizes):
     """What the figures are, how long their training takes here on all cores, and what is cached."""
     for name, figure in figures.items():
-        print(f"{name:10s} {figure.draw.__doc__.splitlines()[0]}", flush=True)
+        what = (figure.draw.__doc__ or "").partition("\n")[0]       # python -OO: there is none
+        print(f"{name:10s} {what}", flush=True)
         runs = dict.fromkeys(run for _, *runs in figure.measurements for run in runs)
         if runs:
             print(f"{'':10s} runs: {'; '.join(runs)}", flush=True)
@@ -538,24 +622,31 @@ def reproduce(args, figures, default, settings, sizes):
     """Make those of a study's figures, {name: Figure}, that a command line asks for."""
     if args.list:
         return show(figures, settings, sizes)
-    if not (args.seeds.isascii() and args.seeds.isdigit() and int(args.seeds)):
-        raise store.UserError(f"--seeds must be a whole number of at least 1, not '{args.seeds}'")
+    if not re.fullmatch("0*[1-9][0-9]{0,2}", args.seeds):
+        raise store.UserError(f"--seeds must be a whole number of at least 1 and at most 999, not "
+                              f"'{args.seeds}'")
     names = [train.choose("figure", n, [*figures, "all"]) for n in args.names or default]
     names = list(figures) if "all" in names else names
     if args.redraw:
         data = args.out / "data"
         for name in names:
             profile, seeds = stored(figures[name], data)
-            if not seeds:
+            if profile not in sizes:
                 raise store.UserError(f"{data} does not hold what {name} needs: make it once "
                                       f"without --redraw")
             make(name, figures[name], Lab(settings, sizes, profile, seeds, data=data), args.out)
         return None
     lab = Lab(settings, sizes, profile_of(args), tuple(range(int(args.seeds))))
-    with executor_named(args.executor) as lab.executor:
-        lab.prepare([m for name in names for m in figures[name].measurements])
-    for name in names:
-        make(name, figures[name], lab, args.out)
+    try:
+        with executor_named(args.executor) as lab.executor:
+            pyplot()                                    # would it be missed in the end?
+            lab.prepare([m for name in names for m in figures[name].measurements],
+                        args.out / "data")
+        for name in names:
+            make(name, figures[name], lab, args.out)
+    except KeyboardInterrupt:
+        print("\nstopped; what is done is kept: the same command goes on", file=sys.stderr)
+        raise
     return None
 
 

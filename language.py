@@ -22,6 +22,7 @@ nats / ln 2, of held-out text.
 The second and the last are in gated.py.
 """
 import math
+import os
 import time
 import tracemalloc
 from dataclasses import dataclass, replace
@@ -40,8 +41,8 @@ import lab
 import mesa
 import train
 import workers
-from lab import Figure, end_labels, mean_line
-from store import UserError
+from lab import Figure, end_labels, literal, mean_line
+from store import UserError, printable
 from text import CORPORA, anchors, bytes_per_word, corpus, tokens, windows
 
 KINDS = mesa.KINDS | gated.KINDS
@@ -290,6 +291,11 @@ SHOWN = {"softmax": "softmax", "linear": "linear", "mesa": "mesa", "hybrid": "hy
          "gated": "gated mesa"}
 
 
+def name_of(text):
+    """The name of a corpus for people."""
+    return printable(Path(text).name)
+
+
 def by_corpus(texts, found):
     """What was found in each corpus: (text, its compressors, the results of its runs)."""
     n = len(found) // len(texts)
@@ -321,7 +327,7 @@ def language_claims(texts, kinds, lab, *found):
         runs, brief = by_kind(kinds, results)
         mine = (anchor_claims(text, known, runs) + equal_claims(text, runs, brief)
                 + context_claims(text, runs) + residual_claims(text, runs))
-        rows += [(f"language, {Path(text).name}", *row) for row in mine]
+        rows += [(f"language, {name_of(text)}", *row) for row in mine]
     return rows
 
 
@@ -402,7 +408,7 @@ def sizes_claims(texts, kinds, lab, *found):
     """Whether larger models are better, and whether hybrid's advantage stays."""
     rows = []
     for text, known, results in by_corpus(texts, found):
-        bits, panel = sizes_bits(kinds, results), f"sizes, {Path(text).name}"
+        bits, panel = sizes_bits(kinds, results), f"sizes, {name_of(text)}"
         split = f" (split {str(known['sha256'])[:12]})"
         for kind in kinds:
             rows.append((panel, f"{SHOWN[kind]}: bits per byte, large over small{split}",
@@ -468,7 +474,7 @@ def draw_language(texts, kinds, lab, *found):
     for (text, known, results), row in zip(by_corpus(texts, found), axes, strict=True):
         runs, brief = by_kind(kinds, results)
         draw_training(*row[:2], known, runs, brief)
-        row[0].set_title(f"{Path(text).name}: over training")
+        row[0].set_title(f"{literal(name_of(text))}: over training")
         draw_context(row[2], runs)
     return fig
 
@@ -527,7 +533,7 @@ def draw_sizes(texts, kinds, lab, *found):
             mean = mean_line(ax, weights, bits.T, color=COLOUR[kind], marker="o", ms=4)
             ends.append((mean[-1], SHOWN[kind], COLOUR[kind]))
         ends += draw_anchors(ax, known)
-        ax.set(title=Path(text).name, xlabel="millions of weights",
+        ax.set(title=literal(name_of(text)), xlabel="millions of weights",
                ylabel="held-out bits per byte", xscale="log")
         ax.set_xticks(weights, [f"{w / 1e6:.2g}" for w in weights])
         ax.minorticks_off()
@@ -625,7 +631,7 @@ def main():
     texts = tuple(CORPORA)
     if args.corpus is not None:
         known = args.corpus in CORPORA
-        texts = (args.corpus if known else str(Path(args.corpus).resolve()),)
+        texts = (args.corpus if known else os.path.realpath(args.corpus),)
     kinds = tuple(train.choose("kind", kind, BLOCKS) for kind in args.kinds.split(","))
     if args.prompt is not None:
         write(lab.Lab(settings_of, SIZE, lab.profile_of(args)), args.prompt, texts, kinds)

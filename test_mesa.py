@@ -953,8 +953,9 @@ def command_line(*args, cwd=HERE, **kw):
 @contextmanager
 def running(*args, cwd=HERE, **kw):
     """A process beside the test, which does not outlive it, nor do the processes it has begun."""
-    def heed():             # Ctrl-C works, even if these tests run where it is ignored (nohup, &)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    def heed():         # signals work, even if these tests run where they are ignored (nohup, &)
+        for number in workers.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
     with subprocess.Popen([sys.executable, *map(str, args)], cwd=cwd, encoding="utf-8",
                           stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed,
                           **kw) as process:
@@ -1175,32 +1176,6 @@ def test_resume_equals_an_uninterrupted_run(tmp_path):
     assert same_checkpoint(tmp_path / "whole", tmp_path / "parts")
     for name in ("metrics.csv", "weights-000007.npz"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
-
-
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
-    """SIGKILL at random moments (MESA_KILLS of them), each followed by --resume."""
-    s, folder = tiny("mesa-1", steps=ENDLESS), tmp_path / "killed"
-    killed, step = lab.Run(s, folder), 0
-    todo = ["mesa-1", *TINY_ARGS, f"--steps={ENDLESS}", "--out", folder]
-    for more in np.random.default_rng().integers(1, 60, int(os.environ.get("MESA_KILLS", "3"))):
-        with running("train.py", *todo, "--checkpoint-seconds=0.01") as process:
-            wait_until(lambda last=step + more: killed.steps_done() >= last, process)
-            process.kill()
-            assert process.wait() == -signal.SIGKILL
-        todo, step = ["--resume", folder], killed.steps_done()
-    for name in ("killed", "whole"):
-        run_until(step + 20, s, tmp_path / name, save=True)
-    assert same_checkpoint(tmp_path / "whole", tmp_path / "killed")
-
-
-def test_interrupting_saves_and_says_how_to_go_on(tmp_path):
-    args = ["mesa-1", *TINY_ARGS, f"--steps={ENDLESS}", "--out", tmp_path]
-    with running("train.py", *args) as process:
-        wait_until((tmp_path / "weights-000007.npz").exists, process)   # the snapshot of step 7
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 130 and f"go on with: python train.py --resume {tmp_path}" in err
-    assert "Traceback" not in err and store.load_checkpoint(tmp_path, train.Settings)[0].step >= 7
 
 
 def test_a_diverging_run_stops_names_the_step_and_keeps_the_checkpoint(tmp_path):

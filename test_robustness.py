@@ -1,5 +1,9 @@
-"""Whatever a user does: the right answer, or one clear sentence and exit code 2; and properties
-that hold for every small model."""
+"""Whatever a user does: the right answer, or one clear sentence and an exit code that tells; no
+work is lost and no process stays behind; and properties that hold for every small model.
+
+`pytest -k robust` runs this file (and test_robust_files.py) in under a minute; MESA_KILLS=50 kills
+50 times instead of 3.
+"""
 import errno
 import io
 import multiprocessing
@@ -29,7 +33,9 @@ import probes
 import store
 import train
 import workers
-from test_mesa import DEADLINE, ENDLESS, HERE, command_line, running, tiny, wait_until
+from test_mesa import (
+    DEADLINE, ENDLESS, HERE, TINY, TINY_ARGS, command_line, run_until, running, same_checkpoint,
+    tiny, wait_until)
 
 MAIN = {"train": train.main, "bench": bench.main, "probes": probes.main,
         "figures": lambda: lab.command_line(
@@ -163,24 +169,113 @@ def test_an_interrupt_during_a_checkpoint_leaves_the_one_before(monkeypatch, tmp
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("times, raised, steps", [
-    (1, train.Interrupted, 4), (2, KeyboardInterrupt, 3)])
-def test_ctrl_c_waits_for_the_end_of_a_step_but_a_second_one_does_not(times, raised, steps):
+@pytest.mark.parametrize("signals, raised, steps", [
+    ("INT", train.Interrupted, 4), ("TERM TERM", train.Interrupted, 4),
+    ("INT INT", KeyboardInterrupt, 3)])
+def test_a_signal_waits_for_the_end_of_a_step_but_a_second_ctrl_c_does_not(signals, raised, steps):
     state = store.State({"w": np.ones(2)}, np.random.default_rng(0))
+    numbers = [signal.Signals["SIG" + name] for name in signals.split()]
 
     def sample(rng, n):
-        for _ in range(times if state.step == 3 else 0):
-            signal.raise_signal(signal.SIGINT)
+        for number in numbers if state.step == 3 else ():
+            signal.raise_signal(number)
         return [np.ones((n, 2))]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt) as caught:
+        with train.heeding(), pytest.raises(KeyboardInterrupt) as caught:
             train.fit(lambda p, x: (p["w"] * x).sum(), state, sample, train.sgd(0.1), 9, 4)
-        assert caught.type is raised
+        assert caught.type is raised and caught.value.args[0] == numbers[0]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
     assert state.step == len(state.losses) == steps
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    """SIGKILL at random moments (MESA_KILLS of them), each followed by --resume; its workers end
+    with it: stderr ends when nobody holds it any more."""
+    s, folder = tiny("mesa-1", steps=ENDLESS), tmp_path / "killed"
+    killed, step = lab.Run(s, folder), 0
+    todo = ["mesa-1", *TINY_ARGS, f"--steps={ENDLESS}", "--out", folder]
+    for more in np.random.default_rng().integers(1, 60, int(os.environ.get("MESA_KILLS", "3"))):
+        with running("train.py", *todo, "--checkpoint-seconds=0.01") as process:
+            wait_until(lambda last=step + more: killed.steps_done() >= last, process)
+            process.kill()
+            process.communicate(timeout=DEADLINE)
+            assert process.returncode == -signal.SIGKILL
+        todo, step = ["--resume", folder], killed.steps_done()
+    for name in ("killed", "whole"):
+        run_until(step + 20, s, tmp_path / name, save=True)
+    assert same_checkpoint(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_saves_and_says_how_to_go_on(name, tmp_path):
+    """Sent to the whole group, as terminals and `timeout` do, and then once more to the parent."""
+    args = ["mesa-1", *TINY_ARGS, f"--steps={ENDLESS}", "--out", tmp_path]
+    number = signal.Signals[name]
+    with running("train.py", *args) as process:
+        wait_until((tmp_path / "weights-000007.npz").exists, process)   # the snapshot of step 7
+        os.killpg(process.pid, number)
+        if number != signal.SIGINT:
+            process.send_signal(number)
+        _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 128 + number and "Traceback" not in err
+    assert f"go on with: python train.py --resume {tmp_path}" in err
+    assert store.load_checkpoint(tmp_path, train.Settings)[0].step >= 7
+
+
+ENDLESS_STUDY = f"""
+import multiprocessing, sys
+from dataclasses import replace
+import lab, train
+def settings(name, profile):
+    return replace(train.PRESETS[name], **{TINY | {"steps": ENDLESS}})
+def course(size, seed, run):
+    return {{}}
+FIGURES = {{"endless": lab.Figure([(course, "mesa-1")], None, None)}}
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv.pop(1))
+    train.command(lambda: lab.command_line(
+        "endless.py", FIGURES, ["endless"], settings, {{"quick": {{}}}}))
+"""
+
+
+@pytest.mark.parametrize("method, name, seeds", [
+    ("fork", "SIGINT", 2), ("fork", "SIGTERM to all", 2), ("fork", "SIGHUP", 1),
+    ("fork", "SIGKILL", 1), ("spawn", "SIGINT", 2), ("spawn", "SIGKILL", 2),
+    ("forkserver", "SIGTERM", 2), ("forkserver", "SIGKILL", 2)])
+def test_the_workers_of_a_study_save_and_end_with_it(method, name, seeds, tmp_path):
+    """Whatever ends the parent, and it alone: no process holds its stderr any more, nor a lock."""
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    (tmp_path / "endless.py").write_text(ENDLESS_STUDY, encoding="utf-8")
+    env, number = os.environ | {"PYTHONPATH": str(HERE)}, signal.Signals[name.split()[0]]
+    with running("endless.py", method, f"--seeds={seeds}", cwd=tmp_path, env=env) as process:
+        wait_until(lambda: len(list(tmp_path.glob("runs/*/weights-000007.npz"))) == seeds, process)
+        (os.killpg if "all" in name else os.kill)(process.pid, number)
+        _, err = process.communicate(timeout=DEADLINE)
+    assert "Traceback" not in err
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number and "the same command goes on" in err
+    for checkpoint in tmp_path.glob("runs/*/checkpoint.npz"):
+        assert store.load_checkpoint(checkpoint.parent, train.Settings)[0].step >= 7
+        with store.alone_in(checkpoint.parent):
+            pass
+
+
+def test_ctrl_c_while_modules_are_loaded_gives_no_traceback(tmp_path):
+    (tmp_path / "numpy.py").write_text(
+        "import time, pathlib; pathlib.Path('loading').touch(); time.sleep(600)", encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    with running(HERE / "figures.py", cwd=tmp_path, env=env) as process:
+        wait_until((tmp_path / "loading").exists, process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == -signal.SIGINT and not err
 
 
 @pytest.mark.parametrize("what", ["measurement", "checkpoint"])
@@ -214,29 +309,49 @@ def test_a_killed_worker_is_reported():
             crew.gradient(params, np.random.default_rng(0))
 
 
+def end_from_outside(n):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_of_a_pool_is_reported():
+    with pytest.raises(store.UserError, match="a worker process was ended"), lab.Pool() as pool:
+        lab.Lab(None, {}, executor=pool).map(end_from_outside, [(n,) for n in range(9)])
+
+
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_an_interrupt_begins_no_further_jobs(method, tmp_path):
     (tmp_path / "jobs.py").write_text("""
 import multiprocessing, sys, time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-import lab
+import lab, train
+lab.cores = lambda: 2
 def job(n):
     Path(f"job {n}").touch()
-    if n < 2:                                           # longer than the test waits for the end
-        time.sleep(600)
+    while n < 2:                                        # until the end
+        time.sleep(0.01)
+def main():
+    with lab.Pool() as pool:
+        lab.Lab(None, {}, executor=pool).map(job, [(n,) for n in range(9)])
 if __name__ == "__main__":                              # not in workers that import this file
     multiprocessing.set_start_method(sys.argv[1])
-    with ProcessPoolExecutor(2) as pool:
-        lab.Lab(None, {}, executor=pool).map(job, [(n,) for n in range(9)])
+    train.command(main)
 """, encoding="utf-8")
     env = os.environ | {"PYTHONPATH": str(HERE)}
     with running("jobs.py", method, cwd=tmp_path, env=env) as process:
         wait_until(lambda: len(list(tmp_path.glob("job *"))) == 2, process)
         os.killpg(process.pid, signal.SIGINT)           # as a terminal does: all of the command
-        process.communicate(timeout=DEADLINE)
-    assert process.returncode
+        _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 130 and not err
     assert sorted(p.name for p in tmp_path.glob("job *")) == ["job 0", "job 1"]
+
+
+@pytest.mark.parametrize("system, cpus, count", [
+    ("linux", 128, 128), ("win32", 128, 61), ("linux", None, 1)])
+def test_any_number_of_cores(system, cpus, count, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(sys, "platform", system)
+    assert workers.cores() == count
 
 
 def test_workers_of_a_cluster_find_the_backend_and_may_be_daemons(monkeypatch):
@@ -270,18 +385,58 @@ def test_links_and_pipes_in_a_folder_are_refused_and_left_alone(name, what, tmp_
         (folder / name).symlink_to(victim)
     else:
         os.mkfifo(folder / name)
-    said = {".lock": "its .lock is not a file of this program", "checkpoint.npz": "damaged"}
+    said = {".lock": "its .lock is not a file of this program",
+            "checkpoint.npz": "damaged|not a regular file"}
     with pytest.raises(store.UserError, match=said[name]):
         train.run(tiny("linear-1"), folder, quiet=True)
     assert victim.read_text(encoding="utf-8") == "precious"
 
 
-@pytest.mark.parametrize("command", ["train.py", "figures.py --list", "train.py --help"])
+def test_a_lock_without_fcntl_holds_its_owners_pid(monkeypatch, tmp_path):
+    monkeypatch.setattr(store, "fcntl", None)
+    lock, ended = tmp_path / ".lock", subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lock.write_text(str(ended.pid), encoding="ascii")           # left behind: its owner is dead
+    with store.alone_in(tmp_path):
+        assert lock.read_text(encoding="ascii") == str(os.getpid())
+        with pytest.raises(store.UserError, match="another process"), store.alone_in(tmp_path):
+            pass
+        assert lock.exists()
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("command", ["train.py", "figures.py --help", "train.py --help"])
 def test_a_reader_who_leaves_is_no_error(command):
     line = f"{sys.executable} {command} | head -1; exit ${{PIPESTATUS[0]}}"
     run = subprocess.run(line, shell=True, executable="/bin/bash", cwd=HERE, capture_output=True,
                          encoding="utf-8")
-    assert "Traceback" not in run.stderr and run.stdout.count("\n") == 1
+    assert not run.returncode and not run.stderr and run.stdout.count("\n") == 1
+
+
+def test_training_goes_on_when_the_reader_of_its_progress_has_left(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, HERE / "train.py", "linear-1", *TINY_ARGS, "--out", tmp_path]
+    assert subprocess.run(line, stdout=writer, stderr=writer).returncode == 0
+    os.close(writer)
+    assert store.load_checkpoint(tmp_path, train.Settings)[0].step == 12
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has one")
+@pytest.mark.parametrize("program, streams", [
+    ("train", "> /dev/full"), ("train", "2> /dev/full"), ("train", ">&-"), ("train", "2>&-"),
+    ("train", ">&- 2>&-"), ("figures", ">&- 2> /dev/full")])
+def test_work_goes_on_without_stdout_or_stderr_and_the_exit_code_tells(program, streams, tmp_path):
+    args = f"linear-1 {' '.join(TINY_ARGS)}" if program == "train" else "fig3b --smoke"
+    line = f"{sys.executable} {HERE / program}.py {args} --out out {streams}"
+    run = subprocess.run(line, shell=True, executable="/bin/bash", cwd=tmp_path,
+                         capture_output=True, encoding="utf-8", timeout=DEADLINE)
+    assert run.returncode == 3 and "Traceback" not in run.stderr
+    assert ("error: all is done, but" in run.stderr) == ("2>" not in streams)
+    if program == "train":
+        assert store.load_checkpoint(tmp_path / "out", train.Settings)[0].step == 12
+    else:
+        assert (tmp_path / "out" / "fig3b.json").exists()
 
 
 def npz(path, **members):

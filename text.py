@@ -19,7 +19,8 @@ from collections import namedtuple
 from functools import lru_cache
 from pathlib import Path
 
-from store import UserError                             # before NumPy: it sets BLAS's threads
+import store                                            # before NumPy: it sets BLAS's threads
+from store import UserError
 
 import numpy as np
 
@@ -48,16 +49,38 @@ def source():
 READ = (".txt", ".md", ".rst", ".py", ".html", ".tex", ".tokens", ".raw", ".jsonl")
 
 
-def documents_in(path, name=""):
+MOST = 1 << 30                          # bytes that a corpus may have
+
+
+def documents_in(path):
     """The documents of a file, as `parts` cuts it, or of all files in a folder whose names end as
     in READ; names are relative to the folder.  Raises UserError for what cannot be read."""
-    path = Path(path)
+    path, documents, left = Path(path), [], MOST
     try:
-        if path.is_dir():
-            found = files_in(path)
-            return [document for p, inner in found for document in documents_in(p, inner)]
-        text = path.read_bytes()
-        text = gzip.decompress(text) if path.suffix == ".gz" else text
+        found = files_in(path) if path.is_dir() else [(path, path.name)]
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e}") from None
+    for file, name in found:
+        text = content(file, left)
+        left -= len(text)
+        documents += [(f"{name} {i}", part) for i, part in enumerate(parts(file, text))]
+    return documents
+
+
+def content(path, most):
+    """The bytes of a text file, which may be gzipped; UserError if there are more than `most`, as a
+    small file can expand to any size."""
+    blocks = []
+    try:
+        with open(store.opened(path), "rb") as raw, \
+                gzip.open(raw) if path.suffix == ".gz" else raw as file:
+            while block := file.read(1 << 20):
+                blocks.append(block)
+                most -= len(block)
+                if most < 0:
+                    raise UserError(f"with {path} the corpus has more than {MOST >> 20:,} MiB: "
+                                    "give --corpus less")
+        text = b"".join(blocks)
         text.decode()
     except FileNotFoundError:
         raise UserError(f"there is no file or folder {path}: give --corpus a text file, a folder of"
@@ -67,15 +90,21 @@ def documents_in(path, name=""):
                         f"iconv -f latin1 -t utf-8 {path}") from None
     except (OSError, EOFError, zlib.error) as e:
         raise UserError(f"cannot read {path}: {e}") from None
-    return [(f"{name or path.name} {i}", part) for i, part in enumerate(parts(path, text))]
+    return text
 
 
 def files_in(folder):
-    """[(path, name in the folder)] of its files that can be read; hidden ones are not."""
-    paths = [(p, p.relative_to(folder).as_posix()) for p in sorted(folder.rglob("*"))
-             if p.is_file()]
-    found = [(p, inner) for p, inner in paths
-             if inner.removesuffix(".gz").endswith(READ) and not re.search(r"(^|/)\.", inner)]
+    """[(path, name in the folder)] of its files that can be read; hidden ones are not.  OSError if
+    a folder in it cannot be."""
+    def refuse(e):
+        raise e
+    found = []
+    for at, inside, files in os.walk(folder, onerror=refuse):
+        inside[:] = [name for name in inside if not name.startswith(".")]   # where it goes next
+        found += [Path(at) / name for name in files
+                  if name.removesuffix(".gz").endswith(READ) and not name.startswith(".")]
+    found = [(p, p.relative_to(folder).as_posix()) for p in sorted(found)
+             if p.exists() or not p.is_symlink()]       # links may lead nowhere
     if not found:
         raise UserError(f"there is no file in the folder {folder} whose name ends in "
                         f"{', '.join(READ)}, or in these and .gz")

@@ -32,9 +32,21 @@ import data
 import mesa
 import store
 from store import State, UserError
-from workers import PIECE, Workers, keep_memory
+from workers import PIECE, SIGNALS, Workers, keep_memory, pieces
 
 # -------------------------------------------------------------------------------------- settings
+
+
+# (settings, what must hold, how that is said).  The upper bounds are far beyond use: what is larger
+# is a slip, or comes from a file made to exhaust a machine.  Memory is another matter: need_memory.
+BOUNDS = (
+    ("d T d_state f_width heads key_size batch report heldout", lambda v: v >= 1, "be at least 1"),
+    ("noise init_range obs_noise family_seed width mlp_width clamp steps warmup weight_decay seed",
+     lambda v: v >= 0, "not be negative"),
+    ("init_std lr lr_end clip", lambda v: v > 0, "be greater than 0"),
+    ("d T d_state f_width heads key_size width mlp_width batch heldout",
+     lambda v: v <= 10 ** 6, "be at most a million"),
+    ("steps warmup report family_seed seed", lambda v: v <= 10 ** 15, "be at most 10^15"))
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ class Settings:
     @property
     def config(self):
         """The shape of the model as mesa.Config."""
-        d_in = data.TOKENS[self.tokens](np.zeros((1, 1, self.d))).shape[-1]
+        d_in = data.TOKENS[self.tokens](np.zeros((0, 1, self.d))).shape[-1]     # of no sequence
         shape = {f.name: getattr(self, f.name) for f in fields(mesa.Config)
                  if hasattr(self, f.name)}
         shape |= {"width": self.width or d_in, "d_in": d_in, "d_out": self.d}
@@ -134,22 +146,18 @@ class Settings:
             if not holds:
                 raise UserError(message)
 
-        def need_each(names, holds, what):
+        floats = " ".join(f.name for f in fields(self) if f.type is float)
+        finite = floats, lambda v: abs(v) <= 1e100, "be finite, and at most 1e100"
+        for names, holds, what in (finite, *BOUNDS):
             for name in names.split():
                 v = getattr(self, name)
                 need(holds(v), f"{name} must {what}, not {v}")
-        need_each("d T d_state f_width heads key_size batch report heldout",
-                  lambda v: v >= 1, "be at least 1")
-        need_each("noise init_range obs_noise family_seed width mlp_width clamp steps warmup "
-                  "weight_decay seed", lambda v: v >= 0, "not be negative")
-        need_each("init_std lr lr_end clip", lambda v: v > 0, "be greater than 0")
-        need_each(" ".join(f.name for f in fields(self) if f.type is float),
-                  math.isfinite, "be finite")
         choose("task", self.task, data.TASKS)
         choose("tokens", self.tokens, data.TOKENS)
         choose("positional", self.positional, ("none", "add", "concat"))
         choose("dtype", self.dtype, ("float32", "float64"))
-        need(self.kinds, "kinds must name at least one block, for example --kinds linear,linear")
+        need(1 <= len(self.kinds) <= 1_000, "kinds must name at least one block, and at most "
+             "1,000, for example --kinds linear,linear")
         for kind in self.kinds:
             choose("kinds", kind, mesa.KINDS | self.config.more_kinds)
         need(self.steps == 0 or self.warmup < self.steps,
@@ -265,7 +273,7 @@ def diverged(step):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, obeyed between two steps: the state is whole."""
+    """A signal to stop, obeyed between two steps: the state is whole."""
 
 
 def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, workers=None):
@@ -280,8 +288,9 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
     workers    how many processes share the work (default: one per core); the numbers do not
                depend on it
 
-    Ctrl-C raises Interrupted at the end of the step (a second one KeyboardInterrupt, at once).  A
-    loss or gradient that is not finite raises Diverged before it can touch the weights.
+    Ctrl-C, or another signal that is heeded, raises Interrupted at the end of the step (a second
+    Ctrl-C KeyboardInterrupt, at once).  A loss or gradient that is not finite raises Diverged
+    before it can touch the weights.
     """
     keep_memory()
     with np.errstate(all="ignore"), interrupts() as noted, \
@@ -290,7 +299,7 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
             began = time.perf_counter()
             watch(state)
             if noted:
-                raise Interrupted
+                raise Interrupted(*noted)
             if state.step >= steps:
                 return state
             loss = math.nan
@@ -304,24 +313,44 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
             state.seconds += time.perf_counter() - began
 
 
+def stop(number, frame):
+    """A handler of signals: KeyboardInterrupt, whichever signal it is; its argument tells."""
+    if number != signal.SIGINT:                         # `timeout` and others send it twice
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
+@contextlib.contextmanager
+def heeding():
+    """Signals that would end this process raise KeyboardInterrupt instead."""
+    ours = {number: signal.signal(number, stop) for number in SIGNALS
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)}
+    try:
+        yield
+    finally:
+        for number, before in ours.items():
+            signal.signal(number, before)
+
+
 @contextlib.contextmanager
 def interrupts():
-    """A list in which the first Ctrl-C leaves a note, whatever moment it comes at; a second one
-    raises KeyboardInterrupt as usual.  Where somebody else handles Ctrl-C, the list stays empty."""
-    noted, usual = [], signal.default_int_handler
+    """A list in which a signal that would raise KeyboardInterrupt leaves its number, whatever
+    moment it comes at; only a second Ctrl-C raises it.  Where somebody else handles the signals,
+    the list stays empty."""
+    noted = []
 
-    def note(*_):
-        noted.append("Ctrl-C")
-        signal.signal(signal.SIGINT, usual)
+    def note(number, frame):
+        noted.append(number)
+        signal.signal(number, stop if number == signal.SIGINT else signal.SIG_IGN)
     main_thread = threading.current_thread() is threading.main_thread()
-    ours = main_thread and signal.getsignal(signal.SIGINT) is usual
-    if ours:
-        signal.signal(signal.SIGINT, note)
+    ours = {number: signal.signal(number, note) for number in SIGNALS
+            if main_thread and signal.getsignal(number) in (stop, signal.default_int_handler)}
     try:
         yield noted
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, usual)
+        for number, before in ours.items():
+            if signal.getsignal(number) is not signal.SIG_IGN:      # saving is not interrupted
+                signal.signal(number, before)
 
 
 # --------------------------------------------------------------------------------------- running
@@ -405,14 +434,40 @@ def start(s):
 def begun(s, folder):
     """The State of the run of settings s in `folder`, or that of a new one; UserError if the folder
     holds a run with other settings."""
-    if not (folder / "checkpoint.npz").exists():
+    if not store.exists(folder / "checkpoint.npz"):
         return start(s)
     state, there = store.load_checkpoint(folder, type(s))
     if there != s:
         differ = [f.name for f in fields(s) if getattr(s, f.name) != getattr(there, f.name)]
         raise UserError(f"{folder} holds a run with other settings ({', '.join(differ)} differ): "
                         f"choose another --out")
+    store.save_metrics(folder, state)                   # it may lag behind, or be gone
     return state
+
+
+def least_memory(s):
+    """Bytes that a run of settings s takes at the least: for weights, their moments and gradients
+    of every piece of a batch; for what is noted of one piece's forward pass; and for the held-out
+    sequences with their tokens."""
+    c, piece = s.config, min(s.batch, PIECE)
+    weights = sum(math.prod(w.shape) for w in mesa.weights(c).values())
+    attended = sum(s.T if kind == "softmax" else min(s.T, mesa.CHUNK) for kind in c.kinds)
+    noted = (len(c.kinds) * (c.width + 4 * c.heads * c.key_size + 3 * c.mlp_width)
+             + c.heads * attended)
+    numbers = weights * (4 + len(pieces(s.batch))) + piece * s.T * noted
+    return np.dtype(s.dtype).itemsize * numbers + 8 * s.heldout * s.T * (c.d_in + c.d_out)
+
+
+def need_memory(s):
+    """UserError if a run of settings s takes more memory than this machine has."""
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):                # Windows: see what happens
+        return
+    if (needed := least_memory(s)) > there:
+        raise UserError(f"such a run takes more than {needed / 1e9:,.0f} GB of memory, and this "
+                        f"machine has {there / 1e9:.0f}: choose smaller settings (--T, --batch, "
+                        f"--width)")
 
 
 def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lines_every=None):
@@ -425,6 +480,7 @@ def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lin
 
     Raises UserError if the folder holds a run with other settings; nothing is overwritten then.
     """
+    need_memory(s)
     folder, saved_at, good, now = Path(folder), -math.inf, None, None
     with store.alone_in(folder):
         state = begun(s, folder)
@@ -486,23 +542,64 @@ class Parser(argparse.ArgumentParser):
                         f"what there is")
 
 
+class Output:
+    """stdout or stderr, which stops no work, whatever is written: characters that it does not know
+    are escaped; what cannot be written is dropped, and `lost` says why.  It stays None if a reader
+    has left (| head): that is no error."""
+
+    def __init__(self, stream):
+        self.lost = None if stream else "it is closed"
+        self.stream = stream or open(os.devnull, "w", encoding="utf-8")     # noqa: SIM115
+        with contextlib.suppress(AttributeError):       # R\xb2 where R² cannot be shown
+            self.stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def attempt(self, action, *args):
+        try:
+            action(*args)
+        except OSError as e:
+            if not isinstance(e, BrokenPipeError):
+                self.lost = e.strerror or str(e)
+            with open(os.devnull, "wb") as nothing:     # what is still in the buffer goes there
+                os.dup2(nothing.fileno(), self.stream.fileno())
+
+    def write(self, text):
+        self.attempt(self.stream.write, text)
+
+    def flush(self):
+        self.attempt(self.stream.flush)
+
+
 def command(main):
-    """Run main() as a command: a UserError becomes one line and exit code 2 (1 for a diverged run),
-    Ctrl-C exit code 130; a reader of the output who goes away (| head) is no error."""
-    try:
-        main()
-        sys.stdout.flush()
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1 if isinstance(e, Diverged) else 2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:             # Python must not trip over the pipe again when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except MemoryError:
-        print("error: not enough memory: choose smaller settings (--T, --batch, --width)",
-              file=sys.stderr)
-        sys.exit(2)
+    """Run main() as a command, and exit: with code 0; 1 if a run diverged; 2 after a line that says
+    what the user has to put right; 3 if all is done, but not all that it printed could be written;
+    128 + n if signal n has stopped it."""
+    out, err = Output(sys.stdout), Output(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), heeding():
+        code, said = 0, ""
+        try:
+            main()
+        except SystemExit as e:                         # --help
+            code = e.code
+        except UserError as e:
+            code, said = 1 if isinstance(e, Diverged) else 2, store.printable(str(e))
+        except KeyboardInterrupt as e:
+            code = 128 + (e.args[0] if e.args else signal.SIGINT)
+        except MemoryError:
+            code = 2
+            said = "not enough memory: choose smaller settings (--T, --batch, --width)"
+        except OSError as e:            # where only the system knows that something is wrong
+            code = 2
+            said = store.printable(f"{e.filename or 'the working folder'}: {e.strerror or e}")
+        out.flush()
+        lost = out.lost or err.lost
+        if lost and not code:
+            code, said = 3, f"all is done, but not all that it printed could be written: {lost}"
+        if said:
+            print(f"error: {said}", file=err, flush=True)
+    sys.exit(code)
 
 
 def overview():
@@ -532,8 +629,8 @@ def parsed():
         parser.add_argument("--" + f.name.replace("_", "-"), dest="set_" + f.name, metavar="X",
                             help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers must be at least 1, not {args.workers}")
+    if args.workers is not None and not 1 <= args.workers <= 1_000:
+        raise UserError(f"--workers must be at least 1 and at most 1,000, not {args.workers}")
     if not args.checkpoint_seconds >= 0:
         raise UserError(f"--checkpoint-seconds must not be negative, not "
                         f"{args.checkpoint_seconds:g}")
@@ -557,7 +654,7 @@ def main():
         name = choose("preset", args.preset, PRESETS)
         settings = PRESETS[name].changed(changes)
         folder = Path(args.out or f"runs/{name}")
-        if (folder / "checkpoint.npz").exists():
+        if store.exists(folder / "checkpoint.npz"):
             raise UserError(f"{folder} already holds a run: go on with --resume {folder}, or "
                             f"choose another --out")
     elif changes or args.out:
@@ -567,10 +664,12 @@ def main():
     try:
         state = run(settings, folder, name, args.checkpoint_seconds, args.workers)
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with: python train.py --resume {folder}", file=sys.stderr)
+        saved = store.exists(folder / "checkpoint.npz")
+        print("\nstopped" + f"; go on with: python train.py --resume {folder}" * saved,
+              file=sys.stderr)
         raise
     except Diverged as e:
-        if not (folder / "checkpoint.npz").exists():
+        if not store.exists(folder / "checkpoint.npz"):
             raise
         raise Diverged(f"{e}; the last step at which they were finite is kept: go on from there "
                        f"with, for example, --resume {folder} --lr {settings.lr / 10:g}") from None

@@ -27,6 +27,17 @@ import store
 
 PIECE = 32          # sequences per piece of a batch
 
+# What asks a process to stop; there is no SIGHUP on Windows.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+           if hasattr(signal, name)]
+
+
+def cores():
+    """How many processes to run at a time; Windows can wait for 61 at most."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(count, 61) if sys.platform == "win32" else count
+
 
 def keep_memory():
     """Ask the C library (glibc) to keep freed memory instead of handing it back to the kernel.
@@ -84,7 +95,7 @@ class Workers:
 
     def __init__(self, loss_fn, sample, params, batch, count=None):
         self.loss_fn, self.sample, self.sizes = loss_fn, sample, pieces(batch)
-        self.count = min(count or os.cpu_count(), len(self.sizes))
+        self.count = min(count or cores(), len(self.sizes))
         self.forks = may_fork()
         new = shared if self.forks else xp.empty
         self.params = {name: new(w.shape, w.dtype) for name, w in params.items()}
@@ -115,7 +126,8 @@ class Workers:
     def serve(self, i, pipe):
         """The life of a forked worker: seeds in, losses or an exception out, until the pipe is
         closed."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is for the parent to handle
+        for number in SIGNALS:                          # they are for the parent to handle
+            signal.signal(number, signal.SIG_IGN)
         for ours in self.pipes:
             ours.close()                                # so that the pipe breaks if the parent dies
         try:
@@ -188,7 +200,7 @@ def main():
     def sample(rng, n):
         return [a.astype("float32") for a in
                 data.next_token_batch(rng, n, 50, tokens="constructed")]
-    print(f"{batch} sequences of two linear layers, forward and backward, {os.cpu_count()} cores")
+    print(f"{batch} sequences of two linear layers, forward and backward, {cores()} cores")
     for count in (1, 2):
         with Workers(loss_fn, sample, params, batch, count) as crew:
             times = []

@@ -1,0 +1,536 @@
+"""Files, folders, names and numbers as nobody should have them: one sentence each, no traceback,
+and nothing is lost or allocated on the way.  Beside test_robustness.py: `pytest -k robust`."""
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from autodiff import xp                                 # before NumPy: it sets the BLAS threads
+
+import numpy as np
+import pytest
+
+import lab
+import language
+import store
+import text
+import train
+import workers
+from test_mesa import HERE, command_line, tiny
+from test_robustness import MAIN, run
+
+posix = pytest.mark.skipif(os.name != "posix", reason="the system has no such thing")
+
+
+def refusal(line, monkeypatch, capsys):
+    """The one sentence with which a command refuses, in this process."""
+    code, out, err = run(line, monkeypatch, capsys)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1, (out, err)
+    return err
+
+
+# ------------------------------------------------------------------------------- files of strangers
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
+    """The members of a small checkpoint: {name: bytes}."""
+    folder = tmp_path_factory.mktemp("run")
+    train.run(tiny("linear-1", steps=3, report=2, heads=1, key_size=1), folder, quiet=True)
+    with zipfile.ZipFile(folder / "checkpoint.npz") as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def member(array):
+    """An array as a member of an .npz file."""
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.asarray(array), (1, 0))
+    return out.getvalue()
+
+
+def meta_of(members):
+    return json.loads(str(np.load(io.BytesIO(members["meta.npy"]))))
+
+
+def written(path, members):
+    """An archive with correct checksums."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+DEEP = "a list in a list in a list ..."
+VALUES = [None, True, -1, 0, 7, 2 ** 63, 2 ** 128, 3 * 10 ** 7, 10 ** 400, 0.5, 1e308, float("inf"),
+          float("nan"), "", "12", "\ud800\n", "x" * 999, [], [[1]], {}, {"a": 1}, DEEP]
+ARRAYS = [np.zeros(()), np.zeros(0), np.zeros((0, 2)), np.zeros((3, 2), complex), np.full(3, "x"),
+          np.full((2, 2), np.inf), np.full((2, 2), 1e300), np.full((2, 2), np.nan),
+          np.array([[2, 1], [0, 1.0]]), np.array("[" * 99_999), np.zeros(3, bool), np.zeros((3, 2))]
+HEADERS = [b"", b"(", b"()", b"{", b"[" * 9_999, b"-" * 9_999, b"'''", b"\\", b"12L", b"1e999",
+           b"O8", b"<U99999999", b"(-1,)", b"(99999999999999999999,)", b"(0, 99999999999999999999)",
+           b"\0"]
+
+
+def mutant(members, rng):
+    """Members of which one is changed in one way."""
+    out, kind = dict(members), rng.integers(5)
+    name = str(rng.choice(list(out)))
+    if kind == 0:                                       # a value of the description
+        meta = meta_of(out)
+        here, parent = meta, {}
+        while isinstance(here, dict) and here and (here is meta or rng.random() < 0.7):
+            parent, key = here, str(rng.choice(list(here)))
+            here = here[key]
+        parent[key] = VALUES[rng.integers(len(VALUES))]
+        out["meta.npy"] = member(json.dumps(meta).replace(json.dumps(DEEP), "[" * 99_999))
+    elif kind == 1:                                     # another array
+        out[name] = member(ARRAYS[rng.integers(len(ARRAYS))])
+    elif kind == 2:                                     # the text of its header
+        old, (i, j) = out[name], np.sort(rng.integers(10, 128, 2))
+        j = i if rng.random() < 0.5 else j
+        new = old[:i] + HEADERS[rng.integers(len(HEADERS))] + old[j:]
+        length = new.index(b"\n") - 9 if b"\n" in new else 118
+        out[name] = new[:8] + length.to_bytes(2, "little") + new[10:]
+    elif kind == 3:                                     # some bytes
+        new = bytearray(out[name])
+        for at in rng.integers(len(new), size=rng.integers(1, 9)):
+            new[at] = rng.integers(256)
+        out[name] = bytes(new)
+    else:                                               # missing, or under another name
+        content = out.pop(name)
+        out |= {} if rng.random() < 0.3 else {str(rng.choice(["a", "a.npy", "../b.npy"])): content}
+    return out
+
+
+def test_checkpoints_with_valid_checksums_are_refused_or_sound(members, tmp_path, monkeypatch):
+    """Thousands of hostile ones (MESA_FUZZ): what is not refused in a sentence can be saved."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)    # it takes longer than all the rest
+    path, refused = tmp_path / "checkpoint.npz", 0
+    count = int(os.environ.get("MESA_FUZZ", "3000"))
+    for seed in range(count):
+        written(path, mutant(members, np.random.default_rng([7, seed])))
+        try:
+            state, settings = store.load_checkpoint(tmp_path, train.Settings)
+        except store.UserError as e:
+            assert "checkpoint.npz is damaged" in str(e) and len(str(e)) < 999
+            refused += 1
+            continue
+        assert type(state.step) is int and type(state.seconds) is float
+        assert {type(n) for n, _ in state.heldout} <= {int}
+        assert {type(x) for _, x in state.heldout} | {type(x) for x in state.losses} <= {float}
+        train.progress_line("", state.step, 1, out=io.StringIO())(state)
+        store.save_checkpoint(tmp_path, state, settings)
+    assert count / 2 < refused < count                  # it changes what matters, and what not
+
+
+def changed_meta(members, **changes):
+    return members | {"meta.npy": member(json.dumps(meta_of(members) | changes))}
+
+
+@pytest.mark.parametrize("what", [
+    "TokenError", "RecursionError", "OverflowError", "memory", "step", "seconds", "losses",
+    "held-out losses", "blocks"])
+def test_what_broke_the_reader_of_checkpoints_is_refused(what, members, tmp_path):
+    meta = meta_of(members)
+    hostile = {
+        "TokenError": members | {"losses.npy": b"\x93NUMPY\x01\x00\x09\x00{'descr':\n"},
+        "RecursionError": members | {"meta.npy": member("[" * 99_999)},
+        "OverflowError": changed_meta(members, rng=meta["rng"] | {"uinteger": float("inf")}),
+        "memory": changed_meta(members, settings=meta["settings"] | {"d": 3 * 10 ** 7}),
+        "step": changed_meta(members, step=float(meta["step"])),
+        "seconds": changed_meta(members, seconds="none"),
+        "losses": members | {"losses.npy": member(np.full(meta["step"], "x"))},
+        "held-out losses": members | {"heldout.npy": member(np.array([["0", "x"]]))},
+        "blocks": changed_meta(members, settings=meta["settings"] | {"kinds": ["mesa"] * 10 ** 5})}
+    written(tmp_path / "checkpoint.npz", hostile[what])
+    tracemalloc.start()
+    try:
+        with pytest.raises(store.UserError, match="damaged, or not a .* of this program"):
+            store.load_checkpoint(tmp_path, train.Settings)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+def lying_on_top(path, content, count):
+    """An archive of that many members with the same content, which it has once: the extra field of
+    each header covers those behind it."""
+    names = [b"%03d.npy" % i for i in range(count)]
+    sizes = zlib.crc32(content), len(content), len(content), 7
+    locals_ = [struct.pack("<4sHHHHHIIIHH", b"PK\3\4", 20, 0, 0, 0, 0, *sizes, 37 * (count - 1 - i))
+               + name for i, name in enumerate(names)]
+    listed = b"".join(struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", 20, 20, 0, 0, 0, 0, *sizes,
+                                  0, 0, 0, 0, 0, 37 * i) + name for i, name in enumerate(names))
+    before = b"".join(locals_) + content
+    path.write_bytes(before + listed + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count, count,
+                                                   len(listed), len(before), 0))
+    return path
+
+
+def test_members_that_lie_on_top_of_each_other_are_refused(tmp_path):
+    path = lying_on_top(tmp_path / "one.npz", member(np.arange(9)), 1)
+    assert np.array_equal(store.load_arrays(path)["000"], np.arange(9))
+    path = lying_on_top(tmp_path / "bomb.npz", member(np.zeros(10 ** 6, np.uint8)), 500)
+    tracemalloc.start()
+    try:
+        with pytest.raises(store.UserError, match="overlap|damaged"):   # newer Pythons see it, too
+            store.load_arrays(path)
+        assert tracemalloc.get_traced_memory()[1] < 20e6                # and not 500 MB
+    finally:
+        tracemalloc.stop()
+
+
+# ----------------------------------------------------------------------------- sizes beyond reason
+
+@pytest.mark.parametrize("line, says", [
+    ("--d 99999999999999999999", "d must be at most a million"),
+    (f"--heads {10 ** 17}", "heads must be at most a million"),
+    (f"--batch {10 ** 23}", "batch must be at most a million"),
+    ("--init-range 1e308", "init_range must be finite, and at most 1e100"),
+    (f"--steps {10 ** 330}", "steps must be at most 10^15"),
+    (f"--seed {10 ** 330}", "seed must be at most 10^15"),
+    ("--workers 99999999", "--workers must be at least 1 and at most 1,000"),
+    ("--kinds " + ",".join(["linear"] * 1_001), "kinds must name at least one block, and at most"),
+    ("--d 1000000", "GB of memory"), ("--heldout 1000000 --T 100000", "GB of memory"),
+    ("--kinds softmax --T 1000000", "GB of memory"), ("--batch 1000000 --d 1000", "GB of memory"),
+    ("--embed true --width 99 --mlp-width 1000000 --batch 100000", "GB of memory")])
+def test_absurd_settings_are_refused_before_anything_is_allocated(line, says, monkeypatch, capsys,
+                                                                  tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert says in refusal(f"train linear-1 {line}", monkeypatch, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seeds", ["1" + "0" * 20, "1" + "0" * 5_000, "\N{SUPERSCRIPT TWO}"])
+def test_absurd_numbers_of_seeds_are_refused(seeds, monkeypatch, capsys):
+    assert "--seeds must be a whole number" in refusal(f"figures fig1 --seeds {seeds}", monkeypatch,
+                                                       capsys)
+
+
+@pytest.mark.parametrize("changes", [
+    dict(), dict(heldout=5_000), dict(d=100), dict(T=500), dict(kinds=("softmax",) * 2, T=300),
+    dict(embed=True, width=20, mlp_width=9_999), dict(batch=2_999, T=2), dict(heads=200),
+    dict(kinds=("linear",) * 30)], ids=str)
+def test_the_memory_of_a_run_is_a_part_of_what_it_takes(changes, tmp_path, monkeypatch):
+    """What fits is never refused; and of what is taken a quarter at least is foreseen."""
+    monkeypatch.setattr(workers, "shared", np.empty)    # where it is counted
+    s = replace(train.PRESETS["linear-1"], **dict(T=20, steps=2, warmup=1, heldout=64, batch=32)
+                | changes).check()
+    tracemalloc.start()
+    try:
+        train.run(s, tmp_path, quiet=True, workers=1)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken / 4 < train.least_memory(s) < taken
+
+
+# ------------------------------------------------------------------------ asked before, not after
+
+FIG = "figures fig3b --smoke --executor serial"
+LANGUAGE = "language language --smoke --executor serial --kinds softmax --corpus"
+
+
+def test_a_missing_matplotlib_is_noticed_before_training(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install matplotlib" in refusal(FIG, monkeypatch, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", [FIG, "bench layer --json out/x.json"])
+def test_a_folder_that_cannot_be_written_to_is_noticed_before_the_work(line, monkeypatch, capsys,
+                                                                       tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("out").write_text("a file", encoding="utf-8")
+    assert "cannot write to out" in refusal(line, monkeypatch, capsys)
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def as_nobody(line):
+    """(exit code, output) of a command in a forked process without root's rights."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 99
+        with open(theirs, "w", encoding="utf-8") as out:
+            sys.stdout = sys.stderr = out
+            if os.getuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            program, *sys.argv[1:] = line.split()
+            try:
+                train.command(MAIN.get(program) or (lambda: lab.claims_in(Path(sys.argv[1]))))
+                code = 0
+            except SystemExit as e:
+                code = e.code
+            except BaseException as e:
+                print("Traceback", repr(e))
+            finally:
+                out.flush()
+                os._exit(code)
+    os.close(theirs)
+    with open(ours, encoding="utf-8") as said:
+        said = said.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+
+
+@pytest.fixture(scope="module")
+def figure(tmp_path_factory):
+    """A folder in which a figure has been made, open to all."""
+    folder, here = tmp_path_factory.mktemp("figure"), Path.cwd()
+    lab.definitions()               # reads modules that nobody may read where only root may
+    os.chdir(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", FIG.split())
+        with suppress(SystemExit):
+            train.command(MAIN["figures"])
+    os.chdir(here)
+    corpus = folder / "corpus" / "part"
+    corpus.mkdir(parents=True)
+    (corpus / "a.txt").write_text("a text", encoding="utf-8")
+    (folder / "out" / "other.json").write_text("[]", encoding="utf-8")
+    for path in [folder, *folder.rglob("*")]:
+        os.chmod(path, 0o777)
+    for above in folder.parents[:2]:
+        os.chmod(above, 0o755)
+    return folder
+
+
+@posix
+@pytest.mark.parametrize("locked, line", [
+    ("runs/linear*/checkpoint.npz", "train --resume {parent}"),
+    ("runs/linear*", "train --resume {}"), ("runs/linear*", "train linear-1 --out {}"),
+    ("runs/linear*/checkpoint.npz", FIG), ("runs/linear*", FIG), ("runs", FIG),
+    ("runs/measured*", FIG), ("runs", "figures --list"), ("out", FIG),
+    ("out/data", "figures fig3b --redraw"),
+    ("out/data/*", "figures fig3b --redraw"), ("out/other.json", "claims {}"),
+    ("corpus", LANGUAGE + " {}"), ("corpus/part", LANGUAGE + " {parent}"),
+    ("corpus/part/a.txt", LANGUAGE + " {}")])
+@pytest.mark.parametrize("mode", [0, 0o444])
+def test_what_may_not_be_read_is_called_a_matter_of_permission(locked, line, mode, figure,
+                                                               monkeypatch):
+    monkeypatch.chdir(figure)
+    [path] = Path().glob(locked)
+    if path.is_file() and mode:
+        pytest.skip("a file that can be read")
+    os.chmod(path, mode)
+    try:
+        code, said = as_nobody(line.format(path, parent=path.parent))
+    finally:
+        os.chmod(path, 0o777)
+    assert code == 2 and re.search("permission", said, re.IGNORECASE), said
+    assert "damaged" not in said and "Traceback" not in said and str(path) in said, said
+
+
+def test_a_damaged_or_missing_snapshot_is_no_dead_end(monkeypatch, capsys, tmp_path):
+    """Who does as he is told gets the figure."""
+    monkeypatch.chdir(tmp_path)
+    assert run(FIG, monkeypatch, capsys)[0] == 0
+    for spoil in (lambda path: path.write_bytes(b"nothing"), Path.unlink):
+        [measured] = tmp_path.glob("runs/measured*")
+        measured.unlink()
+        spoil(sorted(tmp_path.glob("runs/*/weights-*.npz"))[0])
+        said = refusal(FIG, monkeypatch, capsys)
+        folder = re.search("delete the folder (.*), and the same command", said)[1]
+        shutil.rmtree(folder)
+        assert run(FIG, monkeypatch, capsys)[0] == 0
+
+
+# ---------------------------------------------------------------------------------- names and text
+
+class Terminal(io.TextIOWrapper):
+    """A stdout that knows ASCII only."""
+
+    def __init__(self):
+        super().__init__(io.BytesIO(), "ascii")
+
+    @property
+    def said(self):
+        self.flush()
+        return self.buffer.getvalue().decode("ascii")
+
+
+ODD = os.fsdecode(b"a$^$b\xff|") + "\N{SUPERSCRIPT TWO}\n"
+
+
+@pytest.fixture
+def odd_corpus(tmp_path):
+    """A folder of texts whose name is neither printable nor a formula."""
+    rng, folder = np.random.default_rng(0), tmp_path / ODD
+    folder.mkdir()
+    for i in range(9):
+        lines = (" ".join(map(str, row)) for row in rng.integers(10 ** 9, size=(500, 5)))
+        (folder / f"{i}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@posix
+def test_any_name_of_a_corpus_and_any_terminal_will_do(odd_corpus, monkeypatch, tmp_path):
+    """Names that are formulas, or no text at all, R² and ± on a terminal that knows ASCII."""
+    monkeypatch.chdir(tmp_path)
+    command = [*LANGUAGE.split(), str(odd_corpus), "--seeds", "2"]
+    for more in ([], ["--prompt", ODD]):
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        with suppress(SystemExit):
+            train.command(language.main)
+        assert r"a$^$b\udcff|\xb2" in sys.stdout.said
+        assert r"\xb1" in sys.stdout.said or more
+    assert "language, a$^$b" in (tmp_path / "out" / "claims.md").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "language.png").exists()
+
+
+@posix
+@pytest.mark.parametrize("line", [
+    "train linear-1 --out {}", "train --resume {}", FIG + " --out {}",
+    "figures fig3b --redraw --out {}", LANGUAGE + " {}", "bench layer --json {}/x.json",
+    "train {}"])
+def test_names_that_are_too_long_are_refused_in_a_sentence(line, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    refusal(line.format("n" * 300), monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("name", ["json", ".x", "os", "train", " numpy", "a\nb"])
+def test_only_array_modules_are_backends(name):
+    with pytest.raises(ImportError, match="there is no array backend '"), xp.using(name):
+        pass
+    assert xp.module is np
+
+
+def test_an_empty_variable_means_numpy():
+    environment = os.environ | {"MESA_BACKEND": ""}
+    assert command_line("autodiff.py", env=environment).returncode == 0
+
+
+CLAIM = dict(figure="f", claim="c", source="s", expected="< 1", measured=1.0, spread=None,
+             seeds=[0], profile="quick", holds=True)
+
+
+@pytest.mark.parametrize("content", [
+    *("[" * 99_999, "[" + json.dumps(CLAIM).replace("1.0", "1" * 400) + "]", "[\xff]", "3"),
+    *([CLAIM | change] for change in (
+        {"measured": "x"}, {"spread": "x"}, {"seeds": 3}, {"holds": [1]}, {"holds": 1},
+        {"claim": None}, {"source": 1}, {"not judged": 3}, {"not judged": [[]]}))],
+    ids=lambda content: str(content)[:50])
+def test_foreign_json_is_left_alone(content, tmp_path):
+    content = content if isinstance(content, str) else json.dumps(content)
+    (tmp_path / "a.json").write_bytes(content.encode("latin1"))
+    assert lab.claims_in(tmp_path / "a.json") == []
+
+
+def test_what_only_looks_like_json_is_left_alone(tmp_path):
+    (tmp_path / "ours.json").write_text(json.dumps([CLAIM, {"figure": 1}]), encoding="utf-8")
+    assert lab.claims_in(tmp_path / "ours.json") == [CLAIM]
+    (tmp_path / "folder.json").mkdir()
+    assert lab.claims_in(tmp_path / "folder.json") == []
+    if os.name == "posix":
+        os.mkfifo(tmp_path / "pipe.json")
+        (tmp_path / "link.json").symlink_to("nowhere")
+        assert lab.claims_in(tmp_path / "pipe.json") == lab.claims_in(tmp_path / "link.json") == []
+
+
+@posix
+@pytest.mark.parametrize("name, line", [
+    ("runs", FIG), ("runs", "train linear-1"), ("runs", "train --resume runs/linear-1"),
+    ("out", FIG), ("c", LANGUAGE + " c")])
+def test_a_link_to_itself_is_refused_in_a_sentence(name, line, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path(name).symlink_to(name)
+    assert re.search("symbolic links|not a folder", refusal(line, monkeypatch, capsys))
+
+
+@posix
+@pytest.mark.parametrize("line", [FIG, "train linear-1", LANGUAGE + " c"])
+def test_a_working_folder_that_is_gone_is_named(line, monkeypatch, capsys, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "No such file or directory" in refusal(line, monkeypatch, capsys)
+    os.chdir(tmp_path)
+
+
+def test_python_without_docstrings_lists_the_figures():
+    run = command_line("-OO", "emergence.py", "--list")
+    assert run.returncode == 0 and "limits" in run.stdout
+
+
+# ------------------------------------------------------------------------------ what a kill leaves
+
+@posix
+def test_files_of_killed_processes_are_swept_and_of_living_ones_kept(tmp_path):
+    """A process is killed while it writes; the next one that writes the file sweeps."""
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(HERE)!r})
+import store
+store.write_whole("run/checkpoint.npz", lambda f: os.kill(os.getpid(), signal.SIGKILL))"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    folder = tmp_path / "run"
+    [dead] = folder.iterdir()
+    [pid] = re.findall(r"\.(\d+)\.tmp$", dead.name)
+    kept = [dead.with_name(dead.name.replace(f".{pid}.", f".{os.getppid()}.")),   # lives
+            folder / f"checkpoint.npz.elsewhere.{pid}.tmp", folder / "notes.tmp"]
+    for path in kept:
+        path.touch()
+    train.run(tiny("linear-1", steps=3), folder, quiet=True)
+    assert sorted(folder.glob("*.tmp")) == sorted(kept)
+
+
+def test_metrics_are_rebuilt_on_resume(tmp_path):
+    s = tiny("linear-1", steps=3)
+    train.run(s, tmp_path, quiet=True)
+    whole = (tmp_path / "metrics.csv").read_bytes()
+    for spoil in (lambda path: path.write_bytes(whole[:40]), Path.unlink):
+        spoil(tmp_path / "metrics.csv")
+        train.run(s, tmp_path, quiet=True)
+        assert (tmp_path / "metrics.csv").read_bytes() == whole
+
+
+# ----------------------------------------------------------------------------------------- corpora
+
+def test_texts_without_end_are_bounded(monkeypatch, tmp_path):
+    """A gzipped file of a few kilobytes, a folder of files that are each small enough."""
+    monkeypatch.setattr(text, "MOST", 1 << 22)
+    bomb, folder = tmp_path / "bomb.txt.gz", tmp_path / "folder"
+    bomb.write_bytes(gzip.compress(b"to be or not\n" * (1 << 22)))
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.txt").write_bytes(b"to be or not to be\n" * 50_000)
+    for path in (bomb, folder):
+        tracemalloc.start()
+        try:
+            with pytest.raises(store.UserError, match="more than 4 MiB"):
+                text.documents_in(path)
+            assert tracemalloc.get_traced_memory()[1] < 30e6
+        finally:
+            tracemalloc.stop()
+    (folder / "0.txt").unlink()
+    assert len(text.documents_in(folder)) == 4 * 58
+
+
+@posix
+def test_pipes_and_devices_are_no_corpus(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "pipe.txt", tmp_path, "/dev/zero"):
+        with pytest.raises(store.UserError, match="not a regular file"):
+            text.documents_in(path)
+
+
+def test_links_that_lead_nowhere_are_no_documents(tmp_path):
+    (tmp_path / "a.txt").write_text("a text", encoding="utf-8")
+    (tmp_path / "b.txt").symlink_to("nowhere.txt")
+    assert [name for name, _ in text.documents_in(tmp_path)] == ["a.txt 0"]
