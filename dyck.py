@@ -121,7 +121,7 @@ def grouped(strings):
 
 SPLITS = {"in distribution": "in distribution", "seen": "seen structures",
           "unseen": "unseen structures", "seen, matched": "seen, equal lengths",
-          "unseen, matched": "unseen, equal lengths", "deep": "depth 12 to 16"}
+          "unseen, matched": "unseen, equal lengths", "deep": "deeper strings"}
 
 
 @lru_cache

@@ -25,16 +25,19 @@ Nothing is chosen on strings that are not like those of the training: ranks, num
 and lengths of training stand in this file.
 """
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import autodiff as ad                                   # before NumPy: it sets BLAS's threads
 from autodiff import to_backend
 
 import numpy as np
 
+import completion
 import dyck
 import lab
 import mesa
 import proxies
+import shifts
 import train
 from lab import Figure, end_labels, mean_line
 
@@ -88,7 +91,7 @@ TRAINING = {"full": dict(strings=200_000, steps=10_000, report=500, heldout=1_00
 SHOWN_AT = (0, .01, .02, .03, .04, .06, .08, .1, .13, .17, .22, .3, .4, .5, .6, .7, .8, .9, 1)
 
 
-def settings_of(name, profile):
+def dyck_settings(name, profile):
     """The Settings of the run "dyck"."""
     s = replace(Settings(tokens="raw", kinds=("softmax",) * 2, heads=1, key_size=32, width=32,
                          embed=True, layer_norm=True, mlp_width=128, init_std=0.12, batch=1,
@@ -415,14 +418,42 @@ def draw_deep(ax, found):
     ax.legend(fontsize=7, frameon=False, loc="lower left")
 
 
-FIGURES = {"dyck": Figure([(course, "dyck"), (attention, "dyck")], dyck_claims, draw_dyck),
-           "proxies": Figure([(fidelity, "dyck"), (known, "dyck")], proxies_claims, draw_proxies)}
+def declare(path=""):
+    """The figures, with the code at a path ("": the embedded corpus)."""
+    name = f"code {path}".strip()
+
+    def code_claims(*found):
+        return completion.code_claims(name, *found)
+    return {"dyck": Figure([(course, "dyck"), (attention, "dyck")], dyck_claims, draw_dyck),
+            "proxies": Figure([(fidelity, "dyck"), (known, "dyck")], proxies_claims, draw_proxies),
+            "code": Figure([(completion.forming, name), (completion.similar, name)], code_claims,
+                           completion.draw_code),
+            "own": Figure([(shifts.own,), (shifts.wide, shifts.WIDE)], shifts.own_claims,
+                          shifts.draw_own)}
+
+
+def settings_of(name, profile):
+    """The settings of a run of any of the figures."""
+    study = {"dyck": dyck_settings, "code": completion.settings_of,
+             "linear-6,": shifts.settings_of}[name.split(" ")[0]]
+    return study(name, profile)
+
+
+def sizes():
+    """Sizes of the measurements of all figures, for each profile."""
+    models = {"models": shifts.models()}
+    return {profile: size | completion.SIZE[profile] | shifts.SIZE[profile] | models
+            for profile, size in SIZE.items()}
 
 
 def main():
-    parser = lab.parser_for("illusions.py", list(FIGURES), list(FIGURES))
+    names = list(declare())
+    parser = lab.parser_for("illusions.py", names, names)
+    parser.add_argument("--code", metavar="PATH", help="code of your own for the figure code: a "
+                        "folder, or a .zip such as a JDK's src.zip")
     args = parser.parse_args()
-    lab.reproduce(args, FIGURES, list(FIGURES), settings_of, SIZE)
+    path = "" if args.code is None else str(Path(args.code).resolve())
+    lab.reproduce(args, declare(path), names, settings_of, sizes())
 
 
 if __name__ == "__main__":

@@ -151,11 +151,12 @@ def models():
 
 
 def own(size, seed):
-    """`judged` for every model in results/weights, and for linear-6 without its clamp."""
+    """`judged` for every model in results/weights; for one with a clamp also with that of WIDE."""
     out = {}
     for name in size["models"]:
         params, s = store.load_model(WEIGHTS / f"{name}.npz", train.Settings)
-        variants = {name: s} | ({f"{name}, clamp off": replace(s, clamp=0.0)} if s.clamp else {})
+        variants = {name: s} | ({f"{name}, clamp {s.clamp:g} → 6": replace(s, clamp=6.0)}
+                                if s.clamp else {})
         for variant, changed in variants.items():
             found = judged(params, changed, size, seed)
             out |= {f"{variant} {key}": value for key, value in found.items()}
@@ -167,7 +168,7 @@ def wide(size, seed, run):
     return {f"{WIDE} {key}": v for key, v in judged(run.params, run.settings, size, seed).items()}
 
 
-WIDE, TRAINING = "linear-6, clamp 6", {
+WIDE, TRAINING = "linear-6, trained with clamp 6", {
     "full": {}, "quick": dict(steps=2_000, batch=128, lr=1e-3),
     "smoke": dict(steps=6, warmup=2, batch=4, d=3, T=8, report=3, heldout=20)}
 
@@ -214,7 +215,7 @@ def own_claims(lab, found, others):
             rows.append(("own", f"{model}, {proxy}: the smallest R² under {len(says) - 1} shifts "
                          f"({count})", "beyond the paper", "> 0.95", r2[:, 1:].min(axis=1), *runs))
     shift = list(SHIFTS).index("range × 2")
-    for model in ("linear-6", "linear-6, clamp off", WIDE):
+    for model in ("linear-6", "linear-6, clamp 1.5 → 6", WIDE):
         rows.append(("own", f"{model}: loss over that of its nearest steps, range × 2 (an "
                      "overestimate, and how much of it is the clamp's)", "trial", "> 1.05",
                      [f[f"{model} loss"][shift, 0] / f[f"{model} loss"][shift, 1] for f in found],
