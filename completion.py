@@ -225,7 +225,7 @@ def kinds_of(window):
         first, end = word.span()
         if word[0] in KEYWORDS:
             out[first:end] = KINDS.index("keyword")
-        elif word[0] in before:
+        else:
             for i in range(first + 1, end):
                 if [w for w in before if w.startswith(letters[first:i])] == [word[0]]:
                     out[i:end] = KINDS.index("repeated")

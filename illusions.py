@@ -101,7 +101,7 @@ def dyck_settings(name, profile):
 
 # ----------------------------------------------------------------------------------- measurements
 
-RANKS, CLUSTERS = (2, 4, 6, 8, 16), (16, 64, 128)
+RANKS, CLUSTERS = (2, 3, 4, 6, 8, 16), (16, 64, 128)
 PROXIES = (*(f"rank {r}" for r in RANKS), *(f"{n} clusters" for n in CLUSTERS), "one-hot")
 FULL = dict(judge=1_000, fit=1_000, points=600)
 SIZE = {"full": FULL, "quick": FULL, "smoke": dict(judge=20, fit=30, points=20)}
@@ -378,32 +378,29 @@ def draw_errors(ax, maps):
 def draw_proxies(lab, trained, written):
     """Proxies on each split: a trained model, and one whose algorithm is known (figures 3, 4)."""
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(2, 3, figsize=(11, 5.6), width_ratios=(1, 1, 1.15))
+    fig, axes = plt.subplots(2, 3, figsize=(11, 5.8), width_ratios=(1.1, 0.9, 1.1))
     for row, found, who in zip(axes, (trained, written), ("trained", "written by hand")):
         draw_same(row[0], found, range(len(RANKS)), RANKS, f"3  {who}: singular directions", "rank")
         at = range(len(RANKS), len(RANKS) + len(CLUSTERS))
-        draw_same(row[1], found, at, CLUSTERS, "3  k-means", "clusters")
-        draw_deep(row[2], found)
+        draw_same(row[1], found, at, CLUSTERS, f"3  {who}: k-means", "clusters")
+        draw_deep(row[2], found, f"3, 4  {who}: accuracy")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6,
+               frameon=False, fontsize=8.5)
     return fig
 
 
 def draw_same(ax, found, at, x, title, xlabel):
-    """Share of predictions like the model's over the size of the proxy."""
-    ends, ax_names = [], ("in distribution", "seen", "unseen", "seen, equal length",
-                          "unseen, equal length", "12 to 16 deep")
+    """Share of predictions like the model's over the size of the proxy, for each split."""
     ax.set_xscale("log")
-    for split, (colour, text) in enumerate(zip(COLOUR, ax_names)):
-        mean = mean_line(ax, x, values(found, "same")[:, list(at), split, ALL], color=colour,
-                         ls="--" if split in (SEEN_SAME, UNSEEN_SAME) else "-", lw=1.4,
-                         marker="o", ms=3)
-        ends.append((mean[0], text, colour))
-    ax.set(title=title, xlabel=xlabel, ylabel="like the model's", ylim=(None, 1.02))
+    for split, (colour, text) in enumerate(zip(COLOUR, dyck.SPLITS.values())):
+        mean_line(ax, x, values(found, "same")[:, list(at), split, ALL], color=colour, label=text,
+                  ls="--" if split in (SEEN_SAME, UNSEEN_SAME) else "-", lw=1.4, marker="o", ms=3)
+    ax.set(title=title, xlabel=xlabel, ylabel="predictions like the model's")
     ax.set_xticks(x, x)
     ax.minorticks_off()
-    end_labels(ax, [(0.98 - 0.1 * i, text, c) for i, (_, text, c) in enumerate(ends)], 7)
 
 
-def draw_deep(ax, found):
+def draw_deep(ax, found, title):
     """Accuracy of the model and its proxies, in distribution and beyond training's depth."""
     names = ("model", *PROXIES)
     for split, place, colour, text in ((IN, ALL, BLACK, "in distribution"),
@@ -414,7 +411,7 @@ def draw_deep(ax, found):
         ax.axvline(accuracy[:, 0].mean(), color=colour, lw=0.8, ls=":")
     ax.set_yticks(range(len(names)), names, fontsize=7.5)
     ax.invert_yaxis()
-    ax.set(title="3, 4  accuracy", xlim=(0, 1.03))
+    ax.set(title=title, xlim=(0, 1.03))
     ax.legend(fontsize=7, frameon=False, loc="lower left")
 
 

@@ -233,34 +233,36 @@ def draw_own(lab, found, others):
     """The first paper's own proxies under shifts of the data: R² and losses."""
     import matplotlib.pyplot as plt
     rows = rows_of(joined(found, others))
-    fig, ax = plt.subplots(figsize=(11, 1.3 + 0.36 * len(rows)))
+    fig, ax = plt.subplots(figsize=(10.5, 1.2 + 0.42 * len(rows)))
     for i, (model, proxy, r2, of_proxy, of_model, says) in enumerate(rows):
         for j in range(len(SHIFTS)):
-            ax.add_patch(plt.Rectangle((j, i), 0.96, 0.92, color=SHADE[says[j]], lw=0))
-            shown = f"{r2[j]:.2f}" if r2[j] > -1 else "< −1"
-            ax.text(j + 0.05, i + 0.47, shown, va="center", fontsize=9, weight="bold")
-            ax.text(j + 0.93, i + 0.47, f"{short(of_proxy[j])} : {short(of_model[j])}", va="center",
-                    ha="right", fontsize=7)
-        first = i == 0 or rows[i - 1][0] != model
-        ax.text(-2.85, i + 0.47, model if first else "", va="center", fontsize=8.5, weight="bold")
-        ax.text(-0.06, i + 0.47, proxy, va="center", ha="right", fontsize=8)
-        if first and i:
-            ax.axhline(i - 0.04, color="0.3", lw=0.8, xmin=0)
+            ax.add_patch(plt.Rectangle((j, i), 0.96, 0.94, color=SHADE[says[j]], lw=0))
+            ax.text(j + 0.48, i + 0.3, f"{r2[j]:.2f}" if r2[j] > -1 else "below −1", va="center",
+                    ha="center", fontsize=9, weight="bold")
+            ax.text(j + 0.48, i + 0.72, f"{short(of_proxy[j])} : {short(of_model[j])}", ha="center",
+                    va="center", fontsize=7)
+        if i == 0 or rows[i - 1][0] != model:
+            ax.text(-3.6, i + 0.47, model.replace(", ", ",\n", 1), va="center", fontsize=8.5,
+                    weight="bold")
+            ax.axhline(i - 0.03, color="0.3", lw=0.8)
+        ax.text(-0.06, i + 0.47, proxy, va="center", ha="right", fontsize=8.5)
     for j, name in enumerate(SHIFTS):
-        ax.text(j + 0.48, -0.15, name, ha="center", fontsize=8.5)
+        ax.text(j + 0.48, -0.3, name, ha="center", fontsize=8.5)
     for j, (name, colour) in enumerate(SHADE.items()):
-        ax.text(2.2 * j, len(rows) + 0.6, f"  {name}  ", va="center", fontsize=8.5,
+        ax.text(1.5 * j, len(rows) + 0.6, f"  {name}  ", va="center", fontsize=8.5,
                 bbox=dict(fc=colour, ec="none", pad=2))
-    ax.text(len(SHIFTS), -0.75, "R² of the proxy on the model, and losses, proxy : model",
-            ha="right", fontsize=8.5)
-    ax.set(xlim=(-2.9, len(SHIFTS)), ylim=(len(rows) + 1, -1))
+    ax.text(-3.6, len(rows) + 0.6, "R² of the proxy on the model,\nand losses, proxy : model",
+            va="center", fontsize=8.5)
+    ax.set(xlim=(-3.6, len(SHIFTS)), ylim=(len(rows) + 1, -1))
     ax.axis("off")
     return fig
 
 
 def short(loss):
     """A loss in few letters."""
-    return f"{loss:.2g}" if loss < 1_000 else "> 10³" if np.isfinite(loss) else "∞"
+    if not loss < 1_000:
+        return "> 1,000"
+    return f"{loss:.0f}" if loss >= 10 else f"{loss:.2g}"
 
 
 def main():
