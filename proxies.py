@@ -13,6 +13,7 @@ Illusions in the Generalization of Simplified Models", arXiv 2312.03656).
 
 Run it: `python proxies.py` simplifies one random layer.
 """
+import warnings
 from dataclasses import replace
 
 import mesa                                             # before NumPy: it sets BLAS's threads
@@ -58,7 +59,9 @@ def low_rank(directions, rank, heads=None):
 
 def clusters(rows, n, rng):
     """Centres of n clusters of a head's rows [heads, N, Dk], by k-means: heads x [n, Dk]."""
-    return [kmeans2(head.astype(float), n, iter=20, minit="++", seed=rng)[0] for head in rows]
+    with warnings.catch_warnings():                     # of clusters that stay empty, as where there
+        warnings.simplefilter("ignore")                 # are fewer different rows: they do no harm
+        return [kmeans2(head.astype(float), n, iter=20, minit="++", seed=rng)[0] for head in rows]
 
 
 def clustered(q_centres, k_centres):
