@@ -44,14 +44,18 @@ from lab import Figure, end_labels, mean_line
 # --------------------------------------------------------------------------------------- the runs
 
 
+TOKENS = 32                             # in an example
+
+
 @dataclass(frozen=True)
 class Settings(train.Settings):
-    """A run on Dyck-(types, m); what is predicted is the next token.  A step is one batch of about
-    `per_step` tokens, strings of one length, so that nothing is padded."""
+    """A run on Dyck-(types, m); what is predicted is the next token.
+
+    An example is TOKENS tokens: each piece of a batch (workers.py) is made of strings of one
+    length, so that nothing is padded."""
     strings: int = 50_000               # in the training set
     types: int = 20
     m: int = 10
-    per_step: int = 4_096
 
     @property
     def config(self):
@@ -62,9 +66,9 @@ class Settings(train.Settings):
         groups = dyck.training(self.strings, self.types, self.m)
         ends = np.cumsum([group.size for group in groups])
 
-        def sample(rng, n):                             # one example: a whole batch
+        def sample(rng, n):
             group = groups[np.searchsorted(ends, rng.integers(ends[-1]), side="right")]
-            rows = group[rng.integers(len(group), size=max(1, self.per_step // group.shape[1]))]
+            rows = group[rng.integers(len(group), size=max(1, n * TOKENS // group.shape[1]))]
             return (to_backend(dyck.tokens(rows[:, :-1], self.types)),
                     to_backend(rows[:, 1:].astype(np.int64)))
         return lambda params, x, y: ad.cross_entropy(mesa.transformer(params, x, self.config),
@@ -84,9 +88,9 @@ class Settings(train.Settings):
         return loss
 
 
-TRAINING = {"full": dict(strings=200_000, steps=10_000, report=500, heldout=1_000),
-            "quick": dict(strings=50_000, steps=4_000, report=200, heldout=500),
-            "smoke": dict(strings=200, types=3, m=3, per_step=256, steps=6, warmup=2, report=3,
+TRAINING = {"full": dict(strings=200_000, steps=20_000, report=1_000, heldout=1_000),
+            "quick": dict(strings=50_000, steps=8_000, report=400, heldout=500),
+            "smoke": dict(strings=200, types=3, m=3, batch=16, steps=6, warmup=2, report=3,
                           heldout=20)}
 SHOWN_AT = (0, .01, .02, .03, .04, .06, .08, .1, .13, .17, .22, .3, .4, .5, .6, .7, .8, .9, 1)
 
@@ -94,8 +98,8 @@ SHOWN_AT = (0, .01, .02, .03, .04, .06, .08, .1, .13, .17, .22, .3, .4, .5, .6, 
 def dyck_settings(name, profile):
     """The Settings of the run "dyck"."""
     s = replace(Settings(tokens="raw", kinds=("softmax",) * 2, heads=1, key_size=32, width=32,
-                         embed=True, layer_norm=True, mlp_width=128, init_std=0.12, batch=1,
-                         lr=3e-3, lr_end=1e-4, warmup=100, weight_decay=0.0), **TRAINING[profile])
+                         embed=True, layer_norm=True, mlp_width=128, init_std=0.12, batch=64,
+                         lr=6e-3, lr_end=2e-4, warmup=100, weight_decay=0.0), **TRAINING[profile])
     return replace(s, snapshots=tuple(sorted({round(share * s.steps) for share in SHOWN_AT})))
 
 

@@ -59,8 +59,8 @@ def low_rank(directions, rank, heads=None):
 
 def clusters(rows, n, rng):
     """Centres of n clusters of a head's rows [heads, N, Dk], by k-means: heads x [n, Dk]."""
-    with warnings.catch_warnings():                     # of clusters that stay empty, as where there
-        warnings.simplefilter("ignore")                 # are fewer different rows: they do no harm
+    with warnings.catch_warnings():                     # clusters stay empty where there are fewer
+        warnings.simplefilter("ignore")                 # different rows; they do no harm
         return [kmeans2(head.astype(float), n, iter=20, minit="++", seed=rng)[0] for head in rows]
 
 

@@ -116,10 +116,10 @@ def test_attended_finds_the_bracket_to_be_closed(rng):
 def test_a_batch_has_strings_of_one_length_and_the_next_tokens():
     s = illusions.settings_of("dyck", "smoke")
     loss, sample = s.objective()
-    x, y = sample(np.random.default_rng(1), 1)
+    x, y = sample(np.random.default_rng(1), 16)
     assert (x[:, 1:, 0] == y[:, :-1]).all() and (x[:, 0, 0] == dyck.START).all()
     assert (y[:, -1] == dyck.END).all() and x.shape[:2] == y.shape
-    assert abs(x.shape[0] * (x.shape[1] + 1) - s.per_step) <= x.shape[1] + 1
+    assert abs(x.shape[0] * (x.shape[1] + 1) - 16 * illusions.TOKENS) <= x.shape[1] + 1
     assert (x[..., 1] == 2 + 2 * s.types + np.arange(x.shape[1])).all()
     params = train.start(s).params
     assert np.isfinite(loss(params, x, y)) and s.judge()(params) == pytest.approx(
