@@ -102,15 +102,24 @@ def test_the_transformer_written_by_hand_closes_every_bracket(types, m, rng):
     assert wrong(params | {"embed": no_places}, m) > 0
 
 
-def test_attended_finds_the_bracket_to_be_closed(rng):
+def test_attended_finds_the_bracket_to_be_closed(rng, monkeypatch):
     types, m = 3, 4
     params, config = dyck.solver(types, m)
     groups = [dyck.typed(rng, steps, types) for steps in dyck.structures(rng, 40, m + 3).values()]
-    depth, there, right = illusions.attended(params, config, groups, types)
-    assert right.all() and (depth == there).all() and depth.max() > m
-    assert len(right) == len(dyck.closing_facts(groups, types)[0])
+    depth, there, right, below = illusions.attended(params, config, groups, types)
+    assert right.all() and (depth == there).all() and depth.max() > m and not below.any()
+    distance = dyck.closing_facts(groups, types)[2]
+    assert len(right) == (distance > 1).sum() < len(distance)
     backwards = params | {"blocks.1.wq": -params["blocks.1.wq"]}
     assert illusions.attended(backwards, config, groups, types)[2].mean() < 0.5
+    # ()(()) in front of the last bracket: START and the first ) leave nothing open, as is needed
+    string = np.array([[dyck.START, 2, 5, 2, 2, 5, 5, dyck.END]])
+    for place, expected in ((0, True), (1, False), (2, True), (3, False), (5, False)):
+        A = np.zeros((1, 1, 7, 7))
+        A[..., place] = 1
+        monkeypatch.setattr(mesa, "activations", lambda *a, A=A: {"blocks.1.map": A})
+        [[_, _, right, below]] = illusions.attended(params, config, [string], types).T
+        assert below == expected and right == (place == 3)
 
 
 def test_a_batch_has_strings_of_one_length_and_the_next_tokens():
