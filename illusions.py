@@ -428,7 +428,7 @@ def draw_deep(ax, found, title):
     ax.set_yticks(range(len(names)), names, fontsize=7.5)
     ax.invert_yaxis()
     ax.set(title=title, xlim=(0, 1.03))
-    ax.legend(fontsize=7, frameon=False, loc="lower left")
+    ax.legend(fontsize=7, frameon=False, loc="center left")
 
 
 def declare(path=""):
