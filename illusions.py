@@ -1,0 +1,473 @@
+"""Interpretability illusions: does a simplified model generalise as its original does?
+
+    python illusions.py                     all figures, quick, one seed: under 15 minutes on two
+                                            cores
+    python illusions.py dyck --full --seeds 3
+    python illusions.py code --code PATH    code of your own: a folder or .zip with .java, .py, .js,
+                                            .php, .go, .c ...; the first of these that is there
+                                            trains
+
+After Friedman et al., "Interpretability Illusions in the Generalization of Simplified Models"
+(arXiv 2312.03656).  A proxy (proxies.py) explains a model by keeping little of it: a few singular
+directions of keys and queries, a few clusters of them, the largest entry of an attention map.  It
+looks faithful on data like those of the training.  An *illusion* is a proxy that does not do
+elsewhere what its model does: it may generalise worse than the model, or better.
+
+    figure    of what                                                             where
+    dyck      how a two-layer Transformer generalises on Dyck-(20, 10), how it    here
+              attends (the paper's figures 1, 2, 5)
+    proxies   its proxies, and those of a Transformer whose algorithm is known    here
+              exactly (figures 3, 4)
+    code      the same question for code completion (figure 6)                    completion.py
+    own       are the first paper's own simplifications illusions?                shifts.py
+
+Nothing is chosen on strings that are not like those of the training: ranks, numbers of clusters
+and lengths of training stand in this file.
+"""
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import autodiff as ad                                   # before NumPy: it sets BLAS's threads
+from autodiff import to_backend
+
+import numpy as np
+
+import completion
+import dyck
+import lab
+import mesa
+import proxies
+import shifts
+import train
+from lab import Figure, end_labels, mean_line
+
+# --------------------------------------------------------------------------------------- the runs
+
+
+TOKENS = 32                             # in an example
+
+
+@dataclass(frozen=True)
+class Settings(train.Settings):
+    """A run on Dyck-(types, m); what is predicted is the next token.
+
+    An example is TOKENS tokens: each piece of a batch (workers.py) is made of strings of one
+    length, so that nothing is padded."""
+    strings: int = 50_000               # in the training set
+    types: int = 20
+    m: int = 10
+
+    @property
+    def config(self):
+        brackets = 2 + 2 * self.types
+        return replace(super().config, d_in=brackets + dyck.LONGEST + 1, d_out=brackets)
+
+    def objective(self):
+        groups = dyck.training(self.strings, self.types, self.m)
+        ends = np.cumsum([group.size for group in groups])
+
+        def sample(rng, n):
+            group = groups[np.searchsorted(ends, rng.integers(ends[-1]), side="right")]
+            rows = group[rng.integers(len(group), size=max(1, n * TOKENS // group.shape[1]))]
+            return (to_backend(dyck.tokens(rows[:, :-1], self.types)),
+                    to_backend(rows[:, 1:].astype(np.int64)))
+        return lambda params, x, y: ad.cross_entropy(mesa.transformer(params, x, self.config),
+                                                     y), sample
+
+    def judge(self):
+        """params -> cross-entropy in nats a token, on `heldout` new strings."""
+        rng = np.random.default_rng(400)
+        groups = [dyck.typed(rng, steps, self.types)
+                  for steps in dyck.structures(rng, self.heldout, self.m).values()]
+        sizes = np.array([s[:, 1:].size for s in groups])
+
+        def loss(params):
+            nats = [float(ad.cross_entropy(dyck.logits_of(params, self.config, s, self.types),
+                                           s[:, 1:].astype(np.int64))) for s in groups]
+            return float(nats @ sizes / sizes.sum())
+        return loss
+
+
+TRAINING = {"full": dict(strings=200_000, steps=20_000, report=1_000, heldout=1_000),
+            "quick": dict(strings=50_000, steps=8_000, report=400, heldout=500),
+            "smoke": dict(strings=200, types=3, m=3, batch=16, steps=6, warmup=2, report=3,
+                          heldout=20)}
+SHOWN_AT = (0, .01, .02, .03, .04, .06, .08, .1, .13, .17, .22, .3, .4, .5, .6, .7, .8, .9, 1)
+
+
+def dyck_settings(name, profile):
+    """The Settings of the run "dyck"."""
+    s = replace(Settings(tokens="raw", kinds=("softmax",) * 2, heads=1, key_size=32, width=32,
+                         embed=True, layer_norm=True, mlp_width=128, init_std=0.12, batch=64,
+                         lr=6e-3, lr_end=2e-4, warmup=100, weight_decay=0.0), **TRAINING[profile])
+    return replace(s, snapshots=tuple(sorted({round(share * s.steps) for share in SHOWN_AT})))
+
+
+# ----------------------------------------------------------------------------------- measurements
+
+RANKS, CLUSTERS = (2, 3, 4, 6, 8, 16), (16, 64, 128)
+PROXIES = (*(f"rank {r}" for r in RANKS), *(f"{n} clusters" for n in CLUSTERS), "one-hot")
+FULL = dict(judge=1_000, fit=1_000, points=600)
+SIZE = {"full": FULL, "quick": FULL, "smoke": dict(judge=20, fit=30, points=20)}
+PLACES = ("all", "far", "deep")
+
+
+def places(groups, s):
+    """(types, {name: which of the closing brackets of a set are meant}): all, those 10 or more
+    tokens from where they were opened, those deeper than training's deepest."""
+    types, depth, distance = dyck.closing_facts(groups, s.types)
+    return types, {"all": depth > 0, "far": distance >= 10, "deep": depth > s.m}
+
+
+def share(hits, of):
+    """The share of hits among those that are meant; NaN if there are none."""
+    return hits[of].mean() if of.any() else np.nan
+
+
+def course(size, seed, run):
+    """Accuracy over training, for each split and place: [snapshots, splits, places]."""
+    s, rows = run.settings, []
+    splits = dyck.splits(s.strings, s.types, s.m, size["judge"]).values()
+    for step in s.snapshots:
+        params, row = run.weights_at(step), []
+        for groups in splits:
+            types, where = places(groups, s)
+            right = dyck.closings_of(params, s.config, groups, s.types) == types
+            row.append([share(right, of) for of in where.values()])
+        rows.append(row)
+    return {"steps": s.snapshots, "accuracy": rows,
+            "tokens": [np.mean([len(x) for group in groups for x in group]) for groups in splits]}
+
+
+def proxies_of(params, config, s, n, seed):
+    """All proxies of block 2 of a model, fitted to n training strings: {name: Config}; and the
+    singular directions."""
+    rng, groups = np.random.default_rng([403, seed]), dyck.training(s.strings, s.types, s.m)
+    sizes = np.array([len(group) for group in groups])
+    found = []
+    for group, count in zip(groups, rng.multinomial(n, sizes / sizes.sum())):
+        if count:
+            x = dyck.tokens(group[rng.integers(len(group), size=count), :-1], s.types)
+            found.append(proxies.queries_and_keys(params, config, 1, x))
+    q, k = (np.concatenate(rows, axis=1) for rows in zip(*found))
+    U = proxies.singular_directions(q, k)
+    kinds = [proxies.low_rank(U, r) for r in RANKS]
+    kinds += [proxies.clustered(*(proxies.clusters(rows, min(n, len(rows[0])), rng)
+                                  for rows in (q, k))) for n in CLUSTERS]
+    kinds.append(proxies.one_hot)
+    return {name: proxies.simplified(config, (1, kind)) for name, kind in zip(PROXIES, kinds)}, U
+
+
+def compared(params, config, s, size, seed):
+    """A model and its proxies on all splits and places: accuracy [1 + proxies, splits, places], the
+    model first, and share of predictions like the model's [proxies, splits, places]."""
+    configs, _ = proxies_of(params, config, s, size["fit"], seed)
+    accuracy, same = [], []
+    for groups in dyck.splits(s.strings, s.types, s.m, size["judge"]).values():
+        types, where = places(groups, s)
+        answers = [dyck.closings_of(params, c, groups, s.types)
+                   for c in (config, *configs.values())]
+        accuracy.append([[share(a == types, of) for of in where.values()] for a in answers])
+        same.append([[share(a == answers[0], of) for of in where.values()] for a in answers[1:]])
+    return {"accuracy": np.swapaxes(accuracy, 0, 1), "same": np.swapaxes(same, 0, 1)}
+
+
+def fidelity(size, seed, run):
+    """`compared` for a trained model."""
+    return compared(run.params, run.settings.config, run.settings, size, seed)
+
+
+def known(size, seed, run):
+    """`compared` for the Transformer written by hand, for a run's language and strings."""
+    params, config = dyck.solver(run.settings.types, run.settings.m)
+    return compared(params, config, run.settings, size, seed)
+
+
+def attended(params, config, groups, types):
+    """Of the queries in front of closing brackets: their depth, the depth of what they attend to
+    most, whether that is the bracket to be closed, and whether it is, instead, a token with which
+    the rest of the stack stands alone, before that bracket was opened.  [4, N]
+
+    The latter will do as well: block 1 can count which types are open, and what is open at the
+    query and was not there is the answer.  Where the bracket to be closed is the query's own token,
+    nothing has to be looked for, and models do not: these queries are left out."""
+    found = []
+    for strings in groups:
+        depth, opener, closing = dyck.facts(strings, types)
+        for i in range(0, len(strings), 32):
+            x = dyck.tokens(strings[i:i + 32, :-1], types)
+            A = mesa.activations(params, x, config, ["blocks.1.map"])["blocks.1.map"][:, 0]
+            most, target = A.argmax(axis=-1), opener[i:i + 32, 1:]          # [32, L + 1]
+            for b, t in np.argwhere(closing[i:i + 32, 1:]):
+                at, top, d = most[b, t], target[b, t], depth[i + b]
+                if top < t:
+                    below = at < top and d[at] == d[at:top].min() == d[t] - 1
+                    found.append((d[t], d[at], at == top, below))
+    return np.array(found, int).reshape(-1, 4).T
+
+
+def attention(size, seed, run):
+    """What block 2 attends to, of itself and with rank 8: shares of `right` targets and of those
+    `below` in distribution; for strings deeper than training's, over the depth of the query, how
+    many there are, how many attend to neither, and how many of these within two levels.  `points`:
+    queries in front of closing brackets and keys of opening ones on the first four singular
+    directions, and their depths, in distribution."""
+    s, params = run.settings, run.params
+    splits = dyck.splits(s.strings, s.types, s.m, size["judge"])
+    configs, U = proxies_of(params, s.config, s, size["fit"], seed)
+    _, _, right, below = attended(params, s.config, splits["in distribution"], s.types)
+    out = {"right": right.mean(), "below": below.mean()}
+    for name, config in (("model", s.config), ("rank 8", configs["rank 8"])):
+        depth, there, right, below = attended(params, config, splits["deep"], s.types)
+        wrong, levels = (right == 0) & (below == 0), np.arange(1, s.m + 7)
+        out[name] = [[((depth == d) & of).sum() for d in levels]
+                     for of in (depth > 0, wrong, wrong & (np.abs(there - depth) <= 2))]
+    return out | points(params, s, U, splits["in distribution"], size["points"])
+
+
+def points(params, s, U, groups, n):
+    """{"queries", "keys"}: [n, 5], coordinates on four singular directions and depth, of queries in
+    front of closing brackets and of keys of opening ones (the depth inside it)."""
+    rng, found = np.random.default_rng(404), {"queries": [], "keys": []}
+    for strings in groups:
+        depth, _, closing = dyck.facts(strings, s.types)
+        q, k = proxies.queries_and_keys(params, s.config, 1,
+                                        dyck.tokens(strings[:, :-1], s.types))
+        opening = (strings[:, :-1] >= 2) & ~closing[:, :-1]
+        for name, rows, of in (("queries", q, closing[:, 1:]), ("keys", k, opening)):
+            at = (rows[0] @ U[0][:, :4]).reshape(*of.shape, 4)[of]
+            found[name].append(np.column_stack([at, depth[:, :-1][of]]))
+    rows = {name: np.concatenate(parts) for name, parts in found.items()}
+    return {name: r[rng.permutation(len(r))[:n]] for name, r in rows.items()}
+
+
+# ------------------------------------------------------------------------------------------ claims
+
+NAMES = list(dyck.SPLITS)
+IN, SEEN, UNSEEN, SEEN_SAME, UNSEEN_SAME, DEEP = range(6)
+ALL, FAR, BEYOND = range(3)             # of PLACES
+
+
+def values(found, key, *index):
+    """An entry of what was found, for each seed."""
+    return np.array([np.asarray(f[key], float)[index] for f in found])
+
+
+def dyck_claims(lab, courses, maps):
+    """How the model generalises (figure 1) and what it attends to (figures 2 and 5)."""
+    s = lab.settings("dyck", lab.profile)
+    rows = [("1", f"accuracy on all closing brackets at the end, {dyck.SPLITS[NAMES[split]]}",
+             "paper, figure 1", ">= 0.99", values(courses, "accuracy", -1, split, ALL))
+            for split in (IN, SEEN, UNSEEN, SEEN_SAME, UNSEEN_SAME)]
+    rows += [("1", "the same, of those 10 or more tokens from where they were opened: "
+              f"{dyck.SPLITS[NAMES[split]]}", "paper, figure 1", ">= 0.99",
+              values(courses, "accuracy", -1, split, FAR)) for split in (IN, UNSEEN)]
+    half, beyond = len(s.snapshots) // 2, f"on brackets deeper than {s.m}"
+    rows += [("1", f"accuracy {beyond}, at the end", "paper, figure 1", "< 0.9",
+              values(courses, "accuracy", -1, DEEP, BEYOND)),
+             ("1", "the same, its largest value in the second half of what is shown: a plateau",
+              "paper, figure 1", "< 0.9",
+              [c["accuracy"][half:, DEEP, BEYOND].max() for c in courses]),
+             ("1", "steps until 0.98 on unseen structures over those until 0.98 in distribution",
+              "paper, figure 1", "> 1", [reached(c, UNSEEN) / reached(c, IN) for c in courses]),
+             ("2", "queries that attend most to the bracket to be closed, where that is not "
+              "their own token, in distribution", "paper, figure 2", "> 0.95",
+              values(maps, "right")),
+             ("2", "queries that attend most to that bracket, or to a token before it with which "
+              "the rest of the stack stands alone", "measured", "> 0.95",
+              values(maps, "right") + values(maps, "below"))]
+    gaps = np.array([errors(m, "rank 8") - errors(m, "model") for m in maps])   # [seeds, levels]
+    near = [m["model"][2, :s.m].sum() / max(1, m["model"][1, :s.m].sum()) for m in maps]
+    rows += [("5", f"attention errors at depth 1 to {s.m} that are within two levels (strings of "
+              f"depth {s.m + 2} to {s.m + 6})", "paper, figure 5", "> 0.9", near),
+             ("5", f"attention errors with rank 8 less those of the model: largest difference at "
+              f"depth 1 to {s.m}", "paper, figure 5", "< 0.05",
+              np.abs(gaps[:, :s.m]).max(axis=1)),
+             ("5", f"the same beyond depth {s.m}", "paper, figure 5", "> 0.05",
+              np.nanmax(np.abs(gaps[:, s.m:]), axis=1))]
+    return [(f"dyck, {panel}", *row, "dyck") for panel, *row in rows]
+
+
+def reached(course, split, accuracy=0.98):
+    """The first snapshot with that accuracy on a split; twice the training's length if there is
+    none."""
+    there = course["accuracy"][:, split, ALL] >= accuracy
+    return max(1, course["steps"][there.argmax()]) if there.any() else 2 * course["steps"][-1]
+
+
+def errors(m, name):
+    """The share of queries of each depth that attend elsewhere; NaN where there are none."""
+    count, wrong, _ = np.asarray(m[name], float)
+    return np.divide(wrong, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+GAP = "> 0.02"                          # what counts as a gap between two splits
+
+
+def proxies_claims(lab, trained, written):
+    """How faithful proxies are on each split (figures 3 and 4)."""
+    s, rows = lab.settings("dyck", lab.profile), []
+    for who, found, runs in (("trained", trained, ["dyck"]), ("written by hand", written, [])):
+        def same(name, split, place=ALL, found=found):
+            return values(found, "same", PROXIES.index(name), split, place)
+        for name in ("rank 4", "rank 8", "64 clusters", "128 clusters"):
+            gaps = (("in distribution less unseen structures", IN, UNSEEN),
+                    (f"in distribution less {dyck.SPLITS['deep']}", IN, DEEP),
+                    ("seen less unseen structures of equal lengths", SEEN_SAME, UNSEEN_SAME))
+            rows += [(f"3, {who}", f"{name}: predictions like the model's, in distribution",
+                      "paper, figure 3", "> 0.9", same(name, IN), *runs)]
+            rows += [(f"3, {who}", f"{name}: the same, {text}",
+                      "paper, figure 3" if split == IN else "measured", GAP,
+                      same(name, split) - same(name, other), *runs)
+                     for text, split, other in gaps]
+        original = values(found, "accuracy", 0, DEEP, BEYOND)
+        one_hot = values(found, "accuracy", -1, DEEP, BEYOND)
+        rows += [(f"4, {who}", "one-hot attention: predictions like the model's, in distribution",
+                  "paper, figure 4", "> 0.98", same("one-hot", IN), *runs),
+                 (f"4, {who}", f"accuracy of one-hot attention less the model's beyond depth {s.m}",
+                  "paper, figure 4", "> 0.02" if runs else "-0.001 .. 0.001", one_hot - original,
+                  *runs)]
+    rows.append(("written by hand", "its accuracy, smallest over all splits and places",
+                 "derived", ">= 1", [np.nanmin(f["accuracy"][0]) for f in written]))
+    return [(f"proxies, {panel}", *row) for panel, *row in rows]
+
+
+# ----------------------------------------------------------------------------------------- figures
+
+BLACK, BLUE, GREEN, ORANGE, GREY = "#000000", "#0072B2", "#009E73", "#D55E00", "#7F7F7F"
+COLOUR = (BLACK, BLUE, GREEN, BLUE, GREEN, ORANGE)      # of splits; dashes: with equal lengths
+
+
+def draw_dyck(lab, courses, maps):
+    """How a Transformer generalises on Dyck-(20, 10), and what it attends to (figures 1, 2, 5).
+
+    Keys and queries are those of the first seed.
+    """
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, 4, figsize=(12, 3.1), width_ratios=(1.25, 1, 1, 1))
+    draw_course(axes[0], courses)
+    for ax, first in zip(axes[1:3], (0, 2)):
+        image = draw_directions(ax, maps[0], first)
+    bar = fig.colorbar(image, ax=axes[2], fraction=0.06)
+    bar.set_label("depth", fontsize=8)
+    draw_errors(axes[3], maps)
+    return fig
+
+
+def draw_course(ax, courses):
+    """Accuracy over training."""
+    steps, ends = courses[0]["steps"], []
+    lines = [(IN, ALL, "in distribution"), (SEEN, ALL, "seen"), (UNSEEN, ALL, "unseen"),
+             (DEEP, ALL, "12 to 16 deep"), (DEEP, BEYOND, "beyond 10")]
+    for split, place, text in lines:
+        colour = "#E69F00" if place == BEYOND else COLOUR[split]
+        mean = mean_line(ax, steps, [c["accuracy"][:, split, place] for c in courses],
+                         color=colour, lw=1.5)
+        ends.append((mean[-1], text, colour))
+    ax.set(title="1  accuracy over training", xlabel="step", ylim=(0, 1.03))
+    end_labels(ax, ends, 7.5)
+
+
+def draw_directions(ax, m, first):
+    """Queries (dots) and keys (rings) on two singular directions, by depth."""
+    style = dict(cmap="viridis", vmin=1, vmax=max(m["queries"][:, 4].max(), 1), s=9)
+    q, k = m["queries"], m["keys"]
+    ax.scatter(k[:, first], k[:, first + 1], c=k[:, 4], marker="^", **style)
+    image = ax.scatter(q[:, first], q[:, first + 1], c=q[:, 4], marker=".", **style)
+    ax.set(title="2  queries ·  keys ▴" if first == 0 else "2  the same",
+           xlabel=f"singular direction {first + 1}", ylabel=f"direction {first + 2}")
+    return image
+
+
+def draw_errors(ax, maps):
+    """Attention errors over the depth of the query."""
+    ends, levels = [], 1 + np.arange(maps[0]["model"].shape[1])
+    for name, colour in (("model", BLACK), ("rank 8", BLUE)):
+        mean = mean_line(ax, levels, [errors(m, name) for m in maps], color=colour, lw=1.5)
+        ends.append((mean[np.isfinite(mean)][-1] if np.isfinite(mean).any() else 0, name, colour))
+    ax.axvline(levels[-1] - 5.5, color="0.7", lw=1, ls=":")
+    ax.set(title="5  attention errors", xlabel="depth of the query", ylabel="share that looks "
+           "elsewhere", ylim=(0, None))
+    end_labels(ax, ends, 7.5)
+
+
+def draw_proxies(lab, trained, written):
+    """Proxies on each split: a trained model, and one whose algorithm is known (figures 3, 4)."""
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(2, 3, figsize=(11, 5.8), width_ratios=(1.1, 0.9, 1.1))
+    for row, found, who in zip(axes, (trained, written), ("trained", "written by hand")):
+        draw_same(row[0], found, range(len(RANKS)), RANKS, f"3  {who}: singular directions", "rank")
+        at = range(len(RANKS), len(RANKS) + len(CLUSTERS))
+        draw_same(row[1], found, at, CLUSTERS, f"3  {who}: k-means", "clusters")
+        draw_deep(row[2], found, f"3, 4  {who}: accuracy")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6,
+               frameon=False, fontsize=8.5)
+    return fig
+
+
+def draw_same(ax, found, at, x, title, xlabel):
+    """Share of predictions like the model's over the size of the proxy, for each split."""
+    ax.set_xscale("log")
+    for split, (colour, text) in enumerate(zip(COLOUR, dyck.SPLITS.values())):
+        mean_line(ax, x, values(found, "same")[:, list(at), split, ALL], color=colour, label=text,
+                  ls="--" if split in (SEEN_SAME, UNSEEN_SAME) else "-", lw=1.4, marker="o", ms=3)
+    ax.set(title=title, xlabel=xlabel, ylabel="predictions like the model's")
+    ax.set_xticks(x, x)
+    ax.minorticks_off()
+
+
+def draw_deep(ax, found, title):
+    """Accuracy of the model and its proxies, in distribution and beyond training's depth."""
+    names = ("model", *PROXIES)
+    for split, place, colour, text in ((IN, ALL, BLACK, "in distribution"),
+                                       (DEEP, BEYOND, "#E69F00", "beyond depth 10")):
+        accuracy = values(found, "accuracy")[:, :, split, place]            # [seeds, names]
+        ax.plot(accuracy.mean(axis=0), range(len(names)), "o", color=colour, ms=5, label=text)
+        ax.hlines(range(len(names)), accuracy.min(axis=0), accuracy.max(axis=0), color=colour)
+        ax.axvline(accuracy[:, 0].mean(), color=colour, lw=0.8, ls=":")
+    ax.set_yticks(range(len(names)), names, fontsize=7.5)
+    ax.invert_yaxis()
+    ax.set(title=title, xlim=(0, 1.03))
+    ax.legend(fontsize=7, frameon=False, loc="center left")
+
+
+def declare(path=""):
+    """The figures, with the code at a path ("": the embedded corpus)."""
+    name = f"code {path}".strip()
+
+    def code_claims(*found):
+        return completion.code_claims(name, *found)
+    return {"dyck": Figure([(course, "dyck"), (attention, "dyck")], dyck_claims, draw_dyck),
+            "proxies": Figure([(fidelity, "dyck"), (known, "dyck")], proxies_claims, draw_proxies),
+            "code": Figure([(completion.forming, name), (completion.similar, name)], code_claims,
+                           completion.draw_code),
+            "own": Figure([(shifts.own,), (shifts.wide, shifts.WIDE)], shifts.own_claims,
+                          shifts.draw_own)}
+
+
+def settings_of(name, profile):
+    """The settings of a run of any of the figures."""
+    study = {"dyck": dyck_settings, "code": completion.settings_of,
+             "linear-6,": shifts.settings_of}[name.split(" ")[0]]
+    return study(name, profile)
+
+
+def sizes():
+    """Sizes of the measurements of all figures, for each profile."""
+    models = {"models": shifts.models()}
+    return {profile: size | completion.SIZE[profile] | shifts.SIZE[profile] | models
+            for profile, size in SIZE.items()}
+
+
+def main():
+    names = list(declare())
+    parser = lab.parser_for("illusions.py", names, names)
+    parser.add_argument("--code", metavar="PATH", help="code of your own for the figure code: a "
+                        "folder, or a .zip such as a JDK's src.zip")
+    args = parser.parse_args()
+    path = "" if args.code is None else str(Path(args.code).resolve())
+    lab.reproduce(args, declare(path), names, settings_of, sizes())
+
+
+if __name__ == "__main__":
+    train.command(main)
