@@ -553,9 +553,10 @@ def end_labels(ax, ends, size=8, gap=0.075):
         push = np.maximum(0, gap - np.diff(at)) / 2
         at[:-1] -= push
         at[1:] += push
-        at += max(0, -at[0]) - max(0, at[-1] - 1)
         if push.max(initial=0) < 1e-3:
             break
+    places = gap * np.arange(len(at))                   # as low as they can be
+    at = np.minimum(np.maximum(at, places), 0.97 - places[::-1])
     for h, (_, text, colour) in zip(at, ends):
         ax.text(1.02, h, text, color=COLOUR.get(colour, colour), transform=ax.transAxes,
                 va="center", fontsize=size)
