@@ -398,7 +398,7 @@ def judged(lab, rows, courses):
     left, all are shown and nothing is judged."""
     claims, late = [], {name: not_arrived(of_seed) for name, of_seed in courses.items()}
     for panel, text, source, expected, values, *runs in rows:
-        out = {seed: f"{name}, seed {seed}: {why}"
+        out = {seed: f"{store.printable(name)}, seed {seed}: {why}"
                for name in runs for seed, why in late[name].items()}
         values = dict(zip(lab.seeds, map(float, values)))
         counted = {seed: v for seed, v in values.items() if seed not in out} or values
@@ -422,7 +422,8 @@ def markdown(claims):
         verdict = {True: "yes", False: "**no**",
                    None: "not judged" if c["expected"] else "–"}[c["holds"]]
         who = f"{c['profile']}, {len(c['seeds'])}"
-        rows.append(f"| {c['figure']} | {c['claim']} | {c['source']} | {c['expected']} | "
+        figure, claim = (c[key].replace("|", r"\|") for key in ("figure", "claim"))
+        rows.append(f"| {figure} | {claim} | {c['source']} | {c['expected']} | "
                     f"{c['measured']:.4g}{spread} | {verdict} | {who} |")
     late = "; ".join(sorted({text for c in claims for text in c.get("not judged", [])}))
     return "\n".join([*rows, ""] + [f"\nRuns that have not arrived: {late}.\n"] * bool(late))
@@ -642,7 +643,7 @@ def reproduce(args, figures, default, settings, sizes):
         with executor_named(args.executor) as lab.executor:
             pyplot()                                    # would it be missed in the end?
             lab.prepare([m for name in names for m in figures[name].measurements],
-                        args.out / "data")
+                        args.out, args.out / "data")
         for name in names:
             make(name, figures[name], lab, args.out)
     except KeyboardInterrupt:

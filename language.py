@@ -292,8 +292,9 @@ SHOWN = {"softmax": "softmax", "linear": "linear", "mesa": "mesa", "hybrid": "hy
 
 
 def name_of(text):
-    """The name of a corpus for people."""
-    return printable(Path(text).name)
+    """The name of a corpus for people: what there is room for in a title."""
+    name = printable(Path(text).name)
+    return name if len(name) <= 40 else f"{name[:37]}..."
 
 
 def by_corpus(texts, found):

@@ -336,6 +336,17 @@ def test_what_may_not_be_read_is_called_a_matter_of_permission(locked, line, mod
     assert "damaged" not in said and "Traceback" not in said and str(path) in said, said
 
 
+@posix
+def test_a_folder_that_is_read_only_is_noticed_before_the_work(figure, monkeypatch):
+    monkeypatch.chdir(figure)
+    os.chmod("out", 0o555)
+    try:
+        code, said = as_nobody(FIG)
+    finally:
+        os.chmod("out", 0o777)
+    assert code == 2 and said == "error: cannot write to out: Permission denied\n"
+
+
 def test_a_damaged_or_missing_snapshot_is_no_dead_end(monkeypatch, capsys, tmp_path):
     """Who does as he is told gets the figure."""
     monkeypatch.chdir(tmp_path)
@@ -390,8 +401,11 @@ def test_any_name_of_a_corpus_and_any_terminal_will_do(odd_corpus, monkeypatch, 
             train.command(language.main)
         assert r"a$^$b\udcff|\xb2" in sys.stdout.said
         assert r"\xb1" in sys.stdout.said or more
-    assert "language, a$^$b" in (tmp_path / "out" / "claims.md").read_text(encoding="utf-8")
+    table = (tmp_path / "out" / "claims.md").read_text(encoding="utf-8")
+    assert "| language, a$^$b\\udcff\\|\N{SUPERSCRIPT TWO}\\n | " in table
+    assert all(line.startswith("| ") for line in table.splitlines() if "language, " in line)
     assert (tmp_path / "out" / "language.png").exists()
+    assert language.name_of("n" * 255) == "n" * 37 + "..."
 
 
 @posix
