@@ -598,7 +598,7 @@ def draw_limsup(lab, *found):
     return fig
 
 
-def oscillation(size, seed):
+def cycles(size, seed):
     """A row whose fitness has period 5, and two rows of periods 2 and 3 side by side."""
     T = size["T"]
     t, one = np.arange(1, T + 1), np.resize([2, 2, 0.5, 1, 0.8], T)
@@ -610,8 +610,8 @@ def oscillation(size, seed):
             "range": [phi.min(), phi.max()], "period": np.abs(phi[6:] - phi[:-6]).max()}
 
 
-oscillation_claims = claims_of(
-    "4 oscillation",
+cycles_claims = claims_of(
+    "4 cycles",
     ("2, 2, 0.5, 1, 0.8 over and over: limit of the geometric mean", OURS, "= 1.098561", "limit"),
     ("the same: t times the distance of ln G to its limit, largest", OURS, "<= 1.2", "off"),
     ("two rows: mean fitness between", OURS, "= 0.7099, 1.7750", "range"),
@@ -619,7 +619,7 @@ oscillation_claims = claims_of(
     ("the same: geometric mean in the end", OURS, "= 1.200", "G two", -1))
 
 
-def draw_oscillation(lab, *found):
+def draw_cycles(lab, *found):
     """Mean fitness oscillates for ever, while its geometric mean settles."""
     r = merged(found)[0]
     fig, axes = panels(1, 2, 3, sharey=True)
@@ -1067,7 +1067,7 @@ def draw_beyond(lab, *found):
 FIGURES = {"flattest": Figure([(flattest,)], flattest_claims, draw_flattest),
            "tree": Figure([(one_tree,), (forest,)], tree_claims, draw_tree),
            "limsup": Figure([(limsup,)], limsup_claims, draw_limsup),
-           "oscillation": Figure([(oscillation,)], oscillation_claims, draw_oscillation),
+           "cycles": Figure([(cycles,)], cycles_claims, draw_cycles),
            "ray": Figure([(ray,), (spines,)], ray_claims, draw_ray),
            "locking": Figure([(ray,), (spines,), (forest,), (locking,)], locking_claims,
                              draw_locking),

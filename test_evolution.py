@@ -316,6 +316,14 @@ def test_predicates_ask_for_the_digits_given():
     assert ev.judgeable("a", "= 1, 2 ± 0.5", [1.25, 2])[2] == 0.5
 
 
+def test_the_table_of_claims_shows_as_many_digits_as_are_expected():
+    c = dict(figure="1", claim="a", source="b", spread=None, seeds=[0], profile="quick", holds=True)
+    for expected, shown in (("0.2536545 .. 0.2536555", "0.2536554"), ("< 1e-5", "0.2537"),
+                            ("", "0.2537")):
+        table = lab.markdown([c | {"expected": expected, "measured": 0.25365543859}])
+        assert f"| {expected} | {shown} |" in table
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """A laboratory that has measured everything for all figures."""
