@@ -423,8 +423,10 @@ def markdown(claims):
                    None: "not judged" if c["expected"] else "–"}[c["holds"]]
         who = f"{c['profile']}, {len(c['seeds'])}"
         figure, claim = (c[key].replace("|", r"\|") for key in ("figure", "claim"))
+        digits = max(4, *(len(number.replace(".", "").lstrip("0"))         # as many as expected has
+                          for number in re.findall(r"[\d.]+", c["expected"] or ".")))
         rows.append(f"| {figure} | {claim} | {c['source']} | {c['expected']} | "
-                    f"{c['measured']:.4g}{spread} | {verdict} | {who} |")
+                    f"{c['measured']:.{digits}g}{spread} | {verdict} | {who} |")
     late = "; ".join(sorted({text for c in claims for text in c.get("not judged", [])}))
     return "\n".join([*rows, ""] + [f"\nRuns that have not arrived: {late}.\n"] * bool(late))
 
