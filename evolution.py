@@ -961,7 +961,7 @@ def ladder(size, seed):
     """21 rungs of fitness 1 ... 3, from the lowest; a design is 1 up with 0.1, 1 down with 0.4.
     Where it ends, for N and eta: (mean fitness, standard error, share not frozen yet)."""
     rng, R, n = np.random.default_rng([303, seed]), size["replicates"] // 200, 21
-    Q, f, out = walk(n, 0.1, 0.4), 1 + 0.1 * np.arange(n), []
+    Q, f = walk(n, 0.1, 0.4), 1 + 0.1 * np.arange(n)
 
     def frozen(counts):                                 # all are locked copies of one program
         return (counts[:, n:] == counts.sum(axis=1, keepdims=True)).any(axis=1)
