@@ -151,10 +151,10 @@ def code_behind(f):
     return sorted(seen.values())                        # wherever it stands
 
 
-def kept(f, names, seed):
-    """The name of the file in OUT/data that holds what a measurement found."""
+def kept(f, names, profile, seed):
+    """The name of the file in OUT/data that holds what a measurement found in a profile."""
     short = [slug(n) if len(n) <= 40 else f"{slug(n)[:30]}-{digest(n)}" for n in names]
-    return "+".join([slug(f.__name__), *short, f"{seed}.npz"])
+    return "+".join([slug(f.__name__), *short, f"{profile}-{seed}.npz"])
 
 
 # --------------------------------------------------------------------------------------- the work
@@ -332,7 +332,7 @@ class Lab:
 
     def results(self, f, *names):
         """What a measurement has found, for each seed."""
-        return [store.load_arrays(self.data / kept(f, names, seed) if self.data else
+        return [store.load_arrays(self.data / kept(f, names, self.profile, seed) if self.data else
                                   self.place(f, names, seed)) for seed in self.seeds]
 
 
@@ -488,8 +488,7 @@ def make(name, figure, lab, out):
     if not lab.data:
         for (f, *names), results in zip(figure.measurements, found):
             for seed, r in zip(lab.seeds, results):
-                store.save_arrays(out / "data" / kept(f, names, seed),
-                                  r | {"profile": np.array(lab.profile)})
+                store.save_arrays(out / "data" / kept(f, names, lab.profile, seed), r)
         for run_name in courses:
             run = lab.run(run_name, lab.seeds[0])
             if type(run.settings) is train.Settings:    # a study's own models are too large
@@ -505,16 +504,17 @@ def make(name, figure, lab, out):
 
 
 def stored(figure, folder):
-    """(profile, seeds) for which the folder holds the arrays of all measurements of a figure."""
-    there, seeds = os.listdir(folder) if store.exists(folder) else [], []
-    for f, *names in figure.measurements:
-        name = re.escape(kept(f, names, "SEED")).replace("SEED", r"(\d{1,3})")
-        seeds.append({int(found[1]) for file in there if (found := re.fullmatch(name, file))})
-    seeds = tuple(sorted(set.intersection(*seeds)))
-    if not seeds:
-        return "", ()
-    f, *names = figure.measurements[0]
-    return str(store.load_arrays(folder / kept(f, names, seeds[0])).get("profile")), seeds
+    """(profile, seeds) for which the folder holds the arrays of all measurements of a figure, the
+    profile being the largest for which it does."""
+    there = os.listdir(folder) if store.exists(folder) else []
+    for profile in ("full", "quick", "smoke"):
+        seeds = []
+        for f, *names in figure.measurements:
+            name = re.escape(kept(f, names, profile, "SEED")).replace("SEED", r"(\d{1,3})")
+            seeds.append({int(found[1]) for file in there if (found := re.fullmatch(name, file))})
+        if of_all := set.intersection(*seeds):
+            return profile, tuple(sorted(of_all))
+    return "", ()
 
 
 # ---------------------------------------------------------------------------------------- drawing

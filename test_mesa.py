@@ -1393,6 +1393,16 @@ def test_figure_smoke(name, smoke, tmp_path):
     assert np.array_equal(matplotlib.image.imread(tmp_path / f"{name}.png"), picture)
 
 
+def test_arrays_of_two_profiles_lie_beside_each_other_and_are_not_mixed(tmp_path):
+    figure = figures.FIGURES["overview"]
+    for profile, measurements in (("quick", figure.measurements), ("full", figure.measurements[1:]),
+                                  ("full", figure.measurements[:1])):
+        for f, *names in measurements:
+            (tmp_path / lab.kept(f, names, profile, 0)).touch()
+        complete = ("full" if measurements == figure.measurements[:1] else "quick", (0,))
+        assert lab.stored(figure, tmp_path) == complete
+
+
 def test_what_is_in_the_cache_is_not_made_again(smoke, monkeypatch):
     for f in ("train_run", "measure_run"):
         monkeypatch.setattr(lab, f, lambda *_: pytest.fail("made again"))
