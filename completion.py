@@ -39,6 +39,7 @@ import mesa
 import proxies
 import text
 import train
+from proxies import share
 from store import UserError
 
 LANGUAGES = {"Java": (".java",), "Python": (".py",), "JavaScript": (".js",), "PHP": (".php",),
@@ -349,11 +350,6 @@ def similar(size, seed, run):
         out["same"].append([[share(p == model, m) for m in of] for p in others])
         out["accuracy"].append([[share(p == truth, m) for m in of] for p in (model, *others)])
     return out
-
-
-def share(hits, of):
-    """The share of hits among those that are meant; NaN if there are none."""
-    return hits[of].mean() if of.any() else np.nan
 
 
 # ------------------------------------------------------------------------------------------ claims

@@ -44,7 +44,7 @@ from scipy.special import logit, logsumexp, polygamma
 from scipy.stats import beta, binom, norm
 
 import train
-from lab import Figure, command_line, end_labels, label
+from lab import Figure, command_line, end_labels, label, merged
 from store import UserError
 
 # ------------------------------------------------------------------------------------- the dynamics
@@ -293,11 +293,6 @@ def judgeable(text, expected, value):
     got = ", ".join(f"{v:.{len(n.as_tuple().digits) + 1}g}" for v, n in zip(np.ravel(value), given))
     unit = f"units of {within}" if within else "halves of the last digit"
     return f"{text}: {got}; largest difference to {listed}, in {unit}", "<= 1", off
-
-
-def merged(found):
-    """For every seed one dict of all that a figure's measurements have found."""
-    return [{k: v for results in of_seed for k, v in results.items()} for of_seed in zip(*found)]
 
 
 def claims_of(panel, *table):

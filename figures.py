@@ -30,7 +30,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import train
-from lab import COLOUR, Figure, command_line, end_labels, label, mean_line, shades
+from lab import COLOUR, Figure, command_line, each, end_labels, label, mean_line, shades
 from measure import (EARLY, STEPS, bindings, compression, context, depth, few_shot, first_layer,
                      learned_features, linearised, mesa_layer, one_layer, one_token,
                      over_dimensions)
@@ -116,11 +116,6 @@ def settings_of(name, profile):
 
 
 # ---------------------------------------------------------------------- pieces that figures share
-
-
-def each(found, key, *index):
-    """One of the things that a measurement found, or a part of it, for every seed: a list."""
-    return [np.asarray(r[key])[index] for r in found]
 
 
 def mean_of(found, key, *index):

@@ -40,6 +40,7 @@ import proxies
 import shifts
 import train
 from lab import Figure, end_labels, mean_line
+from proxies import share
 
 # --------------------------------------------------------------------------------------- the runs
 
@@ -117,11 +118,6 @@ def places(groups, s):
     tokens from where they were opened, those deeper than training's deepest."""
     types, depth, distance = dyck.closing_facts(groups, s.types)
     return types, {"all": depth > 0, "far": distance >= 10, "deep": depth > s.m}
-
-
-def share(hits, of):
-    """The share of hits among those that are meant; NaN if there are none."""
-    return hits[of].mean() if of.any() else np.nan
 
 
 def course(size, seed, run):
@@ -250,7 +246,7 @@ ALL, FAR, BEYOND = range(3)             # of PLACES
 
 def values(found, key, *index):
     """An entry of what was found, for each seed."""
-    return np.array([np.asarray(f[key], float)[index] for f in found])
+    return np.array(lab.each(found, key, *index), float)
 
 
 def dyck_claims(lab, courses, maps):

@@ -375,6 +375,16 @@ def holds(expected, measured):
                  ">": measured > float(bound), ">=": measured >= float(bound)}[sign])
 
 
+def each(found, key, *index):
+    """One of the things that a measurement found, or a part of it, for every seed: a list."""
+    return [np.asarray(r[key])[index] for r in found]
+
+
+def merged(found):
+    """For every seed one dict of all that a figure's measurements have found."""
+    return [{k: v for results in of_seed for k, v in results.items()} for of_seed in zip(*found)]
+
+
 def not_arrived(courses):
     """Which runs have not arrived, from the held-out losses (step, loss) of all seeds: {seed: why}.
 

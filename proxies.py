@@ -95,6 +95,11 @@ def simplified(config, *attention_of):
     return replace(config, kinds=tuple(kinds), more_kinds=more)
 
 
+def share(hits, of):
+    """The share of hits among those that are meant; NaN if there are none."""
+    return hits[of].mean() if of.any() else np.nan
+
+
 def main():
     rng, config = np.random.default_rng(0), mesa.Config(("softmax",), heads=2, key_size=8)
     params, x = mesa.init_params(rng, config, 0.3), rng.standard_normal((200, 20, 40))

@@ -29,6 +29,7 @@ import probes
 import store
 import train
 from autodiff import to_backend
+from lab import merged
 from probes import loss, r_squared
 
 import numpy as np
@@ -195,14 +196,9 @@ def rows_of(found):
     return rows
 
 
-def joined(found, others):
-    """What two measurements found, by seed."""
-    return [a | b for a, b in zip(found, others)]
-
-
 def own_claims(lab, found, others):
     """Which proxies are faithful in distribution, and stay so under every shift."""
-    rows, found = [], joined(found, others)
+    rows, found = [], merged([found, others])
     for model, proxy, *_, says in rows_of(found):
         j = list(found[0][f"{model} proxies"]).index(proxy)
         r2 = np.array([f[f"{model} r2"][:, j] for f in found])              # [seeds, shifts]
@@ -232,7 +228,7 @@ SHADE = {"no proxy": "#E5E5E5", "faithful": "#BFE3D6", "overestimate": "#F5C9A9"
 def draw_own(lab, found, others):
     """The first paper's own proxies under shifts of the data: R² and losses."""
     import matplotlib.pyplot as plt
-    rows = rows_of(joined(found, others))
+    rows = rows_of(merged([found, others]))
     fig, ax = plt.subplots(figsize=(10.5, 1.2 + 0.42 * len(rows)))
     for i, (model, proxy, r2, of_proxy, of_model, says) in enumerate(rows):
         for j in range(len(SHIFTS)):
