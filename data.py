@@ -7,8 +7,9 @@ The rule x_{t+1} = W x_t is the same for all t of a sequence and different for e
 model that predicts the next state well must have found W from the context alone: it has to learn
 inside its forward pass (von Oswald et al., arXiv 2309.05858).  The other families change one thing
 each: what is seen of the state (partial), the map (nonlinear, contracting), whether there is
-anything to learn in context (fixed), or how pairs to learn from are laid out (few-shot).  All data
-are drawn afresh for every training step; there is no data set.
+anything to learn in context (fixed) or only which of some rules it is (pool), or how pairs to learn
+from are laid out (few-shot).  All data are drawn afresh for every training step; there is no data
+set.
 
 Everything here runs in NumPy and takes an explicit `numpy.random.Generator`, so that a seed means
 the same data whatever the array backend.  Sizes: B sequences of T observations in R^d.
@@ -16,6 +17,7 @@ the same data whatever the array backend.  Sizes: B sequences of T observations 
 Run it: `python data.py` prints a sequence whose rule can be seen by eye.
 """
 import inspect
+from functools import lru_cache
 
 import numpy as np
 
@@ -64,6 +66,18 @@ def linear_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0):
 def fixed_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0, family_seed=0):
     """The control: one W for all sequences. Nothing is left to learn in context."""
     W = haar_orthogonal(np.random.default_rng(family_seed), 1, d)
+    return iterate(W, first_state_and_noise(rng, B, T, d, noise, init_range))
+
+
+@lru_cache
+def systems(pool, d, family_seed):
+    """The orthogonal matrices of a pool [pool, d, d]; a larger pool begins with a smaller one's."""
+    return haar_orthogonal(np.random.default_rng(family_seed), pool, d)
+
+
+def pool_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0, family_seed=0, pool=64):
+    """W is one of `pool` matrices, the same ones in every batch: they can be learned by heart."""
+    W = systems(pool, d, family_seed)[rng.integers(pool, size=B)]
     return iterate(W, first_state_and_noise(rng, B, T, d, noise, init_range))
 
 
@@ -119,7 +133,7 @@ def nonlinear_sequences(rng, B, T, d=10, f_width=20, noise=0.01, init_range=1.0,
 
 
 TASKS = {"linear": linear_sequences, "partial": partial_sequences, "nonlinear": nonlinear_sequences,
-         "contracting": contracting_sequences, "fixed": fixed_sequences}
+         "contracting": contracting_sequences, "fixed": fixed_sequences, "pool": pool_sequences}
 
 
 def family_of(task, settings):

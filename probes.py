@@ -367,13 +367,13 @@ def few_shot_predictions(params, s, x, y, extra=None, tasks=1):
     return mesa.transformer(params, tokens, s.config)[:, at]
 
 
-def tune_tokens(params, s, n, start, frozen, steps, lr, batch=64, seed=0, noise=0.01, **fit):
+def tune_tokens(params, s, n, start, frozen, steps, lr, batch=64, seed=0,
+                draw=data.regression_pairs, **fit):
     """Adam on the extra tokens `start` (dict of "eos", "prefix") with the model and the extra
-    tokens `frozen` as they are, for the loss of few-shot regression with n pairs; `fit` goes to
-    train.fit.  Returns `start`, tuned."""
+    tokens `frozen` as they are, for the loss of few-shot prediction of n pairs, draw(rng, B, n, d);
+    `fit` goes to train.fit.  Returns `start`, tuned."""
     def sample(rng, count):
-        pairs = data.regression_pairs(rng, count, n, s.d, noise)
-        return [to_backend(part, s.dtype) for part in pairs]
+        return [to_backend(part, s.dtype) for part in draw(rng, count, n, s.d)]
 
     def loss_fn(extra, x, y):
         return mesa.squared_error(few_shot_predictions(params, s, x, y, frozen | extra), y)

@@ -569,5 +569,5 @@ def test_property_workers_do_not_change_a_bit(seed):
 
 
 def test_the_backend_is_numpy_unless_asked():
-    families = {"linear", "partial", "nonlinear", "contracting", "fixed"}
+    families = {"linear", "partial", "nonlinear", "contracting", "fixed", "pool"}
     assert xp.module is np and set(data.TASKS) == families

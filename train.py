@@ -40,11 +40,12 @@ from workers import PIECE, SIGNALS, Workers, keep_memory, pieces
 # (settings, what must hold, how that is said).  The upper bounds are far beyond use: what is larger
 # is a slip, or comes from a file made to exhaust a machine.  Memory is another matter: need_memory.
 BOUNDS = (
-    ("d T d_state f_width heads key_size batch report heldout", lambda v: v >= 1, "be at least 1"),
+    ("d T d_state f_width pool heads key_size batch report heldout",
+     lambda v: v >= 1, "be at least 1"),
     ("noise init_range obs_noise family_seed width mlp_width clamp steps warmup weight_decay seed",
      lambda v: v >= 0, "not be negative"),
     ("init_std lr lr_end clip", lambda v: v > 0, "be greater than 0"),
-    ("d T d_state f_width heads key_size width mlp_width batch heldout",
+    ("d T d_state f_width pool heads key_size width mlp_width batch heldout",
      lambda v: v <= 10 ** 6, "be at most a million"),
     ("steps warmup report family_seed seed", lambda v: v <= 10 ** 15, "be at most 10^15"))
 
@@ -61,7 +62,8 @@ class Settings:
     d_state: int = 15                   # partial: dimension of the hidden state
     obs_noise: float = 0.0              # partial: noise on the observations
     f_width: int = 20                   # nonlinear: hidden width of f
-    family_seed: int = 0                # nonlinear, fixed: seed of what all sequences share
+    family_seed: int = 0                # nonlinear, fixed, pool: seed of what all sequences share
+    pool: int = 64                      # pool: how many systems there are
     tokens: str = "constructed"         # what a token is made of: data.TOKENS
     # the model (mesa.Config)
     kinds: tuple[str, ...] = ("linear",)    # attention of each block: mesa.KINDS
