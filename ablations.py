@@ -28,8 +28,10 @@ labelled points: do they side with least squares, or with the rivals that only m
 
 The design is our own; the papers report none of it.
 """
+import textwrap
 from collections import namedtuple
 from dataclasses import replace
+from functools import lru_cache
 
 import autodiff as ad                                   # before NumPy: it sets BLAS's threads
 
@@ -106,7 +108,7 @@ RUNS = {run_of(factor, level): changes for factor, levels in FACTORS.items()
     for M in pools}
 BASE = {"full": dict(d=5, T=25, batch=64, steps=4_000, lr=3e-3),
         "quick": dict(d=5, T=25, batch=32, steps=1_200, lr=1e-2),
-        "smoke": dict(d=2, T=10, batch=32, steps=40, width=8, key_size=4)}
+        "smoke": dict(d=3, T=15, batch=8, steps=16, width=8, key_size=4)}
 FIGURE_8 = {"full": dict(T=100, steps=10_000), "quick": dict(d=5, T=80, steps=2_500),
             "smoke": dict(d=2, T=20, steps=12, warmup=2, width=8, heldout=64, report=5)}
 
@@ -116,7 +118,7 @@ SIZE = {"full": dict(tune=2_048, judge=2_048, window=2, pairs=25, problems=4_096
                      lr=1e-2),
         "quick": dict(tune=1_024, judge=512, window=2, pairs=25, problems=1_024, tuning=150,
                       lr=1e-2),
-        "smoke": dict(tune=128, judge=64, window=2, pairs=5, problems=40, tuning=2, lr=1e-2)}
+        "smoke": dict(tune=64, judge=64, window=2, pairs=5, problems=40, tuning=2, lr=1e-2)}
 
 
 def settings_of(name, profile):
@@ -155,6 +157,20 @@ def optimisers(spec):
         found[f"{k} Richardson"], found[f"{k} Chebyshev"] = probes.band(spec, k)
     mu = probes.tuned(mesa.ridge, spec, [0.01])
     return found | {"ridge": lambda s: mesa.ridge(s, mu)}
+
+
+def law_of(s):
+    """The settings of a model's sequences with new W, all others at their defaults: equal for
+    models that are judged on the same sequences."""
+    task = "linear" if s.task == "pool" else s.task
+    return train.Settings(task=task, T=s.T, **data.family_of(task, s))
+
+
+@lru_cache
+def tuned_optimisers(law, tune, window):
+    """`optimisers` for sequences of a law, which many models share."""
+    x = measure.tuning_sequences({"tune": tune}, law)
+    return optimisers(late_spectrum({"window": window}, law, x))
 
 
 def pool_posterior(x, W, noise):
@@ -212,9 +228,9 @@ def share(own, ridge, blind):
 
 def gradual(errors):
     """Of the errors of a probe at the input and after every layer: 1 less the largest share that
-    one layer has in what they fall by; not a number where they fall by less than 0.1."""
-    fall = errors[0] - errors[-1]
-    return 1 + np.diff(errors).min() / fall if fall > 0.1 else np.nan
+    one layer has in all falls of them; not a number where they fall by less than 0.1."""
+    falls = np.maximum(0, -np.diff(errors))
+    return 1 - falls.max() / falls.sum() if falls.sum() > 0.1 else np.nan
 
 
 def four_numbers(size, params, s):
@@ -229,9 +245,9 @@ def four_numbers(size, params, s):
     What does not exist for a model is not a number: a pool; W with singular values, where W is not
     orthogonal.
     """
-    new = replace(s, task="linear") if s.task == "pool" else s
+    new = law_of(s)
     tune, x = measure.tuning_sequences(size, new), measure.judging_sequences(size, new)
-    inverses = optimisers(late_spectrum(size, new, tune))
+    inverses = tuned_optimisers(new, size["tune"], size["window"])
     spec, model = late_spectrum(size, new, x), late(s, train.predictions(params, s, x))[0]
     steps = {name: mesa.predict(spec, q(spec.s)) for name, q in inverses.items()}
     of_steps = {name: r_squared(model, output) for name, output in steps.items()}
@@ -747,7 +763,7 @@ def draw_levels(ax, found):
     import matplotlib.pyplot as plt
     y = 0.0
     for factor, levels in FACTORS.items():
-        ax.text(-3.9, y + (len(levels) - 1) / 2, factor.replace(" and", "\nand"), fontsize=8,
+        ax.text(-3.9, y + (len(levels) - 1) / 2, textwrap.fill(factor, 12), fontsize=8,
                 weight="bold", va="center")
         for level in levels:
             results = found[GRID.index(run_of(factor, level))]
@@ -792,10 +808,12 @@ def draw_spreads(ax, found):
     ax.set_yticks([])
 
 
-SHOWN = {"least squares": ("k", "least squares"), "class means": (COLOUR["gradient descent"],
-         "class means"), "nearest neighbour": (BROWN, "nearest neighbour"),
-         "kernel regression": (COLOUR["kernel regression"], "kernel regression"),
-         "majority": (COLOUR["control"], "majority")}
+# The rivals' lines: colour, style
+SHOWN = {"least squares": ("k", "-"), "least squares, neighbours": ("k", ":"),
+         STEPPED: (COLOUR["gradient descent"], ":"),
+         "class means": (COLOUR["gradient descent"], "-"), "nearest neighbour": (BROWN, "-"),
+         "kernel regression": (COLOUR["kernel regression"], "-"),
+         "majority": (COLOUR["control"], "-")}
 
 
 def draw_classification(lab, *found):
@@ -809,6 +827,9 @@ def draw_classification(lab, *found):
         colour = COLOUR[model.split("-")[0]]
         draw_accuracies(left, model, results, colour)
         draw_sides(right, model, results, colour)
+        for y, text in zip((0.22, 0.14, 0.06), ("○  as trained", "◐  EOS tuned on regression",
+                                                "●  EOS tuned on classification")):
+            label(left, 0.02, y, text, colour, ha="left", transform=left.transAxes, fontsize=8)
         for ax in (left, right):
             ax.set_xticks(range(len(PROBLEMS)), short, fontsize=8)
             ax.tick_params(axis="x", length=0, labelbottom=True)
@@ -822,11 +843,11 @@ FILLS = ({"mfc": "w"}, {"fillstyle": "left", "mfcalt": "w"}, {})
 def draw_accuracies(ax, model, results, colour):
     """Accuracies of a model's variants, and of the rivals as lines."""
     names, ends = list(map(str, results[0]["names"])), []
-    for rival, (ink, text) in SHOWN.items():
+    for rival, (ink, style) in SHOWN.items():
         values = results[0]["rivals"][names.index(rival)]
         for i, value in enumerate(values):
-            ax.plot([i - 0.38, i + 0.38], [value] * 2, color=ink, lw=1.6)
-        ends.append((values[-1], text, ink))
+            ax.plot([i - 0.38, i + 0.38], [value] * 2, color=ink, ls=style, lw=1.6)
+        ends.append((values[-1], rival, ink))
     for v, fill in enumerate(FILLS):
         seeds = np.array([r["accuracy"][v] for r in results])
         x = np.arange(len(PROBLEMS)) + 0.2 * (v - 1)
@@ -837,7 +858,8 @@ def draw_accuracies(ax, model, results, colour):
 
 
 def draw_sides(ax, model, results, colour):
-    """With whom a model is where least squares and the nearest neighbour differ, with 95 %."""
+    """With whom a model sides where least squares on pairs and the nearest neighbour differ, with
+    95 % intervals."""
     for v, fill in enumerate(FILLS):
         for i in range(len(PROBLEMS)):
             k, n = np.mean([r["sides"][v, i, 0] for r in results], axis=0)
@@ -847,7 +869,7 @@ def draw_sides(ax, model, results, colour):
             if v == 1:
                 ax.text(i, 1.06, f"{n:.0f}", fontsize=7.5, ha="center", color="0.4")
     ax.axhline(0.5, color="0.85", lw=0.8, zorder=0)
-    ax.set(title=f"{model}: where they differ (number of queries), with ...", ylim=(-0.03, 1.12))
+    ax.set(title=f"{model}: with whom it sides (of how many queries)", ylim=(-0.03, 1.12))
     ax.set_yticks([0, 0.5, 1], ["nearest\nneighbour", "0.5", "least\nsquares"])
 
 
