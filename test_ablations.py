@@ -131,7 +131,8 @@ def test_a_memoriser_scores_0_as_an_optimiser_and_1_as_its_rival():
     assert model == pytest.approx(posterior, rel=1e-9) and model < ridge
     assert np.isnan(r["learns on the pool"])            # there is nothing to learn in context
     # of sixteen it knows but one
-    assert ab.four_numbers(SIZE, *by_heart(16))["rival"] < 0.5
+    r = ab.four_numbers(SIZE, *by_heart(16))
+    assert r["rival"] < 0.5 and ab.r2_on(r, ab.POSTERIOR) <= r["softened"] < 0.5
 
 
 def test_who_predicts_nothing_has_learned_nothing():
@@ -329,8 +330,8 @@ def numbers(names, good):
     ratios = [1, 1.5, 1.5] if good else [1, 3, 3]
     return made_up(ridge, posterior) | {
         "learns": learns, "learns on the pool": learns, "optimiser": optimiser,
-        "rival": posterior, "binding": 0.9, "gradual": 0.5, "ratios": np.array(ratios),
-        "losses": np.array([own, 0.01, 1, np.nan]), "on the pool": np.array(pool)}
+        "rival": posterior, "binding": 0.9, "gradual": 0.5, "softened": 0.2,
+        "ratios": np.array(ratios), "losses": np.array([own, 0.01, 1, np.nan]), "on the pool": np.array(pool)}
 
 
 def few(names, good):
