@@ -353,14 +353,12 @@ def boundaries(rng, B, n, d):
 
 
 def answers(params, s, problem, extra):
-    """What the model (params, s) says along u of the query, positive or negative: [B].  extra:
-    tuned tokens, see probes.few_shot_predictions."""
+    """What the model (params, s) says along u at the query, before its y: [B], positive or
+    negative.  extra: tuned tokens, see probes.few_shot_predictions."""
     said = []
     for i in range(0, len(problem.x), 64):
         x, labels, u = (part[i:i + 64] for part in problem)
-        y = labels[..., None] * u[:, None]
-        y[:, -1] = 0                                    # nobody shows the query's label
-        own = (part.astype(s.dtype) for part in (x, y))
+        own = (part.astype(s.dtype) for part in (x, labels[..., None] * u[:, None]))
         said.append((probes.few_shot_predictions(params, s, *own, extra)[:, -1] * u).sum(axis=-1))
     return np.concatenate(said)
 

@@ -138,6 +138,18 @@ def test_a_memoriser_scores_0_as_an_optimiser_and_1_as_its_rival():
 def test_who_predicts_nothing_has_learned_nothing():
     r = ab.four_numbers(SIZE, *zeros(TRUE))
     assert r["learns"] == pytest.approx(0, abs=0.01) and np.isnan(r["gradual"])
+    # its loss is half the mean square of the states, that of ridge the noise's
+    in_law, shrinking, wide = r["ratios"]
+    assert wide / in_law == pytest.approx(4, rel=0.1)
+    assert shrinking / in_law == pytest.approx(np.mean(0.95 ** (2 * np.arange(4, 16))), rel=0.25)
+
+
+def test_binding_is_that_of_the_token_before():
+    """What reads nothing but the present token has not bound."""
+    params, s = by_heart(4)
+    x = measure.judging_sequences(SIZE, ab.law_of(s))
+    assert ab.mechanism(params, s, x)["binding"] < 0.1
+    assert ab.mechanism(*zeros(TRUE), x)["binding"] > 0.999     # constructed tokens hold it
 
 
 def test_the_share_of_what_least_squares_gains():
@@ -331,7 +343,8 @@ def numbers(names, good):
     return made_up(ridge, posterior) | {
         "learns": learns, "learns on the pool": learns, "optimiser": optimiser,
         "rival": posterior, "binding": 0.9, "gradual": 0.5, "softened": 0.2,
-        "ratios": np.array(ratios), "losses": np.array([own, 0.01, 1, np.nan]), "on the pool": np.array(pool)}
+        "ratios": np.array(ratios), "losses": np.array([own, 0.01, 1, np.nan]),
+        "on the pool": np.array(pool)}
 
 
 def few(names, good):
