@@ -116,7 +116,7 @@ FIGURE_8 = {"full": dict(T=100, steps=10_000), "quick": dict(d=5, T=80, steps=2_
 # labelled pairs, problems of each kind, steps and learning rate with which a token is tuned.
 SIZE = {"full": dict(tune=2_048, judge=2_048, window=2, pairs=25, problems=4_096, tuning=1_000,
                      lr=1e-2),
-        "quick": dict(tune=1_024, judge=512, window=2, pairs=25, problems=1_024, tuning=150,
+        "quick": dict(tune=512, judge=512, window=2, pairs=25, problems=1_024, tuning=150,
                       lr=1e-2),
         "smoke": dict(tune=64, judge=64, window=2, pairs=5, problems=40, tuning=2, lr=1e-2)}
 
@@ -396,8 +396,8 @@ CLASSIFIERS = {                                         # rival: (function, valu
     "kernel regression": (interpolation, BANDWIDTHS),
     "majority": (lambda k, v, q, h: v.sum(axis=-1), [0])}
 STEPPED = "best gradient steps"
-SIDES = tuple((a, b) for a in ("least squares", "least squares, neighbours")
-              for b in ("nearest neighbour", "kernel regression"))
+SIDES = (("least squares", "nearest neighbour"), ("least squares", "kernel regression"),
+         ("least squares, neighbours", "nearest neighbour"))
 
 
 def shown_to(name, problem):
@@ -568,17 +568,19 @@ def spreads(factor, found, key):
 
 
 def kinds_of_learner(found):
-    """Names of the levels that learn in context (number 1 of at least 0.25) but not as an optimiser
-    does (R² below 0.9, or below a rival's), and of those that do not learn (below 0.05)."""
+    """Levels that learn in context (number 1, on new W or on the pool, of at least 0.25) but not as
+    an optimiser does (R² below 0.9, or below a rival's), with that R²; and those that do not learn
+    (below 0.05), with number 1: two lists of texts."""
     others, not_at_all = [], []
     for factor, levels in FACTORS.items():
-        learns, own, rival = ([mean(seeds) for seeds in of_levels(factor, found, key)]
-                              for key in ("learns", "optimiser", "rival"))
-        for level, a, b, c in zip(levels, learns, own, rival):
-            if a >= 0.25 and (b < 0.9 or b < c):
-                others.append(f"{factor} {level}")
-            elif a < 0.05:
-                not_at_all.append(f"{factor} {level}")
+        columns = (map(mean, of_levels(factor, found, key))
+                   for key in ("learns", "learns on the pool", "optimiser", "rival"))
+        for level, new, pool, own, rival in zip(levels, *columns):
+            learns = np.fmax(new, pool)
+            if learns >= 0.25 and (own < 0.9 or own < rival):
+                others.append(f"{factor} {level}: {own:.2f}")
+            elif learns < 0.05:
+                not_at_all.append(f"{factor} {level}: {learns:.2f}")
     return others, not_at_all
 
 
@@ -595,8 +597,9 @@ def grid_claims(lab, *found):
             ("base: R² on an optimiser", "> 0.9", values("base", "optimiser"), "base"),
             ("control, known to be one gradient step (one linear layer on constructed tokens): R² "
              "on an optimiser", "> 0.95", values(one, "optimiser"), one),
-            ("control, known to be ridge (one mesa layer): number 1", "> 0.8",
-             values(two, "learns"), two),
+            ("control, known to be ridge (one mesa layer on constructed tokens; its number 1: "
+             f"{np.mean(values(two, 'learns')):.2f}): R² on an optimiser", "> 0.95",
+             values(two, "optimiser"), two),
             ("control, known to have learned by heart (M = 1): R² on an optimiser", "< 0.5",
              values(memory, "optimiser"), memory),
             ("the same: R² on a rival", "> 0.95", values(memory, "rival"), memory),
@@ -605,9 +608,10 @@ def grid_claims(lab, *found):
             ("base: loss over ridge's at twice the range, over that in law", "< 2",
              [r["ratios"][2] / r["ratios"][0] for r in found[GRID.index("base")]], "base"),
             ("conditions in which it learns in context but is no gradient-like optimiser "
-             f"({'; '.join(others) or 'none found'})", ">= 1", [len(others)] * n),
+             f"(with their R²: {'; '.join(others) or 'none found'})", ">= 1", [len(others)] * n),
             ("conditions in which it does not learn in context at all "
-             f"({'; '.join(not_at_all) or 'none found'})", ">= 1", [len(not_at_all)] * n)]
+             f"(with number 1: {'; '.join(not_at_all) or 'none found'})", ">= 1",
+             [len(not_at_all)] * n)]
     for factor, levels in FACTORS.items():
         by_level = of_levels(factor, found, "learns")
         listed = ", ".join(f"{level}: {mean(seeds):.2f}" for level, seeds in zip(levels, by_level))
@@ -657,9 +661,10 @@ def side_row(v, i, results):
     texts = []
     for (one, other), (k, n) in zip(SIDES, sides.mean(axis=0)):
         low, high = interval(k, n)
-        texts.append(f"{one} or {other}: {k / max(n, 1):.2f} ({low:.2f} to {high:.2f}) of {n:.0f}")
-    return (f"share of queries on which it is with the first of two rivals that differ, "
-            f"{'; '.join(texts)}", "> 0.5", sides[:, 0, 0] / np.maximum(sides[:, 0, 1], 1))
+        texts.append(f"{one}, not {other}: {k / max(n, 1):.2f} ({low:.2f} to {high:.2f}) of {n:.0f}"
+                     " queries")
+    return (f"share of queries on which it sides with {'; '.join(texts)}; lower end of the first "
+            "interval", "> 0.5", [interval(k, n)[0] for k, n in sides[:, 0]])
 
 
 # ---------------------------------------------------------------------------------------- figures
@@ -718,9 +723,8 @@ def draw_pool_r2(ax, found):
             y = mean_line(ax, positions(pools), values, color=colour, ls=style, marker="o", ms=3)
             if style == "-":
                 ends.append((y[-1], model, colour))
-    label(ax, 0.5, 0.8, "dots: the pool's\nposterior", "0.3", transform=ax.transAxes, ha="center",
-          fontsize=8)
-    label(ax, 0.93, 0.55, "lines: ridge", "0.3", transform=ax.transAxes, fontsize=8)
+    for y, text in ((0.8, "lines: ridge's"), (0.3, "dots: those of the\npool's posterior")):
+        label(ax, 0.98, y, text, "0.3", transform=ax.transAxes, fontsize=8)
     ax.set_ylim(-0.5, 1.03)
     pool_axis(ax, title="New W: $R^2$ of the outputs on ...", ylabel="$R^2$")
     end_labels(ax, ends, 7.5)
@@ -783,8 +787,9 @@ def draw_levels(ax, found):
                 shade = 1 - np.log10(max(value, 1)) / 3 if ratio else np.clip(value, 0, 1)
                 colour = (plt.cm.YlGnBu if x < 6 else plt.cm.OrRd_r)(0.9 * np.clip(shade, 0, 1))
                 ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour, lw=0))
-                text = f"{value:.3g}" if ratio and value < 999.5 else f"{value:,.0f}" if ratio \
-                    else f"{value:.2f}"
+                text = f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+                if not ratio or value > 1e6:
+                    text = f"{value:.0e}" if ratio else f"{value:.2f}"
                 dark = shade > 0.6 if not ratio else shade < 0.45
                 ax.text(x, y, text, fontsize=7, ha="center", va="center",
                         color="w" if dark else "k")
@@ -792,7 +797,9 @@ def draw_levels(ax, found):
         y += 0.45
     for x, (title, *_) in enumerate(COLUMNS):
         ax.text(x, -0.8, title, fontsize=8, ha="center", va="bottom")
-    ax.set(xlim=(-4, len(COLUMNS) - 0.5), ylim=(y, -2.6))
+    ax.text(-4, y - 0.2, "grey: the base   * still learning: does not count on the right",
+            fontsize=8, va="top")
+    ax.set(xlim=(-4, len(COLUMNS) - 0.5), ylim=(y + 0.6, -2.6))
     ax.axis("off")
 
 
@@ -825,7 +832,7 @@ def draw_classification(lab, *found):
     """Models of dynamics on labelled points: accuracy, and with whom they side."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(2, 2, figsize=(10, 6.6), sharex=True)
-    short = ("linear\nboundary", "20 % of\nlabels flipped", "XOR", "query at 3 ×\nthe radius",
+    short = ("linear\nboundary", "20 % of\nlabels flipped", "XOR", "query at\n3 × radius",
              "query stored\nwrongly")
     for (left, right), name, results in zip(axes, FEW, found):
         model = name.split(",")[0]
@@ -874,7 +881,7 @@ def draw_sides(ax, model, results, colour):
             if v == 1:
                 ax.text(i, 1.06, f"{n:.0f}", fontsize=7.5, ha="center", color="0.4")
     ax.axhline(0.5, color="0.85", lw=0.8, zorder=0)
-    ax.set(title=f"{model}: with whom it sides (of how many queries)", ylim=(-0.03, 1.12))
+    ax.set(title=f"{model}: with whom it sides (queries)", ylim=(-0.03, 1.12))
     ax.set_yticks([0, 0.5, 1], ["nearest\nneighbour", "0.5", "least\nsquares"])
 
 

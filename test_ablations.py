@@ -373,8 +373,11 @@ def test_claims_hold_where_they_should_and_fail_where_they_should(name):
 def test_conditions_are_named_by_what_they_do():
     found = [[numbers([name], True)] for name in ab.GRID]
     others, not_at_all = ab.kinds_of_learner(found)
-    assert others == ["position code none"]
-    assert not_at_all == ["task diversity M 1", "dynamics fixed"]
+    assert others == ["position code none: 0.30"]
+    assert not_at_all == ["task diversity M 1: 0.00", "dynamics fixed: 0.00"]
+    by_pool = found[ab.GRID.index("task diversity M 4")][0]     # which of four: that is learning
+    by_pool |= {"learns": 0.0, "learns on the pool": 0.5, "optimiser": 0.2}
+    assert ab.kinds_of_learner(found)[0] == ["task diversity M 4: 0.20", "position code none: 0.30"]
 
 
 def test_runs_that_have_not_arrived_are_left_out_of_the_grid():
