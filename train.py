@@ -449,15 +449,16 @@ def begun(s, folder):
 
 def least_memory(s):
     """Bytes that a run of settings s takes at the least: for weights, their moments and gradients
-    of every piece of a batch; for what is noted of one piece's forward pass; and for the held-out
-    sequences with their tokens."""
+    of every piece of a batch; for what is noted of one piece's forward pass; for the held-out
+    sequences with their tokens; and for a pool's systems."""
     c, piece = s.config, min(s.batch, PIECE)
     weights = sum(math.prod(w.shape) for w in mesa.weights(c).values())
     attended = sum(s.T if kind == "softmax" else min(s.T, mesa.CHUNK) for kind in c.kinds)
     noted = (len(c.kinds) * (c.width + 4 * c.heads * c.key_size + 3 * c.mlp_width)
              + c.heads * attended)
     numbers = weights * (4 + len(pieces(s.batch))) + piece * s.T * noted
-    return np.dtype(s.dtype).itemsize * numbers + 8 * s.heldout * s.T * (c.d_in + c.d_out)
+    drawn = s.heldout * s.T * (c.d_in + c.d_out) + (s.task == "pool") * s.pool * s.d ** 2
+    return np.dtype(s.dtype).itemsize * numbers + 8 * drawn
 
 
 def need_memory(s):
