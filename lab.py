@@ -634,13 +634,14 @@ def show(figures, settings, sizes):
 
 def reproduce(args, figures, default, settings, sizes):
     """Make those of a study's figures, {name: Figure}, that a command line asks for."""
+    names = [train.choose("figure", n, [*figures, "all"]) for n in args.names or default]
+    if "all" in names or args.list and not args.names:
+        names = list(figures)
     if args.list:
-        return show(figures, settings, sizes)
+        return show({name: figures[name] for name in names}, settings, sizes)
     if not re.fullmatch("0*[1-9][0-9]{0,2}", args.seeds):
         raise store.UserError(f"--seeds must be a whole number of at least 1 and at most 999, not "
                               f"'{args.seeds}'")
-    names = [train.choose("figure", n, [*figures, "all"]) for n in args.names or default]
-    names = list(figures) if "all" in names else names
     if args.redraw:
         data = args.out / "data"
         for name in names:

@@ -407,7 +407,7 @@ def least_squares_on_pairs(x, y, ridge=1e-3):
 def report(name, params, s):
     """Print what the analyses find in one model, on new sequences."""
     rng = np.random.default_rng(0)
-    spec_tune = mesa.spectrum(train.sequences(s, rng, 2_048))
+    spec_tune = mesa.spectrum(train.sequences(s, rng, 512))
     x = train.sequences(s, rng, 512)
     spec, y, model = mesa.spectrum(x), x[:, 1:], train.predictions(params, s, x)
     size = sum(w.size for w in params.values())

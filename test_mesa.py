@@ -1654,7 +1654,8 @@ def test_the_environment_names_the_array_backend():
 
 
 def test_figures_command_line():
-    assert "overview" in command_line("figures.py", "--list").stdout
+    listed = command_line("figures.py", "fig3b", "--list").stdout
+    assert "runs: linear-1" in listed and "overview" not in listed
     run = command_line("figures.py", "overvew")
     assert run.returncode == 2 and "did you mean 'overview'" in run.stderr
     assert "at least 1" in command_line("figures.py", "--seeds", "0").stderr
