@@ -80,12 +80,13 @@ def documents(path):
     read."""
     path, found = Path(path), {}
     try:
-        if path.is_dir():
-            files = {p.relative_to(path).as_posix(): p.read_bytes for p in path.rglob("*")
-                     if p.is_file()}
+        if path.is_dir():                               # name: size, what reads it
+            files = {p.relative_to(path).as_posix(): (p.stat().st_size, p.read_bytes)
+                     for p in path.rglob("*") if p.is_file()}
         elif zipfile.is_zipfile(path):
             archive = zipfile.ZipFile(path)
-            files = {n: lambda n=n: archive.read(n) for n in archive.namelist()}
+            files = {i.filename: (i.file_size, lambda i=i: archive.read(i))
+                     for i in archive.infolist()}
         elif path.exists():
             raise UserError(f"{path} is neither a folder nor a .zip: give --code a folder of code")
         else:
@@ -93,7 +94,11 @@ def documents(path):
         for name in sorted(files, key=hashed):
             of = [lang for lang, ends in LANGUAGES.items() if name.endswith(ends)]
             if of and sum(len(t) for _, t in found.get(of[0], [])) < MOST:
-                found.setdefault(of[0], []).append((name, decoded(name, files[name]())))
+                size, read = files[name]
+                if size > MOST:                         # a small .zip can expand to any size
+                    raise UserError(f"{name} has {size:,} bytes, more than the {MOST:,} that are "
+                                    "read of a language: remove it, or cut it")
+                found.setdefault(of[0], []).append((name, decoded(name, read())))
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as e:
         raise UserError(f"cannot read {path}: {e}") from None
     if not found:

@@ -290,12 +290,19 @@ def test_code_of_a_folder_and_of_a_zip(tmp_path):
     assert completion.code(str(tmp_path / "all.zip")).sha256 == found.sha256
 
 
+def zip_bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.py", b"x" * 40_000_000)
+
+
 @pytest.mark.parametrize("make, says", [
     (lambda f: None, "there is no"),
     (lambda f: f.mkdir(), "there is no code in"),
     (lambda f: f.write_text("x = 1"), "is neither a folder nor a .zip"),
     (lambda f: (f.mkdir(), (f / "a.py").write_text("x = 1")), "too little code"),
     (lambda f: (f.mkdir(), (f / "a.py").write_bytes(b"x\0y")), "a.py is binary"),
+    (lambda f: (f.mkdir(), (f / "a.py").write_text("x" * 5_000_000)), "a.py has 5,000,000 bytes"),
+    (zip_bomb, "a.py has 40,000,000 bytes"),
     (lambda f: (f.mkdir(), (f / "a.py").write_bytes(b"x = '\xe9'")), "not text in UTF-8 (byte 5)")])
 def test_code_that_cannot_be_used_is_one_sentence(make, says, tmp_path, monkeypatch, capsys):
     path = tmp_path / "given"
