@@ -64,7 +64,8 @@ def digest(value):
 
 def slug(text):
     """A text as part of a file's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", str(text).lower()).strip("-")
+    words = str(text).lower().replace("/", " over ").replace("×", " times ").replace("∞", " inf ")
+    return re.sub(r"[^a-z0-9.]+", "-", words).strip("-")
 
 
 def different(s):

@@ -3,7 +3,12 @@ it should."""
 import os
 
 import figures                                          # before NumPy: it sets BLAS's threads
+import ablations
+import emergence
+import evolution
+import illusions
 import lab
+import language
 import measure
 from test_mesa import HERE, command_line
 
@@ -151,6 +156,15 @@ def block_of_notes(starts):
     """The Python block of NOTES.md that starts like this."""
     text = (HERE / "NOTES.md").read_text(encoding="utf-8")
     return next(b.split("```")[0] for b in text.split("```python\n") if b.startswith(starts))
+
+
+def test_what_two_runs_or_measurements_leave_lies_in_two_files():
+    for declared in (figures.FIGURES, ablations.FIGURES, emergence.FIGURES, evolution.FIGURES,
+                     illusions.declare(), language.declare()):
+        all_of = {(f, *names) for figure in declared.values() for f, *names in figure.measurements}
+        runs = {name for _, *names in all_of for name in names}
+        assert len({lab.kept(f, names, "quick", 0) for f, *names in all_of}) == len(all_of)
+        assert len({lab.slug(name) for name in runs}) == len(runs)
 
 
 def test_the_recipe_of_a_figure_makes_one(tmp_path):
