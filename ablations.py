@@ -544,14 +544,18 @@ GRID = tuple(dict.fromkeys(run_of(factor, level) for factor, levels in FACTORS.i
                            for level in levels))
 
 
+def late_seeds(results):
+    """The seeds, with the reasons, in which the run of these results has not arrived."""
+    return not_arrived(dict(enumerate(r["course 0"] for r in results)))
+
+
 def of_levels(factor, found, key):
     """Number `key` of every level of a factor: [levels, seeds]; not a number in seeds in which the
     run has not arrived."""
     rows = []
     for level in FACTORS[factor]:
         results = found[GRID.index(run_of(factor, level))]
-        late_runs = not_arrived(dict(enumerate(r["course 0"] for r in results)))
-        rows.append([np.nan if seed in late_runs else float(r[key])
+        rows.append([np.nan if seed in late_seeds(results) else float(r[key])
                      for seed, r in enumerate(results)])
     return np.array(rows)
 
@@ -630,6 +634,11 @@ def interval(k, n, z=1.96):
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
+def arrived(results):
+    """Those of the seeds in which the run has arrived; where it has in none, all."""
+    return [r for seed, r in enumerate(results) if seed not in late_seeds(results)] or results
+
+
 def classification_claims(lab, *found):
     """Models of dynamics side with least squares, and fail where it fails."""
     rows = []
@@ -652,20 +661,20 @@ def accuracy_row(kind, v, i, results):
     if kind.startswith("XOR"):
         return f"accuracy ({listed})", "0.45 .. 0.55", own
     less = rivals_[names.index("nearest neighbour")]
-    return (f"accuracy less the nearest neighbour's (its own {np.mean(own):.2f}; {listed})", "> 0",
+    its_own = np.mean([r["accuracy"][v, i] for r in arrived(results)])
+    return (f"accuracy less the nearest neighbour's (its own {its_own:.2f}; {listed})", "> 0",
             [a - less for a in own])
 
 
 def side_row(v, i, results):
     """A claim of the side that variant v takes on problem i where rivals differ."""
-    sides = np.array([r["sides"][v, i] for r in results])                   # [seeds, SIDES, 2]
-    texts = []
-    for (one, other), (k, n) in zip(SIDES, sides.mean(axis=0)):
+    texts, means = [], np.mean([r["sides"][v, i] for r in arrived(results)], axis=0)
+    for (one, other), (k, n) in zip(SIDES, means):
         low, high = interval(k, n)
         texts.append(f"{one}, not {other}: {k / max(n, 1):.2f} ({low:.2f} to {high:.2f}) of {n:.0f}"
                      " queries")
     return (f"share of queries on which it sides with {'; '.join(texts)}; lower end of the first "
-            "interval", "> 0.5", [interval(k, n)[0] for k, n in sides[:, 0]])
+            "interval", "> 0.5", [interval(*r["sides"][v, i, 0])[0] for r in results])
 
 
 # ---------------------------------------------------------------------------------------- figures
@@ -777,10 +786,9 @@ def draw_levels(ax, found):
                 weight="bold", va="center")
         for level in levels:
             results = found[GRID.index(run_of(factor, level))]
-            late_ = not_arrived(dict(enumerate(r["course 0"] for r in results)))
             base = run_of(factor, level) == "base"
-            ax.text(-0.6, y, level + (" *" if late_ else ""), fontsize=7.5, ha="right", va="center",
-                    color="0.55" if base else "k")
+            ax.text(-0.6, y, level + (" *" if late_seeds(results) else ""), fontsize=7.5,
+                    ha="right", va="center", color="0.55" if base else "k")
             for x, (_, of, ratio) in enumerate(COLUMNS):
                 value = mean([float(of(r)) for r in results])
                 if not np.isfinite(value):
@@ -836,10 +844,10 @@ def draw_classification(lab, *found):
     short = ("linear\nboundary", "20 % of\nlabels flipped", "XOR", "query at\n3 × radius",
              "query stored\nwrongly")
     for (left, right), name, results in zip(axes, FEW, found):
-        model = name.split(",")[0]
-        colour = COLOUR[model.split("-")[0]]
-        draw_accuracies(left, model, results, colour)
-        draw_sides(right, model, results, colour)
+        colour = COLOUR[name.split("-")[0]]
+        of = f" (seeds: {len(arrived(results))} of {len(results)})" if late_seeds(results) else ""
+        draw_accuracies(left, name.split(",")[0] + of, arrived(results), colour)
+        draw_sides(right, name.split(",")[0] + of, arrived(results), colour)
         for y, text in zip((0.22, 0.14, 0.06), ("○  as trained", "◐  EOS tuned on regression",
                                                 "●  EOS tuned on classification")):
             label(left, 0.02, y, text, colour, ha="left", transform=left.transAxes, fontsize=8)
