@@ -845,9 +845,11 @@ def draw_classification(lab, *found):
              "query stored\nwrongly")
     for (left, right), name, results in zip(axes, FEW, found):
         colour = COLOUR[name.split("-")[0]]
-        of = f" (seeds: {len(arrived(results))} of {len(results)})" if late_seeds(results) else ""
-        draw_accuracies(left, name.split(",")[0] + of, arrived(results), colour)
-        draw_sides(right, name.split(",")[0] + of, arrived(results), colour)
+        model, kept = name.split(",")[0], arrived(results)
+        if late_seeds(results):
+            model += f" ({len(kept)} of {len(results)} seeds)"
+        draw_accuracies(left, model, kept, colour)
+        draw_sides(right, model, kept, colour)
         for y, text in zip((0.22, 0.14, 0.06), ("○  as trained", "◐  EOS tuned on regression",
                                                 "●  EOS tuned on classification")):
             label(left, 0.02, y, text, colour, ha="left", transform=left.transAxes, fontsize=8)
@@ -888,9 +890,10 @@ def draw_sides(ax, model, results, colour):
             ax.plot([x, x], interval(k, n), color=colour, lw=1.5)
             ax.plot(x, k / max(n, 1), "o", color=colour, ms=7, **fill)
             if v == 1:
-                ax.text(i, 1.06, f"{n:.0f}", fontsize=7.5, ha="center", color="0.4")
+                ax.text(i, 1.06, f"{n:.0f}" + " queries" * (i == 0), fontsize=7.5, ha="center",
+                        color="0.4")
     ax.axhline(0.5, color="0.85", lw=0.8, zorder=0)
-    ax.set(title=f"{model}: with whom it sides (queries)", ylim=(-0.03, 1.12))
+    ax.set(title=f"{model}: whom it sides with", ylim=(-0.03, 1.12))
     ax.set_yticks([0, 0.5, 1], ["nearest\nneighbour", "0.5", "least\nsquares"])
 
 

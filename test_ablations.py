@@ -314,10 +314,13 @@ def test_models_that_are_judged_on_the_same_sequences_share_their_rivals():
     assert base == deep == pool != noise
 
 
+ARRIVED, LATE = (np.array([[0, 1.0], [90, loss], [100, 0.1]]) for loss in (0.1, 0.5))
+
+
 def made_up(ridge, posterior):
     """What `numbers` finds in one seed."""
     return {"methods": np.array(["ridge", ab.POSTERIOR]), "r2": np.array([ridge, posterior]),
-            "course 0": np.array([[0, 1.0], [90, 0.1], [100, 0.1]])}
+            "course 0": ARRIVED}
 
 
 def test_m_star_is_where_least_squares_overtakes_the_posterior():
@@ -353,6 +356,7 @@ def few(names, good):
     own[:, 2] = 0.5 if good else 0.7
     rivals = [*ab.CLASSIFIERS, ab.STEPPED]
     return {"accuracy": own, "rivals": np.full((len(rivals), kinds), 0.6), "names": rivals,
+            "course 0": ARRIVED,
             "sides": np.full((n, kinds, len(ab.SIDES), 2), [90 if good else 10, 100])}
 
 
@@ -383,10 +387,17 @@ def test_conditions_are_named_by_what_they_do():
 def test_runs_that_have_not_arrived_are_left_out_of_the_grid():
     found = [[numbers([name], True)] for name in ab.GRID]
     late = found[ab.GRID.index("noise 0.3")][0]
-    late |= {"learns": -5.0, "course 0": np.array([[0, 1.0], [90, 0.5], [100, 0.1]])}
+    late |= {"learns": -5.0, "course 0": LATE}
     assert ab.spreads("noise", found, "learns") == [0.0]
-    late["course 0"] = found[0][0]["course 0"]
+    late["course 0"] = ARRIVED
     assert ab.spreads("noise", found, "learns") == [pytest.approx(5.9)]
+
+
+def test_runs_that_have_not_arrived_are_left_out_of_the_text_of_a_claim():
+    right, wrong = few([], True), few([], False) | {"course 0": LATE}
+    assert "its own 0.90" in ab.accuracy_row(ab.PROBLEMS[0], 0, 0, [right, wrong])[0]
+    assert "0.90 (" in ab.side_row(0, 0, [right, wrong])[0]
+    assert ab.arrived([wrong]) == [wrong]               # where none has, all are shown
 
 
 def test_figure_smoke(tmp_path):
