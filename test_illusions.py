@@ -202,7 +202,7 @@ def made_up(one_hot, gap):
 @pytest.mark.parametrize("one_hot, gap", [(0.1, 0.1), (-0.1, 0.0)])
 def test_claims_say_what_was_measured(one_hot, gap):
     here = lab.Lab(illusions.settings_of, {}, "smoke")
-    rows = illusions.proxies_claims(here, made_up(one_hot, gap), made_up(0, 0))
+    rows = illusions.proxies_claims(here, made_up(one_hot, gap), made_up(0, 0), [{"right": 0.5}])
     verdicts = {(panel, text): lab.holds(expected, values[0])
                 for panel, text, _, expected, values, *_ in rows if "trained" in panel}
     for (_, text), verdict in verdicts.items():
@@ -212,7 +212,9 @@ def test_claims_say_what_was_measured(one_hot, gap):
             assert verdict is False
         elif "one-hot attention less" in text:
             assert verdict is (one_hot > 0)
-    assert len(verdicts) == 18
+        elif "seeds that gain" in text:
+            assert f"{one_hot:+.2f} at 0.50" in text
+    assert len(verdicts) == 19
 
 
 def test_reached_is_the_first_snapshot_with_the_accuracy():
