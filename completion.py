@@ -5,6 +5,8 @@ out functions of that kind, on deeper ones, and on other languages (figure 6 of 
 embedded corpus is what every installation has: functions of Python's standard library to train on,
 matplotlib's JavaScript, C headers of Python and NumPy, and the library of Tcl where tkinter is.
 With a path it is the code in a folder or .zip; of LANGUAGES the first that is there is trained on.
+Of other languages whole files are judged, with their comments, and not only functions: some of what
+a proxy loses there may be due to that.
 
 A prediction is of one of five kinds, by the character that is to come:
 
@@ -44,7 +46,7 @@ from store import UserError
 
 LANGUAGES = {"Java": (".java",), "Python": (".py",), "JavaScript": (".js",), "PHP": (".php",),
              "Go": (".go",), "C": (".c", ".h"), "Tcl": (".tcl",)}
-NESTING, MOST = 3, 1 << 22              # characters that are read of a language
+NESTING, MOST = 3, 1 << 22              # characters that are read of a language in a path
 ENOUGH = 20_000                         # held-out characters of which something is claimed
 KEYWORDS = {*keyword.kwlist, *re.findall(r"\w+", """
     abstract bool boolean case catch char const default do double echo enum extends extern final
@@ -296,9 +298,9 @@ def windows_of(codes, T, n):
 # ----------------------------------------------------------------------------------- measurements
 
 RANKS = (2, 4, 8)
-PROXIES = (*(f"rank {r}" for r in RANKS), "rank 4, induction head")
-FULL = dict(windows=1_000, fit=1_000, twice=128)
-SIZE = {"full": FULL, "quick": FULL, "smoke": dict(windows=8, fit=8, twice=4)}
+PROXIES = (*(f"rank {r}" for r in RANKS), "rank 4, best head")
+FULL = dict(windows=1_000, fit_windows=1_000, twice=128)
+SIZE = {"full": FULL, "quick": FULL, "smoke": dict(windows=8, fit_windows=8, twice=4)}
 
 
 def induction(params, s, n):
@@ -331,12 +333,13 @@ def predicted(params, config, c, piece=32):
 
 
 def similar(size, seed, run):
-    """Proxies of block 2 (all heads, or its best induction head alone) on every set: the share of
-    predictions like the model's [sets, proxies, 1 + kinds], first of all kinds together; how many
-    there are [sets, 1 + kinds]; accuracy [sets, 1 + proxies, 1 + kinds], the model's first."""
+    """Proxies of block 2 (all its heads, or the one with the largest induction score alone) on
+    every set: the share of predictions like the model's [sets, proxies, 1 + kinds], first of all
+    kinds together; how many there are [sets, 1 + kinds]; accuracy [sets, 1 + proxies, 1 + kinds],
+    the model's first."""
     s, params = run.settings, run.params
     corpus, T, config = code(s.code), s.T, run.settings.config
-    fit = windows_of(corpus.train, T, size["fit"])
+    fit = windows_of(corpus.train, T, size["fit_windows"])
     U = proxies.singular_directions(*proxies.queries_and_keys(params, config, 1,
                                                               fit[:, :-1, None]))
     best = int(induction(params, s, size["twice"])[1].argmax())
@@ -361,18 +364,20 @@ def similar(size, seed, run):
 
 
 def judged_sets(r):
-    """Which sets other than the first two, which are of the training language, are large enough for
-    a verdict: their places."""
-    return [i for i, n in enumerate(r["characters"]) if i > 1 and n >= ENOUGH]
+    """Which sets of other languages than the training's, which comes first, are large enough for a
+    verdict: their places."""
+    language, *others = map(str, r["sets"])             # deeper code may be left out, as too little
+    return [i for i, name in enumerate(others, 1)
+            if name != f"deeper {language}" and r["characters"][i] >= ENOUGH]
 
 
 def code_claims(name, lab, course, found):
-    """Similarity of predictions by set and by kind; whether an induction head has formed."""
+    """Similarity of predictions by set and by kind; the best induction score."""
     names, first = [str(n) for n in found[0]["sets"]], found[0]
     others = judged_sets(first)
     head = [f["scores"][-1].max() for f in course]
     rows = [("6", f"the best head's attention to what came next the first time, in "
-             f"{course[0]['language']} written twice, at the end of training (an induction head)",
+             f"{course[0]['language']} written twice, at the end of training (the induction score)",
              "paper, figure 6", "> 0.2", head)]
     for proxy in ("rank 4", PROXIES[-1]):             # the others are in the data
         j = PROXIES.index(proxy)
@@ -408,26 +413,37 @@ SHADES = ("#D55E00", "#0072B2", "#009E73", "#7F7F7F", "#CC79A7")           # of 
 def draw_code(lab_, course, found):
     """Similarity of predictions by set and kind (figure 6); the induction score over training."""
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3.4), width_ratios=(1, 1, 0.9))
-    names, seed0 = [str(n) for n in found[0]["sets"]], course[0]
-    panels = ((PROXIES.index("rank 4"), "6  rank 4, all heads of block 2"),
-              (len(PROXIES) - 1, "6  rank 4, its induction head alone"))
-    for ax, (j, title) in zip(axes, panels):
-        ends = []
-        for k, (kind, colour) in enumerate(zip(KINDS, SHADES)):
-            same = np.array([f["same"][:, j, 1 + k] for f in found])        # [seeds, sets]
-            mean = lab.mean_line(ax, range(len(names)), same, color=colour, marker="o", ms=4)
-            ends.append((mean[-1], kind, colour))
-        ax.set_xticks(range(len(names)), [n.replace(" ", "\n") for n in names], fontsize=7.5)
-        ax.set(title=title, ylabel="predictions like the model's", ylim=(None, 1.01))
-        lab.end_labels(ax, ends, 7.5)
-    ax, ends = axes[2], []
+    fig = plt.figure(figsize=(9, 6.4))
+    axes = fig.subplot_mosaic([["all", "score"], ["best", "score"]], width_ratios=(1.9, 1))
+    axes["best"].sharey(axes["all"])
+    panels = (("all", PROXIES.index("rank 4"), "6  rank 4, all heads of block 2"),
+              ("best", len(PROXIES) - 1, "6  rank 4, its best head alone"))
+    ends = {name: draw_similar(axes[name], found, j, title) for name, j, title in panels}
+    axes["all"].set_ylim(None, 1.01)                    # of both
+    for name, labels in ends.items():
+        lab.end_labels(axes[name], labels, 9)
+    ax, first, ends = axes["score"], course[0], []
     for l, colour in enumerate(("#56B4E9", "#000000")):
-        ax.plot(seed0["steps"], seed0["scores"][:, l], color=colour, lw=1.2)       # a line a head
-        ends.append((seed0["scores"][-1, l].max(), f"heads of\nblock {l + 1}", colour))
+        ax.plot(first["steps"], first["scores"][:, l], color=colour, lw=1.2)       # a line a head
+        ends.append((first["scores"][-1, l].max(), f"heads of\nblock {l + 1}", colour))
     ax.set(title="induction score, first seed", xlabel="step", ylim=(0, None))
-    lab.end_labels(ax, ends, 7.5)
+    lab.end_labels(ax, ends, 9)
     return fig
+
+
+def draw_similar(ax, found, j, title):
+    """The share of a proxy's predictions that are like the model's, by set and kind: mean and range
+    of the seeds.  Returns labels for the dots of the last set."""
+    names, ends = [str(n) for n in found[0]["sets"]], []
+    for k, (kind, colour) in enumerate(zip(KINDS, SHADES)):
+        x = np.arange(len(names)) + 0.13 * (k - 2)      # sets have no order: dots, and no lines
+        same = np.array([f["same"][:, j, 1 + k] for f in found])            # [seeds, sets]
+        ax.plot(x, same.mean(axis=0), "o", color=colour, ms=5)
+        ax.vlines(x, same.min(axis=0), same.max(axis=0), color=colour, lw=1.5)
+        ends.append((same[:, -1].mean(), kind, colour))
+    ax.set_xticks(range(len(names)), [n.replace(" ", "\n") for n in names])
+    ax.set(title=title, ylabel="predictions like the model's")
+    return ends
 
 
 def main():

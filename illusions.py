@@ -41,6 +41,7 @@ import shifts
 import train
 from lab import Figure, end_labels, mean_line
 from proxies import share
+from store import UserError
 
 # --------------------------------------------------------------------------------------- the runs
 
@@ -96,7 +97,7 @@ TRAINING = {"full": dict(strings=200_000, steps=20_000, report=1_000, heldout=1_
 SHOWN_AT = (0, .01, .02, .03, .04, .06, .08, .1, .13, .17, .22, .3, .4, .5, .6, .7, .8, .9, 1)
 
 
-def dyck_settings(name, profile):
+def dyck_settings(profile):
     """The Settings of the run "dyck"."""
     s = replace(Settings(tokens="raw", kinds=("softmax",) * 2, heads=1, key_size=32, width=32,
                          embed=True, layer_norm=True, mlp_width=128, init_std=0.12, batch=64,
@@ -110,14 +111,14 @@ RANKS, CLUSTERS = (2, 3, 4, 6, 8, 16), (16, 64, 128)
 PROXIES = (*(f"rank {r}" for r in RANKS), *(f"{n} clusters" for n in CLUSTERS), "one-hot")
 FULL = dict(judge=1_000, fit=1_000, points=600)
 SIZE = {"full": FULL, "quick": FULL, "smoke": dict(judge=20, fit=30, points=20)}
-PLACES = ("all", "far", "deep")
 
 
 def places(groups, s):
-    """(types, {name: which of the closing brackets of a set are meant}): all, those 10 or more
-    tokens from where they were opened, those deeper than training's deepest."""
-    types, depth, distance = dyck.closing_facts(groups, s.types)
-    return types, {"all": depth > 0, "far": distance >= 10, "deep": depth > s.m}
+    """(truth, {name: which are meant}) of the closing brackets of a set: their types, and places:
+    all of them, those 10 or more tokens from where they were opened, those deeper than training's
+    deepest."""
+    truth, depth, distance = dyck.closing_facts(groups, s.types)
+    return truth, {"all": depth > 0, "far": distance >= 10, "deep": depth > s.m}
 
 
 def course(size, seed, run):
@@ -127,8 +128,8 @@ def course(size, seed, run):
     for step in s.snapshots:
         params, row = run.weights_at(step), []
         for groups in splits:
-            types, where = places(groups, s)
-            right = dyck.closings_of(params, s.config, groups, s.types) == types
+            truth, where = places(groups, s)
+            right = dyck.closings_of(params, s.config, groups, s.types) == truth
             row.append([share(right, of) for of in where.values()])
         rows.append(row)
     return {"steps": s.snapshots, "accuracy": rows,
@@ -160,10 +161,10 @@ def compared(params, config, s, size, seed):
     configs, _ = proxies_of(params, config, s, size["fit"], seed)
     accuracy, same = [], []
     for groups in dyck.splits(s.strings, s.types, s.m, size["judge"]).values():
-        types, where = places(groups, s)
+        truth, where = places(groups, s)
         answers = [dyck.closings_of(params, c, groups, s.types)
                    for c in (config, *configs.values())]
-        accuracy.append([[share(a == types, of) for of in where.values()] for a in answers])
+        accuracy.append([[share(a == truth, of) for of in where.values()] for a in answers])
         same.append([[share(a == answers[0], of) for of in where.values()] for a in answers[1:]])
     return {"accuracy": np.swapaxes(accuracy, 0, 1), "same": np.swapaxes(same, 0, 1)}
 
@@ -181,8 +182,8 @@ def known(size, seed, run):
 
 def attended(params, config, groups, types):
     """Of the queries in front of closing brackets: their depth, the depth of what they attend to
-    most, whether that is the bracket to be closed, and whether it is, instead, a token with which
-    the rest of the stack stands alone, before that bracket was opened.  [4, N]
+    most, whether that is the bracket to be closed, and whether it is, instead, a token before that
+    bracket after which exactly the rest of the stack is open.  [4, N]
 
     The latter will do as well: block 1 can count which types are open, and what is open at the
     query and was not there is the answer.  Where the bracket to be closed is the query's own token,
@@ -240,8 +241,8 @@ def points(params, s, U, groups, n):
 # ------------------------------------------------------------------------------------------ claims
 
 NAMES = list(dyck.SPLITS)
-IN, SEEN, UNSEEN, SEEN_SAME, UNSEEN_SAME, DEEP = range(6)
-ALL, FAR, BEYOND = range(3)             # of PLACES
+IN, SEEN, UNSEEN, SEEN_MATCHED, UNSEEN_MATCHED, DEEP = range(6)
+ALL, FAR, BEYOND = range(3)             # of `places`
 
 
 def values(found, key, *index):
@@ -254,7 +255,7 @@ def dyck_claims(lab, courses, maps):
     s = lab.settings("dyck", lab.profile)
     rows = [("1", f"accuracy on all closing brackets at the end, {dyck.SPLITS[NAMES[split]]}",
              "paper, figure 1", ">= 0.99", values(courses, "accuracy", -1, split, ALL))
-            for split in (IN, SEEN, UNSEEN, SEEN_SAME, UNSEEN_SAME)]
+            for split in (IN, SEEN, UNSEEN, SEEN_MATCHED, UNSEEN_MATCHED)]
     rows += [("1", "the same, of those 10 or more tokens from where they were opened: "
               f"{dyck.SPLITS[NAMES[split]]}", "paper, figure 1", ">= 0.99",
               values(courses, "accuracy", -1, split, FAR)) for split in (IN, UNSEEN)]
@@ -269,18 +270,16 @@ def dyck_claims(lab, courses, maps):
              ("2", "queries that attend most to the bracket to be closed, where that is not "
               "their own token, in distribution", "paper, figure 2", "> 0.95",
               values(maps, "right")),
-             ("2", "queries that attend most to that bracket, or to a token before it with which "
-              "the rest of the stack stands alone", "measured", "> 0.95",
+             ("2", "queries that attend most to that bracket, or to a token before it after "
+              "which exactly the rest of the stack is open", "measured", "> 0.95",
               values(maps, "right") + values(maps, "below"))]
     gaps = np.array([errors(m, "rank 8") - errors(m, "model") for m in maps])   # [seeds, levels]
     near = [m["model"][2, :s.m].sum() / max(1, m["model"][1, :s.m].sum()) for m in maps]
     rows += [("5", f"attention errors at depth 1 to {s.m} that are within two levels (strings of "
               f"depth {s.m + 2} to {s.m + 6})", "measured, after figure 5", "> 0.9", near),
-             ("5", f"attention errors with rank 8 less those of the model: largest difference at "
-              f"depth 1 to {s.m}", "measured, after figure 5", "< 0.05",
-              np.abs(gaps[:, :s.m]).max(axis=1)),
-             ("5", f"the same beyond depth {s.m}", "measured, after figure 5", "> 0.05",
-              np.nanmax(np.abs(gaps[:, s.m:]), axis=1))]
+             ("5", "attention errors with rank 8 less those of the model: the largest beyond depth "
+              f"{s.m} less the largest at depth 1 to {s.m}", "measured, after figure 5",
+              "> 0", np.nanmax(gaps[:, s.m:], axis=1) - np.nanmax(gaps[:, :s.m], axis=1))]
     return [(f"dyck, {panel}", *row, "dyck") for panel, *row in rows]
 
 
@@ -297,7 +296,7 @@ def errors(m, name):
     return np.divide(wrong, count, out=np.full(len(count), np.nan), where=count > 0)
 
 
-GAP = "> 0.02"                          # what counts as a gap between two splits
+GAP, NONE = "> 0.02", "-0.001 .. 0.001"     # what counts as a gap between two splits, and as none
 
 
 def gained(found):
@@ -309,23 +308,26 @@ def gained(found):
 def proxies_claims(lab, trained, written, maps):
     """How faithful proxies are on each split (figures 3 and 4)."""
     s, rows = lab.settings("dyck", lab.profile), []
+    gaps = (("in distribution less unseen structures", IN, UNSEEN),
+            (f"in distribution less {dyck.SPLITS['deep']}", IN, DEEP),
+            ("seen less unseen structures of equal lengths", SEEN_MATCHED, UNSEEN_MATCHED))
     for who, found, runs in (("trained", trained, ["dyck"]), ("written by hand", written, [])):
-        def same(name, split, place=ALL, found=found):
-            return values(found, "same", PROXIES.index(name), split, place)
+        def same(name, split, found=found):
+            return values(found, "same", PROXIES.index(name), split, ALL)
         for name in ("rank 4", "rank 8", "64 clusters", "128 clusters"):
-            gaps = (("in distribution less unseen structures", IN, UNSEEN),
-                    (f"in distribution less {dyck.SPLITS['deep']}", IN, DEEP),
-                    ("seen less unseen structures of equal lengths", SEEN_SAME, UNSEEN_SAME))
+            exact = not runs and name.startswith("rank")    # its keys have four coordinates
+            source = "paper, figure 3" if runs else "derived" if exact else "measured"
             rows += [(f"3, {who}", f"{name}: predictions like the model's, in distribution",
-                      "paper, figure 3", "> 0.9", same(name, IN), *runs)]
+                      source, ">= 0.999" if exact else "> 0.9", same(name, IN), *runs)]
             rows += [(f"3, {who}", f"{name}: the same, {text}",
-                      "paper, figure 3" if split == IN else "measured", GAP,
+                      source if split == IN or exact else "measured", NONE if exact else GAP,
                       same(name, split) - same(name, other), *runs)
                      for text, split, other in gaps]
+        source = "paper, figure 4" if runs else "derived"
         rows += [(f"4, {who}", "one-hot attention: predictions like the model's, in distribution",
-                  "paper, figure 4", "> 0.98", same("one-hot", IN), *runs),
+                  source, "> 0.98", same("one-hot", IN), *runs),
                  (f"4, {who}", f"accuracy of one-hot attention less the model's beyond depth {s.m}",
-                  "paper, figure 4", "> 0.02" if runs else "-0.001 .. 0.001", gained(found), *runs)]
+                  source, GAP if runs else NONE, gained(found), *runs)]
     looks, gain = values(maps, "right"), gained(trained)
     rows.append(("4, trained", "seeds that gain from one-hot attention beyond depth "
                  f"{s.m} (gain at the share of queries that attend to the bracket to be closed: "
@@ -338,8 +340,9 @@ def proxies_claims(lab, trained, written, maps):
 
 # ----------------------------------------------------------------------------------------- figures
 
-BLACK, BLUE, GREEN, ORANGE, GREY = "#000000", "#0072B2", "#009E73", "#D55E00", "#7F7F7F"
-COLOUR = (BLACK, BLUE, GREEN, BLUE, GREEN, ORANGE)      # of splits; dashes: with equal lengths
+BLACK, BLUE, GREEN, ORANGE, YELLOW = "#000000", "#0072B2", "#009E73", "#D55E00", "#E69F00"
+OF_SPLIT = (BLACK, BLUE, GREEN, BLUE, GREEN, ORANGE)    # dashes: of equal lengths; yellow: the
+                                                        # brackets beyond training's depth alone
 
 
 def draw_dyck(lab, courses, maps):
@@ -348,63 +351,64 @@ def draw_dyck(lab, courses, maps):
     Keys and queries are those of the first seed.
     """
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 4, figsize=(12, 3.1), width_ratios=(1.25, 1, 1, 1))
-    draw_course(axes[0], courses)
-    for ax, first in zip(axes[1:3], (0, 2)):
+    m = lab.settings("dyck", lab.profile).m
+    fig, axes = plt.subplots(2, 2, figsize=(9, 6.8))
+    draw_course(axes[0, 0], courses, m)
+    draw_errors(axes[0, 1], maps, m)
+    for ax, first in zip(axes[1], (0, 2)):
         image = draw_directions(ax, maps[0], first)
-    bar = fig.colorbar(image, ax=axes[2], fraction=0.06)
-    bar.set_label("depth", fontsize=8)
-    draw_errors(axes[3], maps)
+    fig.colorbar(image, ax=axes[1, 1], fraction=0.06).set_label("depth")
     return fig
 
 
-def draw_course(ax, courses):
+def draw_course(ax, courses, m):
     """Accuracy over training."""
     steps, ends = courses[0]["steps"], []
     lines = [(IN, ALL, "in distribution"), (SEEN, ALL, "seen"), (UNSEEN, ALL, "unseen"),
-             (DEEP, ALL, "12 to 16 deep"), (DEEP, BEYOND, "beyond 10")]
+             (DEEP, ALL, f"{m + 2} to {m + 6} deep"), (DEEP, BEYOND, f"beyond {m}")]
     for split, place, text in lines:
-        colour = "#E69F00" if place == BEYOND else COLOUR[split]
+        colour = YELLOW if place == BEYOND else OF_SPLIT[split]
         mean = mean_line(ax, steps, [c["accuracy"][:, split, place] for c in courses],
                          color=colour, lw=1.5)
         ends.append((mean[-1], text, colour))
     ax.set(title="1  accuracy over training", xlabel="step", ylim=(0, 1.03))
-    end_labels(ax, ends, 7.5)
+    end_labels(ax, ends)
 
 
 def draw_directions(ax, m, first):
-    """Queries (dots) and keys (rings) on two singular directions, by depth."""
+    """Queries (dots) and keys (triangles) on two singular directions, by depth."""
     style = dict(cmap="viridis", vmin=1, vmax=max(m["queries"][:, 4].max(), 1), s=9)
     q, k = m["queries"], m["keys"]
     ax.scatter(k[:, first], k[:, first + 1], c=k[:, 4], marker="^", **style)
     image = ax.scatter(q[:, first], q[:, first + 1], c=q[:, 4], marker=".", **style)
-    ax.set(title="2  queries ·  keys ▴" if first == 0 else "2  the same",
+    ax.set(title="2  queries •  keys ▴" if first == 0 else "2  the same",
            xlabel=f"singular direction {first + 1}", ylabel=f"direction {first + 2}")
     return image
 
 
-def draw_errors(ax, maps):
+def draw_errors(ax, maps, m):
     """Attention errors over the depth of the query."""
     ends, levels = [], 1 + np.arange(maps[0]["model"].shape[1])
     for name, colour in (("model", BLACK), ("rank 8", BLUE)):
-        mean = mean_line(ax, levels, [errors(m, name) for m in maps], color=colour, lw=1.5)
+        mean = mean_line(ax, levels, [errors(f, name) for f in maps], color=colour, lw=1.5)
         ends.append((mean[np.isfinite(mean)][-1] if np.isfinite(mean).any() else 0, name, colour))
-    ax.axvline(levels[-1] - 5.5, color="0.7", lw=1, ls=":")
+    ax.axvline(m + 0.5, color="0.7", lw=1, ls=":")
     ax.set(title="5  attention errors", xlabel="depth of the query", ylabel="share that looks "
            "elsewhere", ylim=(0, None))
-    end_labels(ax, ends, 7.5)
+    end_labels(ax, ends)
 
 
 def draw_proxies(lab, trained, written, maps):
     """Proxies on each split: trained models, and one whose algorithm is known (figures 3, 4)."""
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(2, 3, figsize=(11, 5.8), width_ratios=(1.1, 0.9, 1.1))
+    m = lab.settings("dyck", lab.profile).m
+    fig, axes = plt.subplots(2, 3, figsize=(10, 6.4), width_ratios=(1.1, 0.9, 1.1))
     for row, found, who in zip(axes, (trained, written), ("trained", "written by hand")):
         draw_same(row[0], found, range(len(RANKS)), RANKS, f"3  {who}: singular directions", "rank")
         at = range(len(RANKS), len(RANKS) + len(CLUSTERS))
         draw_same(row[1], found, at, CLUSTERS, f"3  {who}: k-means", "clusters")
-    draw_deep(axes[0, 2], trained, "3, 4  trained: accuracy")
-    draw_gain(axes[1, 2], values(maps, "right"), gained(trained))
+    draw_deep(axes[0, 2], trained, m)
+    draw_gain(axes[1, 2], values(maps, "right"), gained(trained), m)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6,
                frameon=False, fontsize=8.5)
     return fig
@@ -414,37 +418,37 @@ def draw_same(ax, found, at, x, title, xlabel):
     """Share of predictions like the model's over the size of the proxy, for each split: the mean
     of the seeds, which differ more than the splits of one do."""
     ax.set_xscale("log")
-    for split, (colour, text) in enumerate(zip(COLOUR, dyck.SPLITS.values())):
+    for split, (colour, text) in enumerate(zip(OF_SPLIT, dyck.SPLITS.values())):
         same = values(found, "same")[:, list(at), split, ALL]
         ax.plot(x, same.mean(axis=0), color=colour, label=text, lw=1.4, marker="o", ms=3,
-                ls="--" if split in (SEEN_SAME, UNSEEN_SAME) else "-")
+                ls="--" if split in (SEEN_MATCHED, UNSEEN_MATCHED) else "-")
     ax.set(title=title, xlabel=xlabel, ylabel="predictions like the model's")
     ax.set_xticks(x, x)
     ax.minorticks_off()
 
 
-def draw_deep(ax, found, title):
+def draw_deep(ax, found, m):
     """Accuracy of the model and its proxies, in distribution and beyond training's depth."""
     names = ("model", *PROXIES)
     for split, place, colour, text in ((IN, ALL, BLACK, "in distribution"),
-                                       (DEEP, BEYOND, "#E69F00", "beyond depth 10")):
+                                       (DEEP, BEYOND, YELLOW, f"beyond depth {m}")):
         accuracy = values(found, "accuracy")[:, :, split, place]            # [seeds, names]
         ax.plot(accuracy.mean(axis=0), range(len(names)), "o", color=colour, ms=5, label=text)
         ax.hlines(range(len(names)), accuracy.min(axis=0), accuracy.max(axis=0), color=colour)
         ax.axvline(accuracy[:, 0].mean(), color=colour, lw=0.8, ls=":")
-    ax.set_yticks(range(len(names)), names, fontsize=7.5)
+    ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
-    ax.set(title=title, xlim=(0, 1.03))
-    ax.legend(fontsize=7, frameon=False, loc="center left")
+    ax.set(title="3, 4  trained: accuracy", xlim=(0, 1.03))
+    ax.legend(fontsize=8, frameon=False, loc="center left")
 
 
-def draw_gain(ax, looks, gain):
+def draw_gain(ax, looks, gain, m):
     """Who gains from one-hot attention: a dot per seed."""
     ax.axhline(0, color="0.85", lw=0.8, zorder=0)
-    ax.plot(looks, gain, "o", color="#E69F00", ms=6)
-    ax.set(title="4  trained: who gains from one-hot attention", xlim=(-0.03, 1.03),
+    ax.plot(looks, gain, "o", color=YELLOW, ms=6)
+    ax.set(title="4  trained: who gains from one-hot", xlim=(-0.03, 1.03),
            xlabel="queries that attend to the bracket to be closed",
-           ylabel="accuracy beyond depth 10,\nless the model's")
+           ylabel=f"accuracy beyond depth {m},\nless the model's")
 
 
 def declare(path=""):
@@ -464,9 +468,9 @@ def declare(path=""):
 
 def settings_of(name, profile):
     """The settings of a run of any of the figures."""
-    study = {"dyck": dyck_settings, "code": completion.settings_of,
-             "linear-6,": shifts.settings_of}[name.split(" ")[0]]
-    return study(name, profile)
+    if name == "dyck":
+        return dyck_settings(profile)
+    return (shifts if name == shifts.WIDE else completion).settings_of(name, profile)
 
 
 def sizes():
@@ -482,7 +486,12 @@ def main():
     parser.add_argument("--code", metavar="PATH", help="code of your own for the figure code: a "
                         "folder, or a .zip such as a JDK's src.zip")
     args = parser.parse_args()
-    path = "" if args.code is None else str(Path(args.code).resolve())
+    if args.code == "":                                 # would mean the current folder
+        raise UserError("--code is empty: give it a folder of code, or a .zip")
+    if args.code and args.names and not {"code", "all"} & {*args.names}:
+        raise UserError("--code is for the figure code alone: python illusions.py code --code "
+                        f"{args.code}")
+    path = str(Path(args.code).resolve()) if args.code else ""
     lab.reproduce(args, declare(path), names, settings_of, sizes())
 
 

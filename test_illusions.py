@@ -217,6 +217,38 @@ def test_claims_say_what_was_measured(one_hot, gap):
     assert len(verdicts) == 19
 
 
+def test_claims_about_the_model_written_by_hand_are_derived_where_its_proxies_are_exact():
+    here = lab.Lab(illusions.settings_of, {}, "smoke")
+    rows = illusions.proxies_claims(here, made_up(0, 0), made_up(0, 0), [{"right": 0.5}])
+    rows = [row for row in rows if "written by hand" in row[0]]
+    assert rows and not any("paper" in source for _, _, source, *_ in rows)
+    for _, text, source, expected, *_ in rows:
+        assert source == ("measured" if "clusters" in text else "derived")
+        if "rank" in text and "less" in text:
+            assert lab.holds(expected, 0) and not lab.holds(expected, 0.02)
+
+
+@pytest.mark.parametrize("within, beyond, holds", [
+    (0.02, 0.3, True), (0.3, 0.02, False), (0.02, -0.3, False)])
+def test_the_excess_of_attention_errors_beyond_the_depth_has_a_sign(within, beyond, holds):
+    here = lab.Lab(illusions.settings_of, {}, "smoke")
+    m, accuracy = here.settings("dyck", "smoke").m, np.ones((4, len(dyck.SPLITS), 3))
+    count, model = np.full(m + 6, 100), np.full(m + 6, 50)
+    rank_8 = model + 100 * np.where(np.arange(m + 6) < m, within, beyond)
+    maps = [{"right": 0.3, "below": 0.6, "model": np.array([count, model, model]),
+             "rank 8": np.array([count, rank_8, rank_8])}]
+    rows = illusions.dyck_claims(here, [{"steps": np.arange(4), "accuracy": accuracy}], maps)
+    [(expected, [value])] = [row[3:5] for row in rows if "with rank 8" in row[1]]
+    assert value == pytest.approx(beyond - within) and lab.holds(expected, value) is holds
+
+
+def test_names_of_sizes_are_those_of_one_module_each():
+    for profile in illusions.SIZE:
+        parts = [module.SIZE[profile] for module in (illusions, completion, shifts)]
+        assert len(set().union(*parts)) == sum(map(len, parts))
+        assert illusions.sizes()[profile].keys() == set().union(*parts, {"models"})
+
+
 def test_reached_is_the_first_snapshot_with_the_accuracy():
     accuracy = np.zeros((4, 6, 3))
     accuracy[2:, illusions.IN, illusions.ALL] = 0.99
@@ -292,6 +324,39 @@ def test_code_of_a_folder_and_of_a_zip(tmp_path):
     assert completion.code(str(tmp_path / "all.zip")).sha256 == found.sha256
 
 
+def test_sets_of_other_languages_are_judged_if_they_are_large():
+    large, small = completion.ENOUGH, completion.ENOUGH - 1
+    for names, characters, judged in (
+            (["Python", "deeper Python", "C", "Tcl"], [large, large, large, small], [2]),
+            (["Python", "C", "Tcl"], [large, large, large], [1, 2]),       # nothing is deeper
+            (["Python", "deeper Python"], [large, large], [])):
+        assert completion.judged_sets({"sets": np.array(names), "characters": characters}) == judged
+
+
+def command(monkeypatch, capsys, module, *arguments):
+    """(code, standard output, standard error) of a command."""
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        train.command(module.main)
+    return stopped.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["code", "--code", ""], "--code is empty"),
+    (["dyck", "own", "--code", "X"], "--code is for the figure code alone: python illusions.py "
+     "code --code X")])
+def test_code_that_would_not_be_used_is_refused(arguments, says, monkeypatch, capsys):
+    code, out, err = command(monkeypatch, capsys, illusions, *arguments)
+    assert code == 2 and says in err and err.count("\n") == 1 and not out
+
+
+def test_the_command_of_shifts_says_what_it_knows_before_anything_else(monkeypatch, capsys):
+    code, out, _ = command(monkeypatch, capsys, shifts, "--help")
+    assert code == 0 and out.startswith("usage: python shifts.py")
+    code, out, err = command(monkeypatch, capsys, shifts, "linear-6", "linear-7")
+    assert code == 2 and "unknown model 'linear-7'" in err and not out
+
+
 def zip_bomb(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.py", b"x" * 40_000_000)
@@ -310,11 +375,8 @@ def test_code_that_cannot_be_used_is_one_sentence(make, says, tmp_path, monkeypa
     path = tmp_path / "given"
     make(path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["illusions.py", "code", "--smoke", "--code", str(path)])
-    with pytest.raises(SystemExit) as stopped:
-        train.command(illusions.main)
-    out, err = capsys.readouterr()
-    assert stopped.value.code == 2 and says in err and err.count("\n") == 1 and not out
+    code, out, err = command(monkeypatch, capsys, illusions, "code", "--smoke", "--code", str(path))
+    assert code == 2 and says in err and err.count("\n") == 1 and not out
 
 
 # ----------------------------------------------------------------------- the first paper's proxies
@@ -346,7 +408,7 @@ def test_the_rule_of_the_verdicts():
 
 @pytest.mark.parametrize("name", shifts.SHIFTS)
 def test_shifts_change_one_thing(name, rng):
-    s = replace(train.PRESETS["linear-6"], d=3, T=6, noise=1e-6)
+    s = replace(train.PRESETS["linear-6"], d=3, T=6, noise=1e-6, init_range=0.7)
     x, at = shifts.shifted(name, rng, 400, s)
     if name == "few shots":
         assert x.shape == (400, 7, 3) and at.tolist() == [0, 2, 4]
@@ -357,9 +419,38 @@ def test_shifts_change_one_thing(name, rng):
     change = shifts.SHIFTS[name]
     steps = 6 * change.get("longer", 1)
     assert x.shape[1] == steps + 1 and len(at) == 6 and at[-1] == steps - 1
-    if "noise" not in change:
-        assert np.median(grows) == pytest.approx(change.get("singular", 1) ** steps, rel=1e-3)
-    assert np.abs(x[:, 0]).max() == pytest.approx(change.get("init_range", 1), rel=0.02)
+    assert np.median(grows) == pytest.approx(change.get("singular", 1) ** steps, rel=1e-3)
+    assert np.abs(x[:, 0]).max() == pytest.approx(0.7 * change.get("init_range", 1), rel=0.02)
+    left = [np.linalg.lstsq(rows[:-1], rows[1:])[1] for rows in x]
+    assert np.mean(left) == pytest.approx((1e-6 * change.get("noise", 1)) ** 2 * (steps - 3),
+                                          rel=0.2)
+
+
+def made_up_losses(model, steps, r2):
+    """What `judged` would find, for one proxy: losses, and its R^2 in distribution."""
+    n = len(shifts.SHIFTS)
+    return {"proxies": np.array(["nearest steps (6)"]), "r2": np.full((n, 1), r2),
+            "loss": np.tile([[model, steps]], (n, 1))}
+
+
+@pytest.mark.parametrize("r2, wide_clamp", [(0.99, 2.0), (0.9, 20.0)])
+def test_an_overestimate_is_claimed_of_proxies_alone(r2, wide_clamp):
+    own = {f"{name} {key}": value for name, found in {
+        "linear-6": made_up_losses(3.0, 0.8, 0.99),
+        "linear-6, clamp 1.5 → 6": made_up_losses(wide_clamp, 0.8, 0.99)}.items()
+        for key, value in found.items()}
+    wide = {f"{shifts.WIDE} {key}": v for key, v in made_up_losses(15.0, 1.0, r2).items()}
+    rows = shifts.own_claims(None, [own], [wide])
+    ratios = {row[1].split(": ")[0]: row[4][0] for row in rows if "overestimate it" in row[1]}
+    assert ratios == {"linear-6": 3.0 / 0.8, "linear-6, clamp 1.5 → 6": wide_clamp / 0.8} | (
+        {shifts.WIDE: 15.0} if r2 > 0.95 else {})
+    [(expected, [ratio])] = [row[3:5] for row in rows if "the clamp has a part" in row[1]]
+    assert lab.holds(expected, ratio) is (wide_clamp < 3)
+
+
+def test_losses_fit_their_cells():
+    assert [shifts.short(x) for x in (0.00074, 0.0014, 0.33, 21.4, 5e3, np.inf)] == [
+        "7e−4", "0.0014", "0.33", "21", "> 1,000", "> 1,000"]
 
 
 def test_a_model_that_is_trained_anew_is_measured_anew(monkeypatch, tmp_path):
