@@ -395,6 +395,7 @@ def draw_errors(ax, maps, m):
     ax.axvline(m + 0.5, color="0.7", lw=1, ls=":")
     ax.set(title="5  attention errors", xlabel="depth of the query", ylabel="share that looks "
            "elsewhere", ylim=(0, None))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     end_labels(ax, ends)
 
 
@@ -447,7 +448,7 @@ def draw_gain(ax, looks, gain, m):
     ax.axhline(0, color="0.85", lw=0.8, zorder=0)
     ax.plot(looks, gain, "o", color=YELLOW, ms=6)
     ax.set(title="4  trained: who gains from one-hot", xlim=(-0.03, 1.03),
-           xlabel="queries that attend to the bracket to be closed",
+           xlabel="queries that attend to\nthe bracket to be closed",
            ylabel=f"accuracy beyond depth {m},\nless the model's")
 
 

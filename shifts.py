@@ -269,7 +269,7 @@ def short(loss):
         return "> 1,000"
     if loss < 1e-3:
         return f"{loss:.0e}".replace("e-0", "e−")
-    return f"{loss:.0f}" if loss >= 10 else f"{loss:.2g}"
+    return f"{loss:.0f}" if loss >= 10 else f"{loss:.2g}".removeprefix("0")
 
 
 def main():

@@ -450,7 +450,7 @@ def test_an_overestimate_is_claimed_of_proxies_alone(r2, wide_clamp):
 
 def test_losses_fit_their_cells():
     assert [shifts.short(x) for x in (0.00074, 0.0014, 0.33, 21.4, 5e3, np.inf)] == [
-        "7e−4", "0.0014", "0.33", "21", "> 1,000", "> 1,000"]
+        "7e−4", ".0014", ".33", "21", "> 1,000", "> 1,000"]
 
 
 def test_a_model_that_is_trained_anew_is_measured_anew(monkeypatch, tmp_path):
