@@ -345,8 +345,9 @@ def command(monkeypatch, capsys, module, *arguments):
     (["code", "--code", ""], "--code is empty"),
     (["dyck", "own", "--code", "X"], "--code is for the figure code alone: python illusions.py "
      "code --code X")])
-def test_code_that_would_not_be_used_is_refused(arguments, says, monkeypatch, capsys):
-    code, out, err = command(monkeypatch, capsys, illusions, *arguments)
+def test_code_that_would_not_be_used_is_refused(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(monkeypatch, capsys, illusions, *arguments, "--smoke")
     assert code == 2 and says in err and err.count("\n") == 1 and not out
 
 
@@ -416,14 +417,15 @@ def test_shifts_change_one_thing(name, rng):
         assert np.allclose(*lengths, atol=1e-4)
         return
     grows = np.linalg.norm(x[:, -1], axis=-1) / np.linalg.norm(x[:, 0], axis=-1)
-    change = shifts.SHIFTS[name]
-    steps = 6 * change.get("longer", 1)
+    what, _, factor = name.partition(" × ")             # the name says what changes
+    times = {what: 0.5 if factor == "½" else float(factor or 1)}
+    steps = 12 if name == "twice as long" else 6
     assert x.shape[1] == steps + 1 and len(at) == 6 and at[-1] == steps - 1
-    assert np.median(grows) == pytest.approx(change.get("singular", 1) ** steps, rel=1e-3)
-    assert np.abs(x[:, 0]).max() == pytest.approx(0.7 * change.get("init_range", 1), rel=0.02)
+    assert np.median(grows) == pytest.approx(times.get("W", 1) ** steps, rel=1e-3)
+    assert np.abs(x[:, 0]).max() == pytest.approx(0.7 * times.get("range", 1), rel=0.02)
     left = [np.linalg.lstsq(rows[:-1], rows[1:])[1] for rows in x]
-    assert np.mean(left) == pytest.approx((1e-6 * change.get("noise", 1)) ** 2 * (steps - 3),
-                                          rel=0.2)
+    noise = 1e-6 * times.get("noise", 1)
+    assert np.mean(left) == pytest.approx(noise ** 2 * (steps - 3), rel=0.2)
 
 
 def made_up_losses(model, steps, r2):
