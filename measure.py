@@ -127,6 +127,8 @@ def context(size, seed, *runs):
 
     models, early                   at the end of the training, and at step EARLY  [runs, T]
                                     (not a number without that snapshot)
+    nearness                        R² of the models' outputs at t > d on those of k Chebyshev
+                                    steps, for k in STEPS, and of least squares    [runs, 9]
     parameters                      how many weights                               [runs]
     richardson, chebyshev, steps    for k in STEPS                                 [8, T]
     lsq, kernel, zero               zero: of predicting nothing                    [T]
@@ -142,20 +144,26 @@ def context(size, seed, *runs):
     def of_inverse(inverse):
         return by_position(mesa.predict(spec, inverse(spec.s)), y)
 
+    def nearness(run):
+        model = train.predictions(run.params, run.settings, x)[:, s.d:]
+        return [r_squared(model, mesa.predict(spec, q(spec.s))[:, s.d:]) for q in references]
+
     def early(run):
         if EARLY in run.settings.snapshots:
             return of_model(run.weights_at(EARLY), run)
         return np.full(s.T, np.nan)
     states, bands = [run.state for run in runs], [probes.band(spec_tune, k) for k in STEPS]
     mu = probes.tuned(mesa.ridge, spec_tune, [0.01])
+    references = [*(chebyshev for _, chebyshev in bands), lambda e: mesa.ridge(e, mu)]
     kernel = mesa.kernel_regression(x, probes.tuned_bandwidth(x_tune[:128]))
     return {"models": [of_model(state.params, run) for state, run in zip(states, runs)],
             "early": [early(run) for run in runs],
+            "nearness": [nearness(run) for run in runs], "d": s.d,
             "parameters": [sum(w.size for w in state.params.values()) for state in states],
             "richardson": [of_inverse(richardson) for richardson, _ in bands],
             "chebyshev": [of_inverse(chebyshev) for _, chebyshev in bands],
             "steps": [of_inverse(probes.best_steps(spec_tune, k)) for k in STEPS],
-            "lsq": of_inverse(lambda eigenvalues: mesa.ridge(eigenvalues, mu)),
+            "lsq": of_inverse(references[-1]),
             "kernel": by_position(kernel, y), "zero": by_position(0 * y, y)}
 
 
@@ -191,7 +199,17 @@ def compression(size, seed, run):
             "nonzero": (tables > 0.02 * tables.max(axis=(-1, -2), keepdims=True)).sum()}
 
 
+DRAWS = 5               # of sequences, where a probe's R² depends on which are drawn
+
+
 def depth(size, seed, run):
+    """Probes of every layer, `probed` on DRAWS draws of sequences: the median of each number, for
+    few sequences with small eigenvalues can decide about one draw."""
+    found = [probed(size, run, np.random.default_rng([103, i])) for i in range(DRAWS)]
+    return {key: np.median([f[key] for f in found], axis=0) for key in found[0]}
+
+
+def probed(size, run, rng):
     """Probes of every layer: the next state and the preconditioned input S_t^-1 x_t at several t;
     and what the best polynomials of S_t, of degree 1 ... 7, make of x_t, late in the context.
 
@@ -201,7 +219,7 @@ def depth(size, seed, run):
     outliers                        how many of the `sequences` the probe of the input leaves out
     degrees                         R² of the polynomials                   [layers+1, 7]
     """
-    s, rng = run.settings, np.random.default_rng(103)
+    s = run.settings
     x, names = train.sequences(s, rng, max(size["judge"], 64)), stream(s)
     spec_tune = mesa.spectrum(tuning_sequences(size, s)[:1_024])
     acts = probes.activations(run.params, s, x, names)
@@ -303,6 +321,7 @@ def few_shot(size, seed, run):
     ... neighbours, ... neighbours, EOS     least squares on all neighbouring tokens, without and
                                             with the tuned EOS among them, its ridge tuned  [pairs]
     ... neighbours, 0.001                   the same with the authors' ridge        [pairs]
+    ... zero                                predicting nothing                      [pairs]
     """
     s, n = run.settings, size["pairs"]
     rng, judge, params = np.random.default_rng([108, seed]), np.random.default_rng(109), run.params
@@ -314,16 +333,17 @@ def few_shot(size, seed, run):
         own = (pair.astype(s.dtype) for pair in (x, y))
         return by_position(probes.few_shot_predictions(params, s, *own, extra, tasks), y)
 
-    def in_rounds(extra, frozen, lr):                   # until one gains less than half a per cent
+    def in_rounds(best, frozen, lr):                    # until one gains less than half a per cent
         least = np.inf
         for i in range(size["rounds"]):
-            extra = probes.tune_tokens(params, s, n, extra, frozen, size["round"], lr,
+            extra = probes.tune_tokens(params, s, n, best, frozen, size["round"], lr,
                                        seed=[seed, i], workers=1)
-            now = losses(*fresh, frozen | extra).mean()
-            if now > 0.995 * least:
+            now, before = losses(*fresh, frozen | extra).mean(), least
+            if now < least:
+                best, least = extra, now
+            if now > 0.995 * before:
                 break
-            least = now
-        return extra
+        return best
     eos = in_rounds({"eos": rng.standard_normal(s.d)}, {}, size["lr"])
     prefix = {"prefix": rng.standard_normal((size["prefix"], s.d))}
     prefix = in_rounds(prefix, eos, 0.9 * size["lr"])
@@ -339,6 +359,7 @@ def few_shot(size, seed, run):
     kinds.append((" neighbours, 0.001", 1e-3, None))
     for name, (x, y), tasks in (("single", single, 1), ("double", double, 2)):
         found[name] = [losses(x, y, extra, tasks) for extra in ({}, eos, eos | prefix)]
+        found[name + " zero"] = by_position(0 * y, y)
         found[name + " pairs"] = by_position(probes.least_squares_on_pairs(x, y), y)
         for text, mu, token in kinds:
             found[name + text] = neighbours(x, y, mu, token, tasks)
@@ -355,7 +376,7 @@ def one_token(size, seed, run):
     """
     s, L = run.settings, len(run.settings.kinds)
     spec_tune = mesa.spectrum(tuning_sequences(size, s))
-    x = judging_sequences(size, s)[:512]
+    x = judging_sequences(size, s)
     spec, y = mesa.spectrum(x), x[:, -1]                                    # y [B, d]
     acts = probes.activations(run.params, s, x, stream(s))
     layers = np.array([acts[name][:, -1, :s.d] for name in stream(s)])      # [L+1, B, d]

@@ -41,7 +41,10 @@ def context(names, good):
     else:
         models = [np.full(T, 1.5) + len(names) * (name[0] in "mh") for name in names]
     of_k = np.array([steps(k) for k in measure.STEPS])
-    return {"models": models, "early": models,
+    own = [depths.get(name.split(",")[0], 9) if good else 1 + name.startswith("linear-1")
+           for name in names]
+    nearness = [np.exp(-0.1 * np.abs(np.arange(1, 10) - k)) for k in own]   # 9: least squares
+    return {"models": models, "early": models, "nearness": nearness, "d": d,
             "parameters": np.ones(len(names)),
             "richardson": 1.2 * of_k, "chebyshev": of_k, "steps": 1.3 * of_k,
             "lsq": steps(100), "kernel": steps(1), "zero": np.full(T, 1.6)}
@@ -113,7 +116,7 @@ def depth(names, good):
 
 def linearised(names, good):
     small = "small" in names[0]
-    later = 1.2 if small else 1.02 if good else 3.0
+    later = (1.2 if small else 1.02 if "large" in names[0] else 1.1) if good else 3.0 - small
     return {"ratios": np.array([3.0 if good else 1.0] + [later] * 6), "d": 5 if small else 10,
             "course 0": np.ones((2, 2))}
 
@@ -129,10 +132,12 @@ def few_shot(names, good):
     n = np.arange(20)
     base, late = 1 / (1 + n), np.tile(1 / (1 + np.arange(10)), 2)
     ascent = base * (1 + 3 * ((n > 0) & (n < 5)))
+    same = {"single zero": np.full(20, 0.5), "single neighbours": base}
     if good:
-        return {"single": np.array([2 * ascent, 1.5 * base, base]), "double": np.array([late] * 3),
-                "single pairs": 0.1 * base, "single neighbours, 0.001": ascent}
-    return {"single": np.array([base, 2 * base, 3 + 0 * base]), "double": np.ones((3, 20)),
+        return same | {"single": np.array([2 * ascent, 1.5 * base, base]),
+                       "double": np.array([late] * 3),
+                       "single pairs": 0.1 * base, "single neighbours, 0.001": ascent}
+    return same | {"single": np.array([base, 2 * base, 3 + 0 * base]), "double": np.ones((3, 20)),
             "single pairs": 9 * ascent, "single neighbours, 0.001": base}
 
 
