@@ -130,8 +130,8 @@ def ratios(above, below):
 
 def falls(error):
     """Spearman's rank correlation between an error and its place in the list: -1 if it falls in
-    every step."""
-    return spearmanr(range(len(error)), error).statistic
+    every step, 0 if it is the same everywhere."""
+    return spearmanr(range(len(error)), error).statistic if np.ptp(error) > 0 else 0.0
 
 
 def listed(numbers, form=".2f", between=", "):
