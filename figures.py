@@ -939,22 +939,16 @@ def draw_fig5(lab, *found):
 PROBED = ("softmax-7", "attention-7")
 
 
-def left_of_error(result):
-    """Error of the probes for polynomials of S_t times x_t after every layer, over that at the
-    input, where those of low degree can be read already: [layers, 7]."""
-    error = 1 - result["degrees"]                       # [layers + 1, 7]
-    return error[1:] / error[:1]
-
-
 def degree_rows(name, depths):
     """What figure 6B says of the polynomials of S_t whose products with x_t a model holds."""
     row = about("6B", "measured", name)
-    left = [left_of_error(r) for r in depths]
-    degrees = listed(np.mean([e.argmin(axis=1) + 1 for e in left], axis=0), ".1f", " ")
-    least = listed(np.mean([e.min(axis=1) for e in left], axis=0), between=" ")
-    return [row(f"least error of the probes for polynomials of S_t times x_t, after any layer of "
-                f"{name}, over that at the input (degree with the least after layers 1, 2, ...: "
-                f"{degrees}; that error: {least})", "", [e.min() for e in left]),
+    r2 = np.array(each(depths, "degrees"))[:, 1:]                           # [seeds, layers, 7]
+    degrees = listed(r2.argmax(axis=2).mean(axis=0) + 1, ".1f", " ")
+    most = listed(r2.max(axis=2).mean(axis=0), between=" ")
+    highest = listed(r2[:, :, -1].mean(axis=0), between=" ")
+    return [row("largest R² of the probes for the best polynomials of S_t, of degree 1 to 7, times "
+                f"x_t, after the last layer of {name} (after layers 1, 2, ...: {most}, of degree "
+                f"{degrees}; of degree 7: {highest})", "", r2[:, -1].max(axis=1)),
             row("least error of the probe for the preconditioned input after a layer of "
                 f"{name}, t = T (little is decodable)", "",
                 [np.min(1 - r["input"][1:, -1, 0]) for r in depths])]
@@ -971,13 +965,13 @@ def fig6_claims(lab, full, attention, curves):
 
 
 def draw_degrees(ax, depths):
-    """What layers leave of the error of polynomials of S_t times x_t, over layers and degrees."""
-    left = np.mean([left_of_error(r) for r in depths], axis=0)              # [layers, 7]
-    image = ax.imshow(left.T, cmap="Greens_r", vmin=0, vmax=1, origin="lower", aspect="auto",
-                      extent=(0.5, len(left) + 0.5, 0.5, 7.5))
-    ax.plot(np.arange(1, len(left) + 1), left.argmin(axis=1) + 1, "o", color="k", ms=4)
-    ax.set(title="B  $q(S_t) x_t$: error / at the input", xlabel="layer",
-           ylabel="degree of $q$ (dots: least)")
+    """R² of the probes for polynomials of S_t times x_t, over layers and degrees."""
+    r2 = np.mean(each(depths, "degrees"), axis=0)                           # [layers + 1, 7]
+    image = ax.imshow(r2.T, cmap="Greens", vmin=0, vmax=1, origin="lower", aspect="auto",
+                      extent=(-0.5, len(r2) - 0.5, 0.5, 7.5))
+    ax.plot(np.arange(len(r2)), r2.argmax(axis=1) + 1, "o", color="k", ms=4)
+    ax.set(title="B  probe for $q(S_t) x_t$: $R^2$", xlabel="layer (0: the input)",
+           ylabel="degree of $q$ (dots: largest)")
     ax.figure.colorbar(image, ax=ax, fraction=0.05)
 
 
