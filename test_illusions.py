@@ -423,7 +423,7 @@ def test_shifts_change_one_thing(name, rng):
     assert x.shape[1] == steps + 1 and len(at) == 6 and at[-1] == steps - 1
     assert np.median(grows) == pytest.approx(times.get("W", 1) ** steps, rel=1e-3)
     assert np.abs(x[:, 0]).max() == pytest.approx(0.7 * times.get("range", 1), rel=0.02)
-    left = [np.linalg.lstsq(rows[:-1], rows[1:])[1] for rows in x]
+    left = [np.linalg.lstsq(rows[:-1], rows[1:], rcond=None)[1] for rows in x]
     noise = 1e-6 * times.get("noise", 1)
     assert np.mean(left) == pytest.approx(noise ** 2 * (steps - 3), rel=0.2)
 
