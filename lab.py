@@ -163,7 +163,10 @@ def kept(f, names, profile, seed):
 
 def train_run(run, name, workers, lines_every):
     """A job for an executor: finish a run."""
-    train.run(run.settings, run.folder, name, workers=workers, lines_every=lines_every)
+    try:
+        train.run(run.settings, run.folder, name, workers=workers, lines_every=lines_every)
+    except train.Diverged as e:
+        raise train.Diverged(f"{name}: {e}") from None  # one of many
 
 
 def measure_run(path, f, size, seed, runs):

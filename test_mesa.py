@@ -1403,6 +1403,13 @@ def test_arrays_of_two_profiles_lie_beside_each_other_and_are_not_mixed(tmp_path
         assert lab.stored(figure, tmp_path) == complete
 
 
+def test_a_run_that_diverges_among_others_is_named(tmp_path):
+    s = replace(figures.settings_of("linear-1", "smoke"), lr=1e30, clip=1e30, clamp=0.0)
+    run = lab.Run(s, tmp_path / "run")
+    with pytest.raises(train.Diverged, match="^linear-1 seed 0: the run diverged at step"):
+        lab.train_run(run, "linear-1 seed 0", 1, 0)
+
+
 def test_what_is_in_the_cache_is_not_made_again(smoke, monkeypatch):
     for f in ("train_run", "measure_run"):
         monkeypatch.setattr(lab, f, lambda *_: pytest.fail("made again"))
