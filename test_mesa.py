@@ -1632,7 +1632,7 @@ def test_least_squares_on_pairs_is_ridge_regression(rng):
 
 @pytest.mark.parametrize("module", ["autodiff", "data", "mesa", "train", "probes"])
 def test_every_module_shows_what_it_is_about(module):
-    run = command_line(f"{module}.py")
+    run = command_line(f"{module}.py", *["mesa-1", "linear-1"] * (module == "probes"))
     assert run.returncode == 0 and run.stdout.count("\n") > 5 and not run.stderr
 
 
