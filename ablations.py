@@ -569,8 +569,8 @@ def of_levels(factor, found, key):
     rows = []
     for level in FACTORS[factor]:
         results = found[GRID.index(run_of(factor, level))]
-        rows.append([np.nan if seed in late_seeds(results) else float(r[key])
-                     for seed, r in enumerate(results)])
+        late = late_seeds(results)
+        rows.append([np.nan if seed in late else float(r[key]) for seed, r in enumerate(results)])
     return np.array(rows)
 
 
@@ -589,7 +589,8 @@ def own_levels(factor):
 
 def spreads(factor, found, key):
     """Largest less smallest number `key` over the own levels of a factor, one per seed."""
-    own = [level in own_levels(factor) for level in FACTORS[factor]]
+    levels = own_levels(factor)
+    own = [level in levels for level in FACTORS[factor]]
     return [np.ptp(seed[np.isfinite(seed)]) if np.isfinite(seed).any() else 0.0
             for seed in of_levels(factor, found, key)[own].T]
 
@@ -614,9 +615,10 @@ def kinds_of_learner(found):
     for factor, levels in FACTORS.items():
         columns = (map(mean, of_levels(factor, found, key))
                    for key in ("learns", "learns on the pool", "optimiser", "rival"))
+        counted = own_levels(factor)
         for level, new, pool, own, rival in zip(levels, *columns):
             learns = np.fmax(new, pool)
-            if level not in own_levels(factor):
+            if level not in counted:
                 continue
             if learns >= 0.25 and (own < 0.9 or own < rival):
                 others.append(f"{factor} {level}: {own:.2f}")
@@ -677,7 +679,8 @@ def interval(k, n, z=1.96):
 
 def arrived(results):
     """Those of the seeds in which the run has arrived; where it has in none, all."""
-    return [r for seed, r in enumerate(results) if seed not in late_seeds(results)] or results
+    late = late_seeds(results)
+    return [r for seed, r in enumerate(results) if seed not in late] or results
 
 
 def classification_claims(lab, *found):

@@ -138,32 +138,28 @@ def context(size, seed, *runs):
     spec_tune = mesa.spectrum(x_tune, features(size, s, x_tune))
     spec, y = mesa.spectrum(x, features(size, s, x)), x[:, 1:]
 
-    def of_model(params, run):
-        return by_position(train.predictions(params, run.settings, x), y)
-
     def of_inverse(inverse):
         return by_position(mesa.predict(spec, inverse(spec.s)), y)
 
-    def nearness(run):
-        model = train.predictions(run.params, run.settings, x)[:, s.d:]
-        return [r_squared(model, mesa.predict(spec, q(spec.s))[:, s.d:]) for q in references]
-
     def early(run):
         if EARLY in run.settings.snapshots:
-            return of_model(run.weights_at(EARLY), run)
+            return by_position(train.predictions(run.weights_at(EARLY), run.settings, x), y)
         return np.full(s.T, np.nan)
     states, bands = [run.state for run in runs], [probes.band(spec_tune, k) for k in STEPS]
     mu = probes.tuned(mesa.ridge, spec_tune, [0.01])
-    references = [*(chebyshev for _, chebyshev in bands), lambda e: mesa.ridge(e, mu)]
+    inverses = [*(chebyshev for _, chebyshev in bands), lambda e: mesa.ridge(e, mu)]
+    references = [mesa.predict(spec, inverse(spec.s)) for inverse in inverses]
+    *chebyshev, lsq = (by_position(output, y) for output in references)
+    models = [train.predictions(state.params, run.settings, x) for state, run in zip(states, runs)]
     kernel = mesa.kernel_regression(x, probes.tuned_bandwidth(x_tune[:128]))
-    return {"models": [of_model(state.params, run) for state, run in zip(states, runs)],
-            "early": [early(run) for run in runs],
-            "nearness": [nearness(run) for run in runs], "d": s.d,
+    return {"models": [by_position(model, y) for model in models],
+            "early": [early(run) for run in runs], "d": s.d,
+            "nearness": [[r_squared(model[:, s.d:], output[:, s.d:]) for output in references]
+                         for model in models],
             "parameters": [sum(w.size for w in state.params.values()) for state in states],
             "richardson": [of_inverse(richardson) for richardson, _ in bands],
-            "chebyshev": [of_inverse(chebyshev) for _, chebyshev in bands],
+            "chebyshev": chebyshev, "lsq": lsq,
             "steps": [of_inverse(probes.best_steps(spec_tune, k)) for k in STEPS],
-            "lsq": of_inverse(references[-1]),
             "kernel": by_position(kernel, y), "zero": by_position(0 * y, y)}
 
 
@@ -205,13 +201,17 @@ DRAWS = 5               # of sequences, where a probe's R² depends on which are
 def depth(size, seed, run):
     """Probes of every layer, `probed` on DRAWS draws of sequences: the median of each number, for
     few sequences with small eigenvalues can decide about one draw."""
-    found = [probed(size, run, np.random.default_rng([103, i])) for i in range(DRAWS)]
+    spec_tune = mesa.spectrum(tuning_sequences(size, run.settings)[:1_024])
+    inverses = [lambda eigenvalues: mesa.ridge(eigenvalues, 1e-3),
+                *(probes.band(spec_tune, k)[1] for k in range(1, 8))]
+    found = [probed(size, run, inverses, np.random.default_rng([103, i])) for i in range(DRAWS)]
     return {key: np.median([f[key] for f in found], axis=0) for key in found[0]}
 
 
-def probed(size, run, rng):
+def probed(size, run, inverses, rng):
     """Probes of every layer: the next state and the preconditioned input S_t^-1 x_t at several t;
-    and what the best polynomials of S_t, of degree 1 ... 7, make of x_t, late in the context.
+    and what the best polynomials of S_t, of degree 1 ... 7, make of x_t, late in the context
+    (inverses: see mesa.preconditioned_inputs, the first for S_t^-1).
 
     at                              the positions t
     next, input                     probes                                  [layers+1, at, 2]
@@ -221,10 +221,7 @@ def probed(size, run, rng):
     """
     s = run.settings
     x, names = train.sequences(s, rng, max(size["judge"], 64)), stream(s)
-    spec_tune = mesa.spectrum(tuning_sequences(size, s)[:1_024])
     acts = probes.activations(run.params, s, x, names)
-    inverses = [lambda eigenvalues: mesa.ridge(eigenvalues, 1e-3),
-                *(probes.band(spec_tune, k)[1] for k in range(1, 8))]
     target, *polynomials = mesa.preconditioned_inputs(x[:, :-1], inverses)  # each [B, T, d]
     keep = probes.not_outliers(target)
     at = np.unique(np.linspace(2, s.T, 12).astype(int))

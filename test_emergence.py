@@ -9,6 +9,7 @@ import pytest
 
 import emergence as em
 import lab
+from test_mesa import all_measured
 
 
 @pytest.fixture
@@ -204,10 +205,7 @@ def test_a_complex_mesa_layer_is_least_squares_and_recovers_the_process(x):
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """A laboratory that has measured everything for both figures."""
-    cache = tmp_path_factory.mktemp("runs")
-    laboratory = lab.Lab(None, em.SIZE, "smoke", (0, 1), cache=cache)
-    laboratory.prepare([m for figure in em.FIGURES.values() for m in figure.measurements])
-    return laboratory
+    return all_measured(em, em.FIGURES, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize("name", em.FIGURES)

@@ -5,6 +5,7 @@ from pathlib import Path
 import evolution as ev                                  # before NumPy: it sets BLAS's threads
 import lab
 from store import UserError
+from test_mesa import all_measured
 
 import matplotlib.image
 import numpy as np
@@ -327,9 +328,7 @@ def test_the_table_of_claims_shows_as_many_digits_as_are_expected():
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """A laboratory that has measured everything for all figures."""
-    laboratory = lab.Lab(None, ev.SIZE, "smoke", (0, 1), cache=tmp_path_factory.mktemp("runs"))
-    laboratory.prepare([m for figure in ev.FIGURES.values() for m in figure.measurements])
-    return laboratory
+    return all_measured(ev, ev.FIGURES, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize("name", ev.FIGURES)

@@ -17,6 +17,7 @@ import language
 import mesa
 import store
 import train
+from test_mesa import all_measured
 from test_text import prose
 from text import corpus, tokens, windows
 
@@ -300,10 +301,7 @@ FIGURES = language.declare(("documentation",))
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """A laboratory that has trained and measured everything for the figures of one corpus."""
-    laboratory = lab.Lab(language.settings_of, language.SIZE, "smoke", (0, 1),
-                         cache=tmp_path_factory.mktemp("runs"))
-    laboratory.prepare([m for figure in FIGURES.values() for m in figure.measurements])
-    return laboratory
+    return all_measured(language, FIGURES, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -1290,6 +1290,15 @@ def laboratory(profile="smoke", **kw):
     return lab.Lab(figures.settings_of, figures.SIZE, profile, **kw)
 
 
+def all_measured(study, figures, cache):
+    """A laboratory that has trained and measured, for two seeds, everything for a study's figures,
+    at its smoke size."""
+    settings_of = getattr(study, "settings_of", None)   # a study may train nothing
+    laboratory = lab.Lab(settings_of, study.SIZE, "smoke", (0, 1), cache=cache)
+    laboratory.prepare([m for figure in figures.values() for m in figure.measurements])
+    return laboratory
+
+
 def test_claims_carry_mean_spread_and_verdict():
     rows = [("f", "text", "source", "< 2", [1.0, 2.0]), ("f", "other", "source", "< 1", [1.0, 2.0]),
             ("f", "number", "source", "", [1.0, 3.0])]
