@@ -60,7 +60,7 @@ _nonlinear = dict(task="nonlinear", lr=3e-3, snapshots=WHILE)
 # room for two tasks of ten pairs with EOS tokens, and two prefixes
 _few = dict(T=100, steps=10_000)
 _attention = dict(layer_norm=False, mlp_width=0)
-_three = dict(kinds=("softmax",) * 3)
+_three = dict(kinds=("softmax",) * 3, lr=1e-2)
 # name: (preset, changes to it, further changes in the quick profile)
 RUNS = {
     "linear-1": ("linear-1", dict(snapshots=FIRST), dict(steps=1_500, report=50)),
@@ -85,9 +85,11 @@ RUNS = {
     "softmax-5, few": ("softmax-7", _few | dict(kinds=("softmax",) * 5), _short),
     "softmax-7, few": ("softmax-7", _few, _short),
     "hybrid-2, few": ("hybrid-2", _few, _short),
-    **{f"attention-7, {size}": ("softmax-7", _attention | _dimension(d),
+    # at a rate of 1e-2 the largest diverges
+    **{f"attention-7, {size}": ("softmax-7", _attention | _dimension(d) | dict(lr=lr),
                                 _quick | _dimension(d_quick) | _three)
-       for size, d, d_quick in (("small", 5, 4), ("medium", 10, 7), ("large", 16, 12))},
+       for size, d, lr, d_quick in (("small", 5, 1e-2, 4), ("medium", 10, 1e-2, 7),
+                                    ("large", 16, 3e-3, 12))},
 }
 SMOKE = dict(d=2, T=8, d_state=3, width=8, steps=12, warmup=2, batch=40, report=5, heldout=64)
 
