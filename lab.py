@@ -14,7 +14,8 @@ judges and draws:
     OUT/data, OUT/weights   the arrays behind the figures, one file a measurement and seed, and the
                             weights of the first seed
 
-A second call only draws, and `--redraw` needs nothing but OUT/data.
+A second call only draws.  A measurement that lies in OUT/data, with the key that it would have now,
+is not repeated, nor are its runs trained; `--redraw` draws what lies there, whatever its key.
 """
 import ast
 import hashlib
@@ -133,7 +134,7 @@ def definitions():
                     n.body = n.body[1:]
             for name in names:                          # a name may be bound more than once
                 code, before = found.get((module, name), ("", set()))
-                found[module, name] = code + ast.dump(node), before | uses
+                found[module, name] = code + ast.unparse(node) + "\n", before | uses
     return found
 
 
@@ -175,7 +176,7 @@ def measure_run(path, f, size, seed, runs):
     NumPy."""
     with xp.using("numpy"):
         courses = {f"course {i}": run.state.heldout for i, run in enumerate(runs)}
-        found = f(size, seed, *runs) | courses
+        found = f(size, seed, *runs) | courses | {"key": path.stem}
         store.save_arrays(path, {k: np.asarray(v) for k, v in found.items()})
 
 
@@ -299,11 +300,10 @@ class Lab:
                                       ) from None
             raise
 
-    def untrained(self, measurements):
-        """Runs that measurements need and the cache lacks: {folder: (run, name, seconds of one core
-        that it still takes)}; how many runs they need in all."""
-        wanted = {(name, seed): self.run(name, seed)
-                  for _, *names in measurements for name in names for seed in self.seeds}
+    def untrained(self, names_and_seeds):
+        """Runs, each a name and a seed, that the cache lacks: {folder: (run, name, seconds of one
+        core that it still takes)}; how many different ones there are in all."""
+        wanted = {(name, seed): self.run(name, seed) for name, seed in names_and_seeds}
         left = {}
         for (name, seed), run in wanted.items():        # names that mean the same settings: once
             if run.folder not in left and run.steps_left() > 0:
@@ -311,16 +311,31 @@ class Lab:
                 left[run.folder] = run, f"{name} seed {seed}", seconds
         return left, len({run.folder for run in wanted.values()})
 
-    def prepare(self, measurements, *folders):
-        """Train and measure whatever the cache lacks; UserError, before that, if the cache or one
-        of the folders cannot be written to."""
-        wanted = {self.place(f, names, seed):
-                  (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
-                  for f, *names in measurements for seed in self.seeds}
-        wanted = {path: rest for path, rest in wanted.items() if not store.exists(path)}
-        left, _ = self.untrained(measurements)
-        for folder in (self.cache, *folders):
+    def measured(self, path, f, names, seed, out):
+        """Whether a measurement, whose place in the cache is `path`, has been made: it is there, or
+        lies in out/data with the same key, from where it is copied."""
+        if store.exists(path):
+            return True
+        shipped = out / "data" / kept(f, names, self.profile, seed) if out else path
+        if store.exists(shipped):
+            with suppress(store.UserError):             # damaged: it is made again
+                arrays = store.load_arrays(shipped)
+                if str(arrays.get("key")) == path.stem:
+                    store.save_arrays(path, arrays)
+                    return True
+        return False
+
+    def prepare(self, measurements, out=None):
+        """Train and measure whatever neither the cache has nor the folder `out`; UserError, before
+        that, if one of them cannot be written to."""
+        for folder in (self.cache, *([out, out / "data"] if out else [])):
             store.need_writable(folder)
+        every = {self.place(f, names, seed): (f, names, seed)
+                 for f, *names in measurements for seed in self.seeds}
+        missing = {path: of for path, of in every.items() if not self.measured(path, *of, out)}
+        wanted = {path: (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
+                  for path, (f, names, seed) in missing.items()}
+        left, _ = self.untrained([(n, seed) for _, names, seed in missing.values() for n in names])
         if left:
             minutes = sum(seconds for *_, seconds in left.values()) / 60
             print(f"{len(left)} runs to train, about {minutes:.0f} minutes of one core in all "
@@ -505,7 +520,8 @@ def make(name, figure, lab, out):
                 store.save_arrays(out / "data" / kept(f, names, lab.profile, seed), r)
         for run_name in courses:
             run = lab.run(run_name, lab.seeds[0])
-            if type(run.settings) is train.Settings:    # a study's own models are too large
+            # a study's own models are too large; what lay in `out` needs no run
+            if type(run.settings) is train.Settings and run.steps_done():
                 path = out / "weights" / f"{slug(run_name)}.npz"
                 store.save_model(path, run.params, run.settings)
     store.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
@@ -630,7 +646,7 @@ def show(figures, settings, sizes):
         if runs:
             print(f"{'':10s} runs: {'; '.join(runs)}", flush=True)
         for profile in ("quick", "full") if runs else ():
-            left, count = Lab(settings, sizes, profile).untrained(figure.measurements)
+            left, count = Lab(settings, sizes, profile).untrained([(run, 0) for run in runs])
             minutes = sum(seconds for *_, seconds in left.values()) / 60 / cores()
             print(f"{'':10s} {profile}: {count - len(left)} of {count} runs are trained"
                   + (f", the others take about {minutes:.0f} minutes" if left else ""), flush=True)
@@ -659,8 +675,7 @@ def reproduce(args, figures, default, settings, sizes):
     try:
         with executor_named(args.executor) as lab.executor:
             pyplot()                                    # would it be missed in the end?
-            lab.prepare([m for name in names for m in figures[name].measurements],
-                        args.out, args.out / "data")
+            lab.prepare([m for name in names for m in figures[name].measurements], args.out)
         for name in names:
             make(name, figures[name], lab, args.out)
     except KeyboardInterrupt:

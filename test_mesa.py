@@ -1427,6 +1427,29 @@ def test_what_is_in_the_cache_is_not_made_again(smoke, monkeypatch):
         replace(smoke, seeds=(2,), executor=None).prepare(figures.FIGURES["overview"].measurements)
 
 
+def test_what_lies_in_the_data_is_made_again_only_if_its_key_is_another(smoke, tmp_path,
+                                                                          monkeypatch):
+    """From the arrays that a figure ships with nothing is trained or measured; arrays of other
+    code, settings or sizes, without a key, or damaged are made anew."""
+    figure, names, out = figures.FIGURES["fig3b"], ("linear-1",), tmp_path / "out"
+    claims = lab.make("fig3b", figure, smoke, out)
+    made, fresh = [], replace(smoke, executor=None, cache=tmp_path / "runs")
+    monkeypatch.setattr(lab, "train_run", lambda run, *_: made.append(run.settings.seed))
+    monkeypatch.setattr(lab, "measure_run", lambda path, f, size, seed, runs: made.append(path))
+    fresh.prepare(figure.measurements, out)
+    assert not made and lab.make("fig3b", figure, fresh, tmp_path / "again") == claims
+    for spoil in (lambda a: a | {"key": np.array("measured-one_layer-0")},
+                  lambda a: {k: v for k, v in a.items() if k != "key"}, None):
+        path = out / "data" / lab.kept(measure.one_layer, names, "smoke", 1)
+        if spoil:
+            store.save_arrays(path, spoil(store.load_arrays(path)))
+        else:
+            path.write_bytes(b"PK")
+        other = replace(fresh, cache=tmp_path / f"runs{len(made)}")
+        other.prepare(figure.measurements, out)
+        assert made[-2:] == [1, other.place(measure.one_layer, names, 1)] and len(made) % 2 == 0
+
+
 @pytest.mark.parametrize("executor", ["serial", "dask"])
 def test_measurements_do_not_depend_on_who_does_the_work(executor, smoke, tmp_path):
     """The same bits from one process after another, and from Dask's workers, as from a pool of
