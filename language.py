@@ -122,8 +122,7 @@ def settings_of(name, profile):
     kind, size, form, text = name.split(" ", 3)
     length, *form = form.split(",")
     lags = int(length.removesuffix("-byte"))
-    chosen = FORMS[lags].get(text, FORMS[lags]["documentation"])[kind]
-    code, rate = form or chosen
+    code, rate = form or FORMS[lags].get(text, FORMS[lags]["documentation"])[kind]
     model = (MODELS | {"brief": MODELS["small"]})[size]
     layers, width, heads = (model[k] for k in ("layers", "width", "heads"))
     lr = float(rate) * model["rate"]
@@ -390,11 +389,11 @@ def language_claims(texts, kinds, lab, *found):
 def anchor_claims(text, known, runs):
     """Bits per byte of compressors and models, less than gzip's."""
     gzip_bits, split = f"< {float(known['gzip']):.3f}", str(known["sha256"])[:12]
-    shown = {"xz": "xz, which sees nothing else",
+    shown = {"xz": f"xz, which sees nothing else (less than gzip -9's; test text of split {split})",
              "order 5": "an order-5 model (Witten-Bell) of the training text",
              "PPMd": "PPMd after the training text"}
-    rows = [(f"bits per byte of {shown[anchor]} (gzip -9's; test text of split {split})", "anchor",
-             gzip_bits, [float(known[anchor])]) for anchor in shown if anchor in known]
+    rows = [(f"bits per byte of {shown[anchor]}", "anchor", gzip_bits, [float(known[anchor])])
+            for anchor in shown if anchor in known]
     rows += [(f"bits per byte of {SHOWN[kind]} ({int(seeds[0]['weights']):,} weights, "
               f"{milliseconds_of(seeds):.0f} ms a step)", "anchor", gzip_bits, bits_of(seeds),
               f"{kind} small 1-byte {text}") for kind, seeds in runs.items()]

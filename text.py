@@ -297,9 +297,9 @@ def lookup(keys, numbers, wanted):
 
 
 def main():
-    print("Bits per byte of the test text, for who sees it alone (gzip -9, xz), for a model that has"
-          "\ncounted what follows five bytes of the training text (Witten-Bell), and for PPMd after "
-          "that text.\n")
+    print("Bits per byte of the test text, for who sees it alone (gzip -9, xz), for a model that "
+          "has\ncounted what follows five bytes of the training text (Witten-Bell), and for PPMd "
+          "after that text.\n")
     print(f"{'corpus':14s}{'documents':>10s}{'to train':>11s}{'validate':>9s}{'test':>9s}   "
           f"{'split':14s}{'gzip':>6s}{'xz':>7s}{'order 5':>9s}{'PPMd':>7s}")
     for name, read in CORPORA.items():
