@@ -328,10 +328,10 @@ class Lab:
     def prepare(self, measurements, out=None):
         """Train and measure whatever neither the cache has nor the folder `out`; UserError, before
         that, if one of them cannot be written to."""
-        for folder in (self.cache, *([out, out / "data"] if out else [])):
-            store.need_writable(folder)
         every = {self.place(f, names, seed): (f, names, seed)
                  for f, *names in measurements for seed in self.seeds}
+        for folder in (self.cache, *([out, out / "data"] if out else [])):
+            store.need_writable(folder)
         missing = {path: of for path, of in every.items() if not self.measured(path, *of, out)}
         wanted = {path: (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
                   for path, (f, names, seed) in missing.items()}

@@ -354,6 +354,7 @@ def test_a_damaged_or_missing_snapshot_is_no_dead_end(monkeypatch, capsys, tmp_p
     for spoil in (lambda path: path.write_bytes(b"nothing"), Path.unlink):
         [measured] = tmp_path.glob("runs/measured*")
         measured.unlink()
+        shutil.rmtree(tmp_path / "out")
         spoil(sorted(tmp_path.glob("runs/*/weights-*.npz"))[0])
         said = refusal(FIG, monkeypatch, capsys)
         folder = re.search("delete the folder (.*), and the same command", said)[1]
