@@ -31,10 +31,10 @@ from autodiff import adjoint
 import numpy as np
 
 import gated
-import language
 import mesa
 import train
 from lab import Figure, command_line, each, end_labels, label, mean_line
+from language import settings_of
 from mesa import cut, join
 from text import corpus, tokens, windows
 
@@ -140,13 +140,13 @@ def conjugate_gradients(times, q, steps, vectors, guard):
     solved = np.maximum(rr * vectors.eps ** 2, vectors.tiny) if guard == "rule" else -1.0
     for n in range(1, steps[-1] + 1):
         image = kept(times(direction))
-        curvature = kept(kept(ad.row_sum(direction * image)) + more)
+        curvature = kept(ad.row_sum(direction * image) + more)
         if guard == "rule":
             curvature = np.where(curvature > 0, curvature, np.nan)
         step = kept(np.where(rr > solved, rr / curvature, 0))
         p, r = kept(p + step * direction), kept(r - step * image)
         new = kept(ad.row_sum(r * r))
-        direction = kept(r + kept(new / np.where(rr > solved, kept(rr + more), 1)) * direction)
+        direction = kept(r + kept(new / np.where(rr > solved, rr + more, 1)) * direction)
         rr = new
         if n in steps:
             found.append(p)
@@ -358,5 +358,4 @@ def draw_ridges(ax, found):
 FIGURES = {"precision": Figure([(exactness, RUN)], precision_claims, draw_precision)}
 
 if __name__ == "__main__":
-    train.command(lambda: command_line("precision.py", FIGURES, list(FIGURES),
-                                       language.settings_of, SIZE))
+    train.command(lambda: command_line("precision.py", FIGURES, list(FIGURES), settings_of, SIZE))
