@@ -3,25 +3,25 @@
     python precision.py                 train one model of language.py (quick: about ten minutes)
                                         and solve its systems again in lower precision
 
-Kernels for GPUs keep states in half precision where they can; with states in float16 conjugate
-gradients have been seen to diverge.  Here queries, keys, values and gates are those of a trained
-model on held-out text, within the length that it was trained with.  The exact layer and its exact
-gradients come from direct solves in float64; candidates are the layer of gated.py with all that it
-keeps rounded after every update:
+With states in float16, conjugate gradients in GPU kernels have been seen to diverge.  Here queries,
+keys, values and gates are those of a trained model on held-out text, in windows of the length that
+it was trained with.  The exact layer and its exact gradients come from direct solves in float64;
+candidates are the layer of gated.py where all that it keeps is rounded after every update:
 
-    matrices    H_t and N_t, as `past` before every chunk of gated.CHUNK tokens; the same sums of
-                the backward pass, which run over later tokens
-    vectors     of conjugate gradients: p, r, direction, image, and the right-hand side
+    matrices    H_t and N_t, as `past` before every chunk of gated.CHUNK tokens, and the same sums
+                over later tokens in the backward pass
+    vectors     of conjugate gradients: right-hand side, p, r, direction, image
     scalars     of these: |r|^2, curvature, step, and the factor of the old direction
 
-Products are summed in float64 and rounded once.  Inputs, what a chunk adds to its own tokens, and
-what comes out (o and the gradients) are not rounded.  Kernels keep a running sum in float32 and
-round what they store of it; here the running sum itself is rounded.
+Products are summed in float64 and rounded once.  Inputs, what the tokens of one chunk add to each
+other, and what comes out, o and gradients, are not rounded.  flash-linear-attention (0.6.0) keeps
+H_t, vectors and scalars in float32 and N_t in bfloat16; it sums in float32 and rounds what it
+stores of a sum, while here the running sum is what is rounded.
 
-    guard       the denominators of conjugate gradients, curvature and |r before|^2
-    rule        as they are; rows that are solved to rounding stay (gated.conjugate_gradients)
-    constants   1e-5 is added to both, as in flash-linear-attention's kernels
-    none        as they are
+    guard       what keeps steps beyond convergence from dividing nothing by nothing
+    rule        rows that are solved to rounding stay as they are (gated.conjugate_gradients)
+    constants   1e-5 is added to both denominators, curvature and |r before|^2, as in the kernels
+    none        nothing
 """
 from collections import namedtuple
 
@@ -68,11 +68,11 @@ FORMATS = {name: Format(by_numpy(name), float(np.finfo(name).eps), float(np.finf
            for name in ("float64", "float32", "float16")}
 FORMATS["bfloat16"] = Format(bfloat16, 2.0 ** -7, FORMATS["float32"].tiny)
 
-# What is studied: the formats of matrices, and of vectors and scalars.
-PRECISIONS = {"float64": ("float64", "float64"), "float32": ("float32", "float32"),
-              "float16": ("float16", "float16"), "bfloat16": ("bfloat16", "bfloat16"),
+# What is studied, the cheapest first: the formats of matrices, and of vectors and scalars.
+PRECISIONS = {"float16": ("float16", "float16"), "bfloat16": ("bfloat16", "bfloat16"),
               "float16-matrices": ("float16", "float32"),
-              "bfloat16-matrices": ("bfloat16", "float32")}
+              "bfloat16-matrices": ("bfloat16", "float32"),
+              "float32": ("float32", "float32"), "float64": ("float64", "float64")}
 GUARDS = {"rule": 0.0, "constants": 1e-5, "none": 0.0}  # what is added to denominators
 
 # ------------------------------------------------------------------------------ the exact layer
@@ -277,6 +277,10 @@ def precision_claims(lab, found):
 
     def ridge(precision):
         return np.array(each(found, f"{precision} rule ridge"))
+
+    def cheapest(bound):
+        return next((precision for precision in PRECISIONS
+                     if max(until(f"{precision} rule", bound)) <= steps), "none")
     gradients, never = "steps until all gradients are right to", f"({steps + 1}: never)"
     rows = [(f"control: float64, {Dk} steps, the size of a key: largest error of o and gradients",
              "derived", "< 1e-6", np.max(each(found, "float64 rule"), axis=1)[:, Dk - 1]),
@@ -305,33 +309,25 @@ def precision_claims(lab, found):
              "< 2", each(found, "bfloat16 negative") / ridge("bfloat16")),
             ("what no ridge of the models is below, 1/4, over the least ridge of bfloat16",
              "measured", "> 1", 0.25 / ridge("bfloat16"))]
+    rows += [(f"the cheapest precision that is right to {bound:g}, {name.replace('-', ' ')}: "
+              f"{gradients} that {never}", "measured", "", until(f"{name} rule", bound))
+             for bound in (1e-2, 1e-3) for name in [cheapest(bound)] if name != "none"]
     return [("precision", *row, RUN) for row in rows]
 
 
 # -------------------------------------------------------------------------------------- drawing
 
 COLOUR = {"float64": "#000000", "float32": "#0072B2", "float16": "#CC79A7", "bfloat16": "#D55E00"}
-FLOOR = 1e-8                            # of the axes
 
 
 def draw_precision(lab, found):
     """Errors of the mesa layer that forgets and of its gradients, in few bits; its least ridge."""
     import matplotlib.pyplot as plt
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.6))
-    for i, (ax, what) in enumerate(((left, "o"), (middle, "worst gradient"))):
-        ends = []
-        for precision in PRECISIONS:
-            colour, style = look(precision)
-            curves = each(found, f"{precision} rule", i)
-            mean = mean_line(ax, 1 + np.arange(len(curves[0])), curves, color=colour, ls=style)
-            ends.append((mean[-1], precision.replace("-", " "), colour))
-        curves = each(found, "float64 constants", i)
-        mean = mean_line(ax, 1 + np.arange(len(curves[0])), curves, color="0.5", ls=":")
-        ends.append((mean[-1], "float64 + 1e-5", "0.4"))
-        ax.set(title=f"Error of {what}", xlabel="steps of conjugate gradients", yscale="log",
-               ylabel="relative error, worst layer", ylim=(FLOOR, 2))
-        end_labels(ax, ends, 7.5)
-    draw_ridges(right, found)
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.6), width_ratios=(1, 1, 1.2))
+    for i, what in enumerate(("o", "the worst gradient")):
+        draw_errors(axes[i], found, i)
+        axes[i].set_title(f"Error of {what}")
+    draw_ridges(axes[2], found)
     return fig
 
 
@@ -340,18 +336,38 @@ def look(precision):
     return COLOUR[precision.partition("-")[0]], "--" if "-" in precision else "-"
 
 
+def draw_errors(ax, found, i):
+    """Errors over steps with the rule; crosses where there is no guard and NaN begins."""
+    n, ends = 1 + np.arange(found[0]["float64 rule"].shape[-1]), []
+    for precision in PRECISIONS:
+        colour, style = look(precision)
+        mean = mean_line(ax, n, each(found, f"{precision} rule", i), color=colour, ls=style)
+        ends.append((mean[-1], precision.replace("-", " "), colour))
+        lost = needed(-found[0][f"{precision} none"][i], 1e-9 - DIVERGED) - 1
+        ax.plot(n[lost:lost + 1], mean[lost:lost + 1], "x", color=colour, ms=7, mew=1.8)
+    mean = mean_line(ax, n, each(found, "float64 constants", i), color="0.5", ls=":")
+    ends.append((mean[-1], "float64 + 1e-5", "0.35"))
+    ax.set(xlabel="steps (cross: NaN without a guard)", ylabel="relative error, worst layer",
+           yscale="log", ylim=(1e-8, 2))
+    end_labels(ax, ends)
+
+
 def draw_ridges(ax, found):
-    """The least ridges with the rule (discs) and the constants (rings)."""
+    """The least ridges, and the ridge that keeps all H_t + Lambda positive."""
     for y, precision in enumerate(PRECISIONS):
         colour, _ = look(precision)
-        for guard, face in (("rule", colour), ("constants", "white")):
+        for guard, size, face in (("rule", 8, colour), ("constants", 4, "white")):
             x = each(found, f"{precision} {guard} ridge")
-            ax.plot(x, [y] * len(x), "o", ms=7 if guard == "rule" else 4, mfc=face, mec=colour)
-        ax.plot(each(found, f"{precision} negative"), [y] * len(found), "|", color="k", ms=12)
+            ax.plot(x, [y] * len(x), "o", ms=size, mfc=face, mec=colour)
+        ax.plot(each(found, f"{precision} negative"), [y] * len(found), "|", color="k", ms=14)
+    at = list(PRECISIONS).index("float32")
+    for name, text, side in (("rule ridge", "rule", "center"), ("constants ridge", "+ 1e-5", "left"),
+                             ("negative", "$H_t + \\Lambda$\npositive", "center")):
+        label(ax, found[0][f"float32 {name}"], at - 0.42, text, "0.25", ha=side, fontsize=8)
     ax.axvline(0.25, color="0.6", lw=1)
-    label(ax, 0.2, 0, "1/4", "0.4")
-    ax.set(title="Least ridge $\\Lambda$", xscale="log", xlabel="ridge (disc: rule, ring: + 1e-5; "
-           "bar: positive $H_t + \\Lambda$)", ylim=(len(PRECISIONS) - 0.5, -0.5))
+    label(ax, 0.2, len(PRECISIONS) - 0.75, "trained models\nare above 1/4", "0.35", fontsize=8)
+    ax.set(title="Least ridge $\\Lambda$", xscale="log", xlabel="ridge, the same for all entries",
+           xlim=(1e-10, 1), ylim=(len(PRECISIONS) - 0.5, -0.5))
     ax.set_yticks(range(len(PRECISIONS)), [name.replace("-", "\n") for name in PRECISIONS])
 
 
