@@ -5,7 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import autodiff as ad
-from autodiff import Tensor, backward, check_gradients
+from autodiff import check_gradients
 
 import matplotlib.image
 import numpy as np
@@ -232,47 +232,6 @@ def test_residual_is_what_the_solve_leaves():
     assert language.residuals(train.start(few).params, few)[1] > 1e-9
 
 
-def test_state_of_a_writing_model_stays_of_one_size():
-    for kind in ("linear", "mesa", "gated"):
-        rows = language.stream(tiny(kind), 40, windows=4)
-        assert len(set(rows[:, 2])) == 1 and (rows[:, 1] > 0).all()
-    rows = language.stream(tiny("softmax"), 40, windows=4)
-    assert rows[3, 2] == pytest.approx(4 * rows[0, 2])
-
-
-@pytest.mark.parametrize("kind, T", [("softmax", 128), ("linear", 64), ("linear", 256),
-                                     ("gated", 16), ("gated", 64), ("gated", 256)])
-def test_counted_operations_are_those_of_the_matrix_products(kind, T, rng):
-    """Multiply-adds of every @, forward and backward, counted as they happen."""
-    count, Dk = [0], 8
-
-    class Counting(Watched):
-        def seen(self, ufunc, plain, result):
-            # row sums, products with ones, are not counted
-            if ufunc is np.matmul and plain[1].shape[-1] > 1:
-                count[0] += result.size * plain[0].shape[-1]
-    q, k, v, G = rng.standard_normal((4, 1, 1, T, Dk))
-    more = [-0.1 * rng.random((1, 1, T)), rng.random((1, 1, T)), np.ones((1, Dk))]
-    inputs = (q, k, v, *more) if kind == "gated" else (q, k, v)
-    leaves = [Tensor(x.view(Counting)) for x in inputs]
-    backward(language.KINDS[kind].attention(*leaves), leaves, G.view(Counting))
-    counted, turns = language.operations(kind, T, Dk)
-    if kind == "gated":                                 # the first of a sum's chunks has no past
-        sums = 2 * gated.STEPS + 7
-        counted -= sums * Dk * Dk * gated.CHUNK / T * (T > gated.CHUNK)
-        assert turns == sums * (T // gated.CHUNK)
-    assert count[0] == T * counted
-
-
-def test_costs_are_fitted_at_every_other_length():
-    """Of times that are made of operations and turns, what each takes; wrong times between do not
-    matter."""
-    terms = np.array([[10.0, 4], [20, 2], [50, 1], [90, 0.5]])
-    seconds = terms @ [3e-9, 2e-6]
-    seconds[1::2] *= 7
-    assert language.fit_cost(terms, seconds) == pytest.approx([3e-9, 2e-6])
-
-
 # ---------------------------------------------------------------------------------- the command
 
 
@@ -324,7 +283,7 @@ def test_figure_smoke(name, smoke, tmp_path):
         assert c["holds"] in (lab.holds(c["expected"], c["measured"]), None)
         assert c["holds"] is not None or "not judged" in c
     sha256 = corpus("documentation").sha256[:12]
-    assert [sha256 in c["claim"] for c in claims].count(True) == (name != "price")
+    assert [sha256 in c["claim"] for c in claims].count(True) == 1
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -344,11 +303,9 @@ def test_rows_are_about_runs_of_their_figure():
            "step seconds": 1.0, "steps": 9}
     text = dict(gzip=3.0, xz=2.9, sha256="0" * 64) | {"order 5": 2.5, "bytes per word": 5.0}
     for name, figure in language.declare(texts, kinds).items():
-        if name != "price":
-            found = [[text if f is language.compressors else run]
-                     for f, *_ in figure.measurements]
-            runs = {run for _, *runs in figure.measurements for run in runs}
-            assert {run for row in figure.claims(None, *found) for run in row[5:]} == runs
+        found = [[text if f is language.compressors else run] for f, *_ in figure.measurements]
+        runs = {run for _, *runs in figure.measurements for run in runs}
+        assert {run for row in figure.claims(None, *found) for run in row[5:]} == runs, name
 
 
 def test_all_kinds_of_layers_are_in_the_keys_of_measurements_and_drawing_is_not():
@@ -356,11 +313,10 @@ def test_all_kinds_of_layers_are_in_the_keys_of_measurements_and_drawing_is_not(
 
     def all_of(module, *names):
         return [known[module, name][0] for name in names]
-    for f, more in ((language.learned, "residuals"), (language.price, "operations")):
-        code = lab.code_behind(f)
-        inside = (all_of("language", more, "Settings") + all_of("text", "corpus", "tokens")
-                  + all_of("gated", "KINDS", "gated_attention", "gates", "mean_attention")
-                  + all_of("mesa", "KINDS", "mesa_attention"))
-        assert set(inside) <= set(code)
-        assert not set(code) & set(all_of("language", "draw_language", "language_claims",
-                                          "declare", "SIZE"))
+    code = lab.code_behind(language.learned)
+    inside = (all_of("language", "residuals", "Settings") + all_of("text", "corpus", "tokens")
+              + all_of("gated", "KINDS", "gated_attention", "gates", "mean_attention")
+              + all_of("mesa", "KINDS", "mesa_attention"))
+    assert set(inside) <= set(code)
+    assert not set(code) & set(all_of("language", "draw_language", "language_claims", "declare",
+                                      "SIZE"))

@@ -11,8 +11,8 @@ import store                                            # before NumPy: it sets 
 import numpy as np
 import pytest
 
-from text import (CORPORA, anchors, bytes_per_word, corpus, divide, documents_in, main, pieces, ppmd,
-                  tokens, windows, witten_bell)
+from text import (CORPORA, anchors, bytes_per_word, corpus, divide, documents_in, main, pieces,
+                  ppmd, tokens, windows, witten_bell)
 
 
 @pytest.fixture
