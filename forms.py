@@ -16,7 +16,8 @@ import language                                         # before NumPy: it sets 
 import lab
 import train
 from lab import Figure, literal
-from language import BLOCKS, COLOUR, FORMS, SHOWN, bits_of, compressors, learned, score
+from language import (BLOCKS, COLOUR, FORMS, SHOWN, SIZE, bits_of, compressors, learned, score,
+                      settings_of)
 from text import CORPORA, corpus
 
 import numpy as np
@@ -128,5 +129,4 @@ FIGURES = {
 
 
 if __name__ == "__main__":
-    train.command(lambda: lab.command_line("forms.py", FIGURES, ["forms"], language.settings_of,
-                                           language.SIZE))
+    train.command(lambda: lab.command_line("forms.py", FIGURES, ["forms"], settings_of, SIZE))

@@ -101,8 +101,8 @@ FORMS = {1: {"documentation": {"softmax": ("concat", 0.02), "linear": ("concat",
                         "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
                         "gated": ("concat", 0.02)}}}
 # Of softmax's steps: what a small model of the kind makes in its time.
-SHARE = {"quick": {"mesa": 0.6, "hybrid": 0.72, "gated": 0.44},
-         "full": {"mesa": 0.6, "hybrid": 0.72, "gated": 0.44}}
+SHARE = {"quick": {"linear": 1.0, "mesa": 0.61, "hybrid": 0.8, "gated": 0.44},
+         "full": {"linear": 1.55, "mesa": 0.91, "hybrid": 1.0, "gated": 0.73}}
 TRAINING = {"full": dict(T=256, batch=16, steps=5_000, warmup=250, report=125),
             "quick": dict(T=128, batch=8, steps=5_000, warmup=100, report=100),
             "smoke": dict(T=16, batch=4, steps=6, warmup=2, report=3, heldout=4)}
@@ -110,7 +110,7 @@ TRAINING = {"full": dict(T=256, batch=16, steps=5_000, warmup=250, report=125),
 
 def settings_of(name, profile):
     """The settings of the run named "KIND SIZE TOKENS CORPUS", for example "mesa small 1-byte
-    documentation".  The size "brief" is a small model trained for as long as softmax is, with a
+    documentation".  The size "timed" is a small model trained for as long as softmax is, with a
     learning rate that falls in that time (a run cut off in the middle would be judged by a rate
     that is still high).  TOKENS can ask for another form than the chosen one:
     "4-byte,none,0.01"."""
@@ -118,7 +118,7 @@ def settings_of(name, profile):
     length, *form = form.split(",")
     lags = int(length.removesuffix("-byte"))
     code, rate = form or FORMS[lags].get(text, FORMS[lags]["documentation"])[kind]
-    model = (MODELS | {"brief": MODELS["small"]})[size]
+    model = (MODELS | {"timed": MODELS["small"]})[size]
     layers, width, heads = (model[k] for k in ("layers", "width", "heads"))
     lr = float(rate) * model["rate"]
     if profile == "smoke":
@@ -129,7 +129,7 @@ def settings_of(name, profile):
                  lr_end=lr / 30, heldout=64, corpus=text, sha256=corpus(text).sha256, lags=lags)
     s = replace(s, **TRAINING[profile])
     share = SHARE["full" if profile == "full" else "quick"]
-    return replace(s, steps=round(share[kind] * s.steps)) if size == "brief" else s
+    return replace(s, steps=round(share[kind] * s.steps)) if size == "timed" else s
 
 
 def losses(params, s, bytes_, piece=16):
@@ -245,7 +245,7 @@ def by_corpus(texts, found):
     return [(text, found[i * n][0], found[i * n + 1:(i + 1) * n]) for i, text in enumerate(texts)]
 
 
-def briefs(kinds):
+def timed_kinds(kinds):
     """The kinds that are also compared with softmax after equal time."""
     return tuple(kind for kind in SHARE["quick"] if {kind, "softmax"} <= set(kinds))
 
@@ -253,9 +253,9 @@ def briefs(kinds):
 def by_kind(kinds, results):
     """The results of the runs of one corpus, {kind: those of its seeds}, after equal steps and
     after equal time."""
-    brief = results[len(kinds):]
+    timed = results[len(kinds):]
     return (dict(zip(kinds, results[:len(kinds)], strict=True)),
-            dict(zip(briefs(kinds), brief, strict=True)))
+            dict(zip(timed_kinds(kinds), timed, strict=True)))
 
 
 def bits_of(seeds):
@@ -277,9 +277,9 @@ def language_claims(texts, kinds, lab, *found):
     """What the models of each corpus say about the paper's question."""
     rows = []
     for text, known, results in by_corpus(texts, found):
-        runs, brief = by_kind(kinds, results)
+        runs, timed = by_kind(kinds, results)
         mine = (anchor_claims(text, known, runs) + equal_claims(text, runs)
-                + time_claims(text, runs, brief) + context_claims(text, runs)
+                + time_claims(text, runs, timed) + context_claims(text, runs)
                 + residual_claims(text, runs))
         rows += [(f"language, {name_of(text)}", *row) for row in mine]
     return rows
@@ -318,13 +318,13 @@ def equal_claims(text, runs, form="1-byte"):
             for kind, rival, who in RIVALS if {kind, rival} <= runs.keys()]
 
 
-def time_claims(text, runs, brief):
+def time_claims(text, runs, timed):
     """Each kind against softmax, after equal time."""
     rows = []
-    for kind, seeds in brief.items():
+    for kind, seeds in timed.items():
         rows += [(f"bits per byte of {SHOWN[kind]} over those of softmax, equal time",
                   "paper" if kind == "hybrid" else "measured", "< 1",
-                  bits_of(seeds) / bits_of(runs["softmax"]), f"{kind} brief 1-byte {text}",
+                  bits_of(seeds) / bits_of(runs["softmax"]), f"{kind} timed 1-byte {text}",
                   f"softmax small 1-byte {text}"),
                  ("time that this training takes over softmax's (medians)", "measured",
                   "0.9 .. 1.1", [minutes_of(seeds) / minutes_of(runs["softmax"])])]
@@ -399,19 +399,19 @@ def draw_language(texts, kinds, lab, *found):
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(len(texts), 3, figsize=(10, 3.1 * len(texts)), squeeze=False)
     for (text, known, results), row in zip(by_corpus(texts, found), axes, strict=True):
-        runs, brief = by_kind(kinds, results)
-        draw_bits(row[0], known, runs, brief)
+        runs, timed = by_kind(kinds, results)
+        draw_bits(row[0], known, runs, timed)
         row[0].set_title(f"{literal(name_of(text))}: test text")
-        draw_training(row[1], runs, brief)
+        draw_training(row[1], runs, timed)
         draw_context(row[2], runs)
     return fig
 
 
-def draw_bits(ax, known, runs, brief):
+def draw_bits(ax, known, runs, timed):
     """Bits per byte of the test text: a row for each kind, a dot for each seed, after equal steps
     and after equal time; lines at the anchors."""
     kinds = list(runs)
-    for of, y, fill in ((runs, 0.12, None), (brief, -0.2, "white")):
+    for of, y, fill in ((runs, 0.12, None), (timed, -0.2, "white")):
         for kind, seeds in of.items():
             bits = bits_of(seeds)
             ax.plot(bits, np.full(len(bits), y - kinds.index(kind)), "o", ms=6, mfc=fill,
@@ -425,13 +425,13 @@ def draw_bits(ax, known, runs, brief):
         label(ax, bits, 1.2 - 0.42 * (i % 2), text, "0.4", ha="center", fontsize=7.5)
 
 
-def draw_training(ax, runs, brief):
+def draw_training(ax, runs, timed):
     """Bits per byte of the validation text over minutes of training."""
     for kind, seeds in runs.items():
         course = seeds[0]["course"][:, 0]
         curves = [r["course"][:, 1] for r in seeds]
         mean_line(ax, course / course[-1] * minutes_of(seeds), curves, color=COLOUR[kind], lw=1.5)
-    for kind, seeds in brief.items():                   # a run of its own: where it ends
+    for kind, seeds in timed.items():                   # a run of its own: where it ends
         end = np.mean([r["course"][-1, 1] for r in seeds])
         ax.plot(minutes_of(seeds), end, "o", ms=6, mfc="white", mec=COLOUR[kind], mew=1.5, zorder=5)
     ends = [r["course"][-1, 1] for seeds in runs.values() for r in seeds]
@@ -493,9 +493,9 @@ def declare(texts=tuple(CORPORA), kinds=tuple(BLOCKS)):
         return [m for text in texts for m in ((compressors, f"{kinds[0]} small 1-byte {text}"),
                                               *((learned, f"{name} {text}") for name in names))]
     small = [f"{kind} small 1-byte" for kind in kinds]
-    brief = [f"{kind} brief 1-byte" for kind in briefs(kinds)]
+    timed = [f"{kind} timed 1-byte" for kind in timed_kinds(kinds)]
     all_sizes = [f"{kind} {size} 1-byte" for kind in kinds for size in MODELS]
-    return {"language": Figure(learned_by(small + brief), of(language_claims), of(draw_language)),
+    return {"language": Figure(learned_by(small + timed), of(language_claims), of(draw_language)),
             "sizes": Figure(learned_by(all_sizes), of(sizes_claims), of(draw_sizes))}
 
 

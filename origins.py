@@ -19,7 +19,7 @@ import mesa
 import probes
 import train
 from lab import Figure, literal
-from language import BLOCKS, COLOUR, SHOWN
+from language import BLOCKS, COLOUR, SHOWN, settings_of
 from text import CORPORA, corpus, tokens, windows
 
 import numpy as np
@@ -188,5 +188,5 @@ FIGURES = {"origin": Figure([(origin, f"{kind} small 1-byte {text}")
 
 
 if __name__ == "__main__":
-    train.command(lambda: lab.command_line("origins.py", FIGURES, ["origin"], language.settings_of,
+    train.command(lambda: lab.command_line("origins.py", FIGURES, ["origin"], settings_of,
                                            SIZE))

@@ -183,12 +183,12 @@ def test_every_byte_is_scored_once_from_half_a_window(rng):
     assert s.judge()(params) == pytest.approx(np.mean([losses_from(i) for i in starts]))
 
 
-def test_a_brief_run_has_a_schedule_of_its_own():
-    whole, brief = (language.settings_of(f"gated {size} 1-byte documentation", "quick")
-                    for size in ("small", "brief"))
-    assert brief == replace(whole, steps=round(language.SHARE["quick"]["gated"] * whole.steps))
-    assert brief.steps < whole.steps
-    assert train.warmup_cosine(brief)(brief.steps) == pytest.approx(brief.lr_end)
+def test_a_timed_run_has_a_schedule_of_its_own():
+    whole, timed = (language.settings_of(f"gated {size} 1-byte documentation", "quick")
+                    for size in ("small", "timed"))
+    assert timed == replace(whole, steps=round(language.SHARE["quick"]["gated"] * whole.steps))
+    assert timed.steps < whole.steps
+    assert train.warmup_cosine(timed)(timed.steps) == pytest.approx(timed.lr_end)
 
 
 def test_scores_are_the_cross_entropy_of_the_training_objective(rng):
