@@ -271,3 +271,10 @@ def test_a_missing_backend_is_one_sentence(script, arguments, environment, tmp_p
                          encoding="utf-8", cwd=tmp_path, env=os.environ | environment)
     assert run.returncode == 2 and not run.stdout
     assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+
+
+def test_benchmarks_are_of_numpy_alone(tmp_path):
+    run = subprocess.run([sys.executable, Path(__file__).parent / "bench.py"], capture_output=True,
+                         encoding="utf-8", cwd=tmp_path,
+                         env=os.environ | {"MESA_BACKEND": "strict_backend"})
+    assert run.returncode == 2 and run.stderr.startswith("error: these are benchmarks of NumPy")
