@@ -22,7 +22,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import autodiff as ad                                   # before NumPy: it sets the BLAS threads
-from autodiff import Tensor
+from autodiff import Tensor, xp
 
 import numpy as np
 
@@ -621,6 +621,8 @@ def main():
     parser.add_argument("--peak", help=train.argparse.SUPPRESS)
     parser.add_argument("--peak-layer", type=int, help=train.argparse.SUPPRESS)
     args = parser.parse_args()
+    if xp.module is not np:
+        raise store.UserError("these are benchmarks of NumPy: leave --backend and MESA_BACKEND out")
     if args.peak:
         return peak(train.choose("preset", args.peak, train.PRESETS))
     if args.peak_layer is not None:

@@ -84,8 +84,9 @@ class Settings(train.Settings):
         sizes = np.array([s[:, 1:].size for s in groups])
 
         def loss(params):
-            nats = [float(ad.cross_entropy(dyck.logits_of(params, self.config, s, self.types),
-                                           s[:, 1:].astype(np.int64))) for s in groups]
+            nats = [float(ad.cross_entropy(
+                to_backend(dyck.logits_of(params, self.config, s, self.types)),
+                to_backend(s[:, 1:].astype(np.int64)))) for s in groups]
             return float(nats @ sizes / sizes.sum())
         return loss
 

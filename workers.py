@@ -147,7 +147,7 @@ class Workers:
         try:
             for pipe in self.pipes:
                 pipe.send(seeds)
-            if self.forks:
+            if self.forks or self.count == 1:           # a GPU's libraries start anew per thread
                 answers = [self.share(0, seeds)] + [pipe.recv() for pipe in self.pipes]
             else:
                 with ThreadPoolExecutor(self.count) as threads:
