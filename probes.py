@@ -124,13 +124,13 @@ def induction_score(A):
     """For each head the share of its attention that goes to the token after the present one's
     first appearance, where a text of T/2 tokens is said twice: the mean over its second copy.
 
-    A    [B, heads, T, T] attention maps; entries that are negative count with their size
+    A    [B, heads, T, T] attention maps; entries may be negative, then the share is of their sizes
     -> [heads]
     """
     half = A.shape[-1] // 2
     at = np.arange(half - 1)                            # the last token has no successor there
-    there, all_of = np.abs(A[:, :, half + at, at + 1]), np.abs(A[:, :, half + at]).sum(axis=-1)
-    return (there / all_of).mean(axis=(0, 2))
+    all_of = np.abs(A[:, :, half + at]).sum(axis=-1)
+    return (A[:, :, half + at, at + 1] / all_of).mean(axis=(0, 2))
 
 
 def sensitivity(params, s, x, t, lags=8):

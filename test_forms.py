@@ -17,17 +17,15 @@ HERE = Path(__file__).parent
 
 
 def test_chosen_is_the_option_with_the_fewest_bits():
-    bits = np.random.default_rng(0).permutation(len(forms.CHOICES) * len(forms.OPTIONS)).reshape(
-        len(forms.CHOICES), len(forms.OPTIONS))
-    table = forms.chosen(bits)
-    for (corpus, lags, kind), row in zip(forms.CHOICES, bits, strict=True):
-        rank = forms.OPTIONS.index(table[lags][corpus][kind])
-        assert row[rank] == row.min()
-    names = [names for _, *names in forms.FIGURES["forms"].measurements]
-    i = forms.CHOICES.index(("source", 4, "mesa"))      # which runs a row of the grid is of
-    row = names[i * len(forms.OPTIONS):(i + 1) * len(forms.OPTIONS)]
-    assert row[1] == ["mesa small 4-byte,none,0.02 source"]
-    assert row[5] == ["mesa small 4-byte,concat,0.04 source"]
+    names = [name for _, name in forms.FIGURES["forms"].measurements]
+    bits = dict(zip(names, np.random.default_rng(0).permutation(len(names)), strict=True))
+    table = forms.chosen(forms.grid([[{"bits": bits[name]}] for name in names]))
+    for corpus, lags, kind in forms.CHOICES:
+        code, rate = table[lags][corpus][kind]
+        mine = {name: b for name, b in bits.items() if name.startswith(f"{kind} small {lags}-byte")
+                and name.endswith(corpus)}
+        assert len(mine) == 2 * len(forms.RATES[kind])
+        assert min(mine, key=mine.get) == f"{kind} small {lags}-byte,{code},{rate} {corpus}"
 
 
 def test_the_forms_of_the_study_are_those_that_the_stored_grid_chooses():
@@ -75,17 +73,18 @@ def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path):
 
 
 def test_a_code_that_helps_and_rates_at_the_edge_are_seen():
-    """A grid in which concat gains a tenth everywhere and the middle rate is best; then the rates
-    change places."""
+    """A grid in which concat gains a tenth everywhere and 0.01 is best; then the rates change
+    places."""
     def verdicts(of_rate):
-        found = [[{"bits": 2.0 * (0.9 if ",concat," in names[0] else 1) * of_rate[
-            float(names[0].split(",")[2].split()[0])]}]
-            for _, *names in forms.FIGURES["forms"].measurements]
+        found = [[{"bits": 2.0 * (0.9 if ",concat," in name else 1)
+                   * of_rate[float(name.split(",")[2].split()[0])]}]
+                 for _, name in forms.FIGURES["forms"].measurements]
         rows = forms.forms_claims(None, *found)
         assert len(forms.draw_forms(None, *found).axes) == 4
-        assert len(rows) == len(forms.CHOICES) + 1
-        *codes, edge = [(row[4][0], lab.holds(row[3], row[4][0])) for row in rows]
+        *codes, edge = [(row[4][0], lab.holds(row[3], row[4][0])) for row in rows if row[3]]
+        assert len(codes) == len(forms.CHOICES)
         assert all(value == pytest.approx(0.9) and held for value, held in codes)
         return edge
-    assert verdicts({0.01: 1.1, 0.02: 1.0, 0.04: 1.1}) == (1, True)
-    assert verdicts({0.01: 1.0, 0.02: 1.1, 0.04: 1.2}) == (0, False)
+    assert verdicts({0.005: 1.1, 0.01: 1.0, 0.02: 1.1, 0.04: 1.2}) == (1, True)
+    assert verdicts({0.005: 1.0, 0.01: 1.1, 0.02: 1.2, 0.04: 1.3}) == (0, False)
+    assert verdicts({0.005: 1.2, 0.01: 1.1, 0.02: 1.0, 0.04: 1.1}) == (0.6, False)

@@ -19,16 +19,18 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("n", (1, 2, 8))
+@pytest.mark.parametrize("n", (2, 3, 8))
 def test_repetitions_are_those_of_the_definition(n, rng):
-    """The n bytes before, a string, stand in the window before: by looking for strings."""
+    """The n bytes before, a string of more than one letter, stand in the window before: by looking
+    for strings."""
     b = rng.integers(2, size=(3, 40)) if n < 8 else np.tile(rng.integers(9, size=(3, 13)), 4)
-    b[:, 30] = 7
+    b[:, 20:30] = 7
     found = origins.repeated(b, n)
     for row, of in zip(b.astype(np.uint8), found, strict=True):
         for t in range(1, b.shape[1]):                  # byte t, whose n bytes before end at t - 1
             past = row[max(0, t - n):t].tobytes()
-            assert of[t - 1] == (len(past) == n and past in row[:t - 1].tobytes())
+            assert of[t - 1] == (len(past) == n and len(set(past)) > 1
+                                 and past in row[:t - 1].tobytes())
     assert found.any() and not found.all()
 
 
@@ -60,11 +62,12 @@ def test_what_is_asked_of_a_model_is_asked_of_the_test_text(rng, monkeypatch):
     `losses`, weighted by their share."""
     s = replace(tiny("hybrid", 1), T=32)
     run = type("Run", (), {"settings": s, "params": moved(s, rng, 0.3)})
-    b = np.concatenate([np.tile(rng.integers(20, size=9), 40), rng.integers(20, size=360)])
+    half = [np.tile(rng.integers(20, size=9), 40), rng.integers(20, size=360)]
+    b = np.concatenate(half + half)
     whole = language.corpus(s.corpus)
     changed = whole._replace(test=b.astype(np.uint8))
     monkeypatch.setattr(origins, "corpus", lambda name: changed)
-    found = origins.origin(dict(windows=None, twice=4, read=64), 0, run)
+    found = origins.origin(dict(windows=None, repetition=8, twice=4, read=64), 0, run)
     total = found["share"] * found["after"] + (1 - found["share"]) * found["others"]
     bits, _ = language.score(run.params, s, changed.test)
     assert total == pytest.approx(bits) and 0.3 < found["share"] < 0.7
@@ -100,7 +103,7 @@ def test_gains_and_heads_are_judged_as_they_are():
         scores[1, 2], shares[1, 1, 0] = score, read
         twice = np.r_[np.full(31, 3.0), np.full(32, again)]
         return {"after": after, "others": 2.0, "share": 0.3, "twice": twice, "scores": scores,
-                "read": shares}
+                "read": shares, "commonest": 0.1, "repetition": 8}
     poor, rich = model(1.5, 2.9, 0.01, 0.1), model(1.0, 1.0, 0.9, 0.99)
     found = [[rich if kind == "gated" else poor]
              for _ in origins.CORPORA for kind in origins.BLOCKS]

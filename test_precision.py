@@ -320,9 +320,9 @@ def test_errors_are_relative_and_end_at_divergence():
     assert pr.errors([np.full((1, 2), 1e300)], truth[:1]) == 10
 
 
-def test_the_first_number_of_steps_below_a_bound_counts():
-    assert [pr.needed(np.array(off), 0.1) for off in ([0.05], [0.5, 0.01, 0.5], [1, 1, 1])] == [
-        1, 2, 4]
+def test_the_number_of_steps_from_which_on_an_error_stays_below_a_bound():
+    errors = [0.05], [0.5, 0.01, 0.02], [0.5, 0.01, 0.5], [0.01, 0.5, 0.01], [1, 1, 1]
+    assert [pr.needed(np.array(off), 0.1) for off in errors] == [1, 2, 4, 3, 4]
 
 
 def test_the_least_ridge_is_the_last_before_the_first_failure(monkeypatch):

@@ -212,9 +212,8 @@ def windows(text, starts, n):
 
 def tokens(b, lags):
     """Tokens of bytes b [B, T]: the last `lags` bytes, each a row of the embedding, in a block of
-    256 for its lag: [B, T, lags].  Like the constructed tokens [x_t, x_{t-1}] of data.py they spare
-    a model from binding neighbours, which takes softmax layers of this size more steps than there
-    are here, and which linear layers do badly.  Before the beginning stands byte 0."""
+    256 for its lag: [B, T, lags].  With lags > 1 they spare a model from binding neighbours, like
+    the constructed tokens [x_t, x_{t-1}] of data.py.  Before the beginning stands byte 0."""
     T, padded = b.shape[1], np.pad(b, ((0, 0), (lags - 1, 0)))
     last = [padded[:, lags - 1 - j:lags - 1 - j + T] + 256 * j for j in range(lags)]
     return np.stack(last, axis=-1)
