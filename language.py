@@ -88,16 +88,16 @@ MODELS = {"small": dict(layers=2, width=48, heads=4, rate=1.0),
           "large": dict(layers=4, width=160, heads=8, rate=0.25)}
 # What forms.py chose: {bytes in a token: {corpus: {kind: (position code, learning rate)}}}; texts
 # of one's own have the forms of the documentation.
-FORMS = {1: {"documentation": {"softmax": ("concat", 0.02), "linear": ("concat", 0.02),
+FORMS = {1: {"documentation": {"softmax": ("concat", 0.04), "linear": ("concat", 0.01),
+                               "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
+                               "gated": ("concat", 0.01)},
+             "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
+                        "mesa": ("concat", 0.01), "hybrid": ("concat", 0.01),
+                        "gated": ("concat", 0.01)}},
+         4: {"documentation": {"softmax": ("concat", 0.005), "linear": ("concat", 0.02),
                                "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
                                "gated": ("concat", 0.02)},
-             "source": {"softmax": ("concat", 0.02), "linear": ("concat", 0.02),
-                        "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
-                        "gated": ("concat", 0.02)}},
-         4: {"documentation": {"softmax": ("concat", 0.02), "linear": ("concat", 0.02),
-                               "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
-                               "gated": ("concat", 0.02)},
-             "source": {"softmax": ("concat", 0.02), "linear": ("concat", 0.02),
+             "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
                         "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
                         "gated": ("concat", 0.02)}}}
 # Of softmax's steps: what a small model of the kind makes in its time.
