@@ -16,7 +16,7 @@ import language                                         # before NumPy: it sets 
 import lab
 import train
 from lab import Figure, literal
-from language import (BLOCKS, COLOUR, FORMS, SHOWN, SIZE, bits_of, compressors, learned, score,
+from language import (BLOCKS, COLOUR, FORMS, SHOWN, SIZE, bits_of, measurements_of, score,
                       settings_of)
 from text import CORPORA, corpus
 
@@ -135,9 +135,8 @@ FIGURES = {
     "forms": Figure([(validated, f"{kind} small {lags}-byte,{code},{rate} {text}")
                      for text, lags, kind in CHOICES for code, rate in OPTIONS[kind]],
                     forms_claims, draw_forms),
-    "tokens": Figure([m for text in CORPORA
-                      for m in ((compressors, f"softmax small 1-byte {text}"),
-                                *((learned, name) for name in tokens_names(text)))],
+    "tokens": Figure([m for text in CORPORA for m in measurements_of(
+        tokens_names(text), f"softmax small 1-byte {text}")],
                      tokens_claims, draw_tokens)}
 
 

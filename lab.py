@@ -156,7 +156,10 @@ def code_behind(f):
 def kept(f, names, profile, seed):
     """The name of the file in OUT/data that holds what a measurement found in a profile."""
     short = [slug(n) if len(n) <= 40 else f"{slug(n)[:30]}-{digest(n)}" for n in names]
-    return "+".join([slug(f.__name__), *short, f"{profile}-{seed}.npz"])
+    stem = "+".join([slug(f.__name__), *short])
+    if len(stem) > 160:                                 # a name of many runs; files' have 255 bytes
+        stem = f"{stem[:140]}-{digest(names)}"
+    return f"{stem}+{profile}-{seed}.npz"
 
 
 # --------------------------------------------------------------------------------------- the work

@@ -176,22 +176,30 @@ def continuation(params, s, prompt, n, rng, temperature=0.7):
 
 # --------------------------------------------------------------------------------- measurements
 
-SIZE = {"full": dict(windows=None), "quick": dict(windows=None), "smoke": dict(windows=50)}
+FULL = dict(windows=None, turns=5)
+SIZE = {"full": FULL, "quick": FULL, "smoke": dict(windows=50, turns=2)}
 
 
 def learned(size, seed, run):
-    """What a trained model knows of the test text, on which nothing has been chosen; the time of
-    one core that a step takes; the residual of its conjugate gradients after so many steps."""
+    """What a trained model knows of the test text, on which nothing has been chosen; the residual
+    of its conjugate gradients after so many steps."""
     state, s = run.state, run.settings
     bits, by_position = score(state.params, s, corpus(s.corpus).test, size["windows"])
-    out = {"bits": bits, "by_position": by_position, "step seconds": step_seconds(s),
-           "steps": s.steps, "course": np.array(state.heldout) / (1, math.log(2)),
+    out = {"bits": bits, "by_position": by_position, "steps": s.steps,
+           "course": np.array(state.heldout) / (1, math.log(2)),
            "weights": sum(w.size for w in state.params.values())}
     return out | ({"residuals": residuals(state.params, s)} if "gated" in s.kinds else {})
 
 
-def step_seconds(s, count=7):
-    """The median processor time of a step of training, after the first two."""
+def step_times(size, seed, *runs):
+    """The median processor time of a step of each run's training, in seconds: [runs].  They take
+    turns, so that a busy moment of the machine hits them all."""
+    every = [[step_seconds(run.settings) for run in runs] for _ in range(size["turns"])]
+    return {"step seconds": np.median(every, axis=0)}
+
+
+def step_seconds(s, count=5):
+    """The median processor time of a step, after the first two."""
     times, (loss_fn, sample) = [], s.objective()
     train.fit(loss_fn, train.start(s), sample, s.update(), count, s.batch, workers=1,
               watch=lambda state: times.append(time.process_time()))
@@ -240,9 +248,15 @@ def name_of(text):
 
 
 def by_corpus(texts, found):
-    """What was found in each corpus: (text, its compressors, the results of its runs)."""
-    n = len(found) // len(texts)
-    return [(text, found[i * n][0], found[i * n + 1:(i + 1) * n]) for i, text in enumerate(texts)]
+    """What was found in each corpus: (text, its compressors, the results of its runs, to which the
+    time of a step is added)."""
+    n, out = len(found) // len(texts), []
+    for i, text in enumerate(texts):
+        known, times, *results = found[i * n:(i + 1) * n]
+        seconds = np.median([r["step seconds"] for r in times], axis=0)
+        out.append((text, known[0], [[r | {"step seconds": t} for r in seeds]
+                                     for seeds, t in zip(results, seconds, strict=True)]))
+    return out
 
 
 def timed_kinds(kinds):
@@ -265,7 +279,7 @@ def bits_of(seeds):
 
 def milliseconds_of(seeds):
     """What a step of a run's training takes of one core."""
-    return 1e3 * np.median([r["step seconds"] for r in seeds])
+    return 1e3 * seeds[0]["step seconds"]
 
 
 def minutes_of(seeds):
@@ -497,14 +511,19 @@ def draw_sizes(texts, kinds, lab, *found):
 # --------------------------------------------------------------------------------- command line
 
 
+def measurements_of(names, anchor):
+    """What `by_corpus` takes apart again: of runs on one corpus, of which `anchor` is one."""
+    return [(compressors, anchor), (step_times, *names), *((learned, name) for name in names)]
+
+
 def declare(texts=tuple(CORPORA), kinds=tuple(BLOCKS)):
     """The figures of these corpora and kinds."""
     def of(f):
         return update_wrapper(partial(f, texts, kinds), f)                  # with its docstring
 
     def learned_by(names):
-        return [m for text in texts for m in ((compressors, f"{kinds[0]} small 1-byte {text}"),
-                                              *((learned, f"{name} {text}") for name in names))]
+        return [m for text in texts for of in [[f"{name} {text}" for name in names]]
+                for m in measurements_of(of, f"{kinds[0]} small 1-byte {text}")]
     small = [f"{kind} small 1-byte" for kind in kinds]
     timed = [f"{kind} timed 1-byte" for kind in timed_kinds(kinds)]
     all_sizes = [f"{kind} {size} 1-byte" for kind in kinds for size in MODELS]

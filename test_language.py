@@ -255,7 +255,8 @@ def test_a_corpus_and_a_prompt_from_the_command_line(tmp_path, monkeypatch, caps
     first = claims()
     split = corpus(str(tmp_path / "mine.txt")).sha256[:12]
     assert [split in c["claim"] for c in first].count(True) == 1
-    assert len(list((tmp_path / "out" / "data").iterdir())) == 3            # two models, one text
+    # two models, the time of their steps, one text
+    assert len(list((tmp_path / "out" / "data").iterdir())) == 4
     (tmp_path / "mine.txt").unlink()                    # drawing needs nothing but these
     corpus.cache_clear()
     command("language", "--kinds", "linear,hybrid", "--redraw")
@@ -300,10 +301,12 @@ def test_rows_are_about_runs_of_their_figure():
     """Claims name the runs as the measurements do; those about time and compressors name none."""
     texts, kinds = ("documentation", "source"), ("softmax", "hybrid")
     run = {"bits": 2.0, "weights": 9, "by_position": np.ones(8), "course": np.ones((2, 2)),
-           "step seconds": 1.0, "steps": 9}
+           "steps": 9}
     text = dict(gzip=3.0, xz=2.9, sha256="0" * 64) | {"order 5": 2.5, "bytes per word": 5.0}
     for name, figure in language.declare(texts, kinds).items():
-        found = [[text if f is language.compressors else run] for f, *_ in figure.measurements]
+        others = {language.compressors: lambda names: text,
+                  language.step_times: lambda names: {"step seconds": np.ones(len(names))}}
+        found = [[others[f](names) if f in others else run] for f, *names in figure.measurements]
         runs = {run for _, *runs in figure.measurements for run in runs}
         assert {run for row in figure.claims(None, *found) for run in row[5:]} == runs, name
 
