@@ -123,8 +123,11 @@ def definitions():
                 imported |= {a.asname or a.name: (node.module, a.name) for a in node.names}
         for node in tree.body:
             parts = list(ast.walk(node))
+            # what is bound: not the variables of a comprehension on the right
+            left = node.targets if isinstance(node, ast.Assign) else [node]
             names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
-                n.id for n in parts if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+                n.id for target in left for n in ast.walk(target)
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
             uses = {imported.get(n.id, (module, n.id)) for n in parts if isinstance(n, ast.Name)}
             uses |= {(imported[n.value.id][0], n.attr) for n in parts
                      if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)

@@ -367,7 +367,7 @@ def draw_ridges(ax, found):
                              ("negative", "$H_t + \\Lambda$\npositive", "center")):
         label(ax, found[0][f"float32 {name}"], at - 0.42, text, "0.25", ha=side, fontsize=8)
     ax.axvline(0.25, color="0.6", lw=1)
-    label(ax, 0.2, len(PRECISIONS) - 0.75, "trained models\nare above 1/4", "0.35", fontsize=8)
+    label(ax, 0.2, len(PRECISIONS) - 1.5, "trained models\nare above 1/4", "0.35", fontsize=8)
     ax.set(title="Least ridge $\\Lambda$", xscale="log", xlabel="ridge, the same for all entries",
            xlim=(1e-10, 1), ylim=(len(PRECISIONS) - 0.5, -0.5))
     ax.set_yticks(range(len(PRECISIONS)), [name.replace("-", "\n") for name in PRECISIONS])

@@ -11,6 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+import forms
 import gated
 import lab
 import language
@@ -323,3 +324,5 @@ def test_all_kinds_of_layers_are_in_the_keys_of_measurements_and_drawing_is_not(
     assert set(inside) <= set(code)
     assert not set(code) & set(all_of("language", "draw_language", "language_claims", "declare",
                                       "SIZE"))
+    # `text` is a variable there, too, of a comprehension that is not run
+    assert not set(lab.code_behind(forms.validated)) & set(all_of("forms", "FIGURES", "OPTIONS"))
