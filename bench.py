@@ -1,8 +1,9 @@
 """Benchmarks: what a step costs and why, the mesa layer alone, long sequences, and numerical
 steadiness.
 
-    python bench.py                 all four tables; for one:
+    python bench.py                 four tables; for one:
                                     python bench.py steps | layer | length | steadiness
+    python bench.py device          a fifth: training steps on a GPU, with CuPy, beside NumPy's
     python bench.py --json FILE     store the numbers, too
 
 Times are medians over repeats in which all rivals take turns, so that a busy moment of the machine
@@ -26,6 +27,7 @@ from autodiff import Tensor, xp
 
 import numpy as np
 
+import language
 import mesa
 import store
 import train
@@ -607,30 +609,69 @@ def steadiness(T=100_000, n=4):
     return result
 
 
+# --------------------------------------------------------------------------------------- a GPU
+
+
+def device(repeats=3):
+    """A training step in NumPy, on all cores, and on a GPU."""
+    rows, result = [], {}
+    texts = [f"{kind} {size} 1-byte documentation" for kind in ("softmax", "gated")
+             for size in language.MODELS]
+    runs = train.PRESETS | {name: language.settings_of(name, "full") for name in texts}
+    for name, s in runs.items():
+        rivals = {backend: step_with(backend, s) for backend in ("numpy", "cupy")}
+        times = take_turns(rivals, repeats)
+        host, gpu = (times[backend] for backend in rivals)
+        rows.append([name, s.batch, s.T, ms(host), ms(gpu), f"{gpu[0] / host[0]:.2f}"])
+        result[name] = {backend: 1e3 * seconds for backend, (seconds, _) in times.items()}
+        print(f"  {name} done", flush=True)
+    show(f"Training step in ms: NumPy on {workers.cores()} cores, and CuPy",
+         ["run", "batch", "T", "NumPy", "CuPy", "CuPy/NumPy"], rows)
+    return result
+
+
+def step_with(backend, s):
+    """A function that makes a training step with a backend.  A call ends when the loss is there;
+    the update of the weights that it leaves running is paid for by the next."""
+    try:
+        with xp.using(backend):
+            step, _ = our_step(s)
+    except ImportError as e:
+        raise store.UserError(str(e)) from None
+
+    def turn():
+        with xp.using(backend):
+            step()
+    return turn
+
+
 # ---------------------------------------------------------------------------------- command line
 
 
 TABLES = {"steps": steps, "layer": layer, "length": length, "steadiness": steadiness}
+ASKED_FOR = {"device": device}          # tables that are made only if they are named
 
 
 def main():
     parser = train.Parser(prog="python bench.py",
                           description="Benchmarks; without arguments, all.")
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES | ASKED_FOR))
     parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers in FILE")
     parser.add_argument("--peak", help=train.argparse.SUPPRESS)
     parser.add_argument("--peak-layer", type=int, help=train.argparse.SUPPRESS)
     args = parser.parse_args()
     if xp.module is not np:
-        raise store.UserError("these are benchmarks of NumPy: leave --backend and MESA_BACKEND out")
+        raise store.UserError("these are benchmarks of NumPy: leave --backend and MESA_BACKEND out "
+                              "(for those of a GPU, too: python bench.py device)")
     if args.peak:
         return peak(train.choose("preset", args.peak, train.PRESETS))
     if args.peak_layer is not None:
         return peak_layer(args.peak_layer)
-    names = [train.choose("table", name, TABLES) for name in args.tables or TABLES]
+    tables = TABLES | ASKED_FOR
+    names = [train.choose("table", name, tables) for name in args.tables or TABLES]
     if args.json:
         store.need_writable(args.json.parent)
-    result = {name: TABLES[name]() for name in names}
+    result = {name: tables[name]() for name in names}
     if args.json:
         store.write_text(args.json, json.dumps(result, indent=1) + "\n")
 

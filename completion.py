@@ -38,6 +38,7 @@ import numpy as np
 
 import lab
 import mesa
+import probes
 import proxies
 import text
 import train
@@ -310,11 +311,8 @@ def induction(params, s, n):
     corpus, half = code(s.code), s.T // 2
     once = windows_of(corpus.held[corpus.language], half - 1, n)            # [n, T / 2]
     x, names = np.tile(once, 2)[..., None], [f"blocks.{l}.map" for l in range(len(s.kinds))]
-    at, scores = np.arange(half - 1), []
-    for name, A in mesa.activations(params, x, s.config, names).items():
-        assert A.shape[-1] == 2 * half, name
-        scores.append(A[:, :, half + at, at + 1].mean(axis=(0, 2)))
-    return np.array(scores)
+    maps = mesa.activations(params, x, s.config, names)
+    return np.array([probes.induction_score(maps[name]) for name in names])
 
 
 def forming(size, seed, run):

@@ -123,8 +123,11 @@ def definitions():
                 imported |= {a.asname or a.name: (node.module, a.name) for a in node.names}
         for node in tree.body:
             parts = list(ast.walk(node))
+            # what is bound: not the variables of a comprehension on the right
+            left = node.targets if isinstance(node, ast.Assign) else [node]
             names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
-                n.id for n in parts if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+                n.id for target in left for n in ast.walk(target)
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
             uses = {imported.get(n.id, (module, n.id)) for n in parts if isinstance(n, ast.Name)}
             uses |= {(imported[n.value.id][0], n.attr) for n in parts
                      if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
@@ -156,7 +159,10 @@ def code_behind(f):
 def kept(f, names, profile, seed):
     """The name of the file in OUT/data that holds what a measurement found in a profile."""
     short = [slug(n) if len(n) <= 40 else f"{slug(n)[:30]}-{digest(n)}" for n in names]
-    return "+".join([slug(f.__name__), *short, f"{profile}-{seed}.npz"])
+    stem = "+".join([slug(f.__name__), *short])
+    if len(stem) > 160:                                 # a name of many runs; files' have 255 bytes
+        stem = f"{stem[:140]}-{digest(names)}"
+    return f"{stem}+{profile}-{seed}.npz"
 
 
 # --------------------------------------------------------------------------------------- the work

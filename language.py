@@ -1,7 +1,6 @@
 """Language: the same Transformer on bytes of real text.  Does a mesa layer help, and at what cost?
 
-    python language.py                      quick: small models, two corpora, and the price of each
-                                            layer (under 20 minutes)
+    python language.py                      quick: small models, two corpora
     python language.py sizes --full         three sizes; Ctrl-C keeps what is done, the same command
                                             goes on
     python language.py --corpus PATH        another text: a file, a folder, .jsonl with a field
@@ -10,7 +9,7 @@
 
 A text is a sequence of bytes b_1, b_2, ... (text.py); the model sees windows of T of them and
 predicts each from those before it.  The loss is cross-entropy; it is reported as bits per byte,
-nats / ln 2, of held-out text.
+nats / ln 2, of the test text.
 
     kind      blocks                                                     in the paper
     softmax   softmax attention in every block                           the usual Transformer
@@ -19,33 +18,30 @@ nats / ln 2, of held-out text.
     hybrid    softmax attention in the first block, mesa layers after    von Oswald et al.
     gated     mesa layers that forget, solved by conjugate gradients     MesaNet, arXiv 2506.05233
 
-The second and the last are in gated.py.
+The second and the last are in gated.py.  Each kind has the position code and the learning rate that
+suit it best (FORMS), which forms.py chooses on the validation text.  Beside this study stand
+origins.py (where in the text a kind gains), price.py (what a layer costs) and precision.py.
 """
 import math
 import os
 import time
-import tracemalloc
 from dataclasses import dataclass, replace
 from functools import partial, update_wrapper
 from itertools import pairwise
 from pathlib import Path
 
 import autodiff as ad                                   # before NumPy: it sets BLAS's threads
-from autodiff import Tensor, to_backend, to_numpy, xp
+from autodiff import to_backend, to_numpy, xp
 
 import numpy as np
-import scipy.optimize
 
 import gated
 import lab
 import mesa
 import train
-import workers
-from lab import Figure, end_labels, literal, mean_line
+from lab import Figure, end_labels, label, literal, mean_line
 from store import UserError, printable
 from text import CORPORA, anchors, bytes_per_word, corpus, tokens, windows
-
-KINDS = mesa.KINDS | gated.KINDS
 
 # ------------------------------------------------------------------------------------- the runs
 
@@ -58,7 +54,7 @@ class Settings(train.Settings):
     asked for."""
     corpus: str = "documentation"
     sha256: str = ""                    # of the split: a text differs between versions of Python
-    lags: int = 4                       # bytes in a token
+    lags: int = 1                       # bytes in a token
 
     @property
     def config(self):
@@ -75,8 +71,8 @@ class Settings(train.Settings):
 
     def judge(self):
         """params -> cross-entropy in nats per byte, at all positions of `heldout` windows spread
-        evenly over the held-out text."""
-        text = corpus(self.corpus).heldout
+        evenly over the validation text."""
+        text = corpus(self.corpus).validation
         starts = np.linspace(0, len(text) - self.T - 1, self.heldout).astype(int)
         return lambda params: float(losses(params, self, windows(text, starts, self.T + 1)).mean())
 
@@ -86,31 +82,54 @@ BLOCKS = {"softmax": lambda layers: ("softmax",) * layers,
           "mesa": lambda layers: ("mesa",) * layers,
           "hybrid": lambda layers: ("softmax",) + ("mesa",) * (layers - 1),
           "gated": lambda layers: ("gated",) * layers}
-MODELS = {"small": dict(layers=2, width=48, heads=4, lr=2e-2),
-          "medium": dict(layers=3, width=88, heads=4, lr=1e-2),
-          "large": dict(layers=4, width=160, heads=8, lr=5e-3)}
-# Of softmax's steps: what a small model of the kind makes in its time (T = 128).
-SHARE = {"hybrid": 0.72, "gated": 0.44}
-TRAINING = {"full": dict(T=256, batch=16, steps=10_000, warmup=500, report=250),
+# the share of a small model's learning rate, as larger ones take smaller steps
+MODELS = {"small": dict(layers=2, width=48, heads=4, rate=1.0),
+          "medium": dict(layers=3, width=88, heads=4, rate=0.5),
+          "large": dict(layers=4, width=160, heads=8, rate=0.25)}
+# What forms.py chose: {bytes in a token: {corpus: {kind: (position code, learning rate)}}}; texts
+# of one's own have the forms of the documentation.
+FORMS = {1: {"documentation": {"softmax": ("concat", 0.04), "linear": ("concat", 0.01),
+                               "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
+                               "gated": ("concat", 0.01)},
+             "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
+                        "mesa": ("concat", 0.01), "hybrid": ("concat", 0.01),
+                        "gated": ("concat", 0.01)}},
+         4: {"documentation": {"softmax": ("concat", 0.01), "linear": ("concat", 0.02),
+                               "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
+                               "gated": ("concat", 0.02)},
+             "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
+                        "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
+                        "gated": ("concat", 0.02)}}}
+# Of softmax's steps: what a small model of the kind makes in its time.
+SHARE = {"quick": {"linear": 1.0, "mesa": 0.57, "hybrid": 0.72, "gated": 0.45},
+         "full": {"linear": 1.55, "mesa": 0.91, "hybrid": 1.0, "gated": 0.73}}
+TRAINING = {"full": dict(T=256, batch=16, steps=5_000, warmup=250, report=125),
             "quick": dict(T=128, batch=8, steps=5_000, warmup=100, report=100),
             "smoke": dict(T=16, batch=4, steps=6, warmup=2, report=3, heldout=4)}
 
 
 def settings_of(name, profile):
-    """The settings of the run named "KIND SIZE CORPUS"; the size "brief" is a small model trained
-    for as long as softmax is, with a learning rate that falls in that time (a run cut off in the
-    middle would be judged by a rate that is still high)."""
-    kind, size, text = name.split(" ", 2)
-    model = (MODELS | {"brief": MODELS["small"]})[size]
-    layers, width, heads, lr = (model[k] for k in ("layers", "width", "heads", "lr"))
+    """The settings of the run named "KIND SIZE TOKENS CORPUS", for example "mesa small 1-byte
+    documentation".  The size "timed" is a small model trained for as long as softmax is, with a
+    learning rate that falls in that time (a run cut off in the middle would be judged by a rate
+    that is still high).  TOKENS can ask for another form than the chosen one:
+    "4-byte,none,0.01"."""
+    kind, size, form, text = name.split(" ", 3)
+    length, *form = form.split(",")
+    lags = int(length.removesuffix("-byte"))
+    code, rate = form or FORMS[lags].get(text, FORMS[lags]["documentation"])[kind]
+    model = (MODELS | {"timed": MODELS["small"]})[size]
+    layers, width, heads = (model[k] for k in ("layers", "width", "heads"))
+    lr = float(rate) * model["rate"]
     if profile == "smoke":
         layers, width = 2, 4 * heads
     s = Settings(tokens="raw", d=256, kinds=BLOCKS[kind](layers), heads=heads,
-                 key_size=width // heads, width=width, embed=True, layer_norm=True,
+                 key_size=width // heads, width=width, embed=True, positional=code, layer_norm=True,
                  mlp_width=4 * width, qk_norm=True, init_std=0.7 * width ** -0.5, lr=lr,
-                 lr_end=lr / 30, heldout=64, corpus=text, sha256=corpus(text).sha256)
+                 lr_end=lr / 30, heldout=64, corpus=text, sha256=corpus(text).sha256, lags=lags)
     s = replace(s, **TRAINING[profile])
-    return replace(s, steps=round(SHARE[kind] * s.steps)) if size == "brief" else s
+    share = SHARE["full" if profile == "full" else "quick"]
+    return replace(s, steps=round(share[kind] * s.steps)) if size == "timed" else s
 
 
 def losses(params, s, bytes_, piece=16):
@@ -126,15 +145,18 @@ def losses(params, s, bytes_, piece=16):
     return np.concatenate(out)
 
 
-def score(params, s, most=None):
-    """(bits per byte of the held-out text, bits by position in the window [T]).  Windows overlap by
-    half, and the second halves count, so that each byte is predicted once, from at least T/2 bytes
-    before it; less than a window in all, at the two ends, is left out.
+def score(params, s, text, most=None):
+    """(bits per byte of a text, bits by position in the window [T]).  Windows overlap by half, and
+    the second halves count, so that each byte is predicted once, from at least T/2 bytes before it;
+    less than a window in all, at the two ends, is left out.
     most: how many windows, if not all."""
-    text = corpus(s.corpus).heldout
-    starts = np.arange(0, len(text) - s.T, s.T // 2)[:most]
-    bits = losses(params, s, windows(text, starts, s.T + 1)) / math.log(2)
+    bits = losses(params, s, halves(text, s.T, most)) / math.log(2)
     return bits[:, s.T // 2:].mean(), bits.mean(axis=0)
+
+
+def halves(text, T, most=None):
+    """Windows of T + 1 bytes of a text, or at most so many, that overlap by half: [N, T + 1]."""
+    return windows(text, np.arange(0, len(text) - T, T // 2)[:most], T + 1)
 
 
 def continuation(params, s, prompt, n, rng, temperature=0.7):
@@ -154,135 +176,63 @@ def continuation(params, s, prompt, n, rng, temperature=0.7):
 
 # --------------------------------------------------------------------------------- measurements
 
-FULL = dict(lengths=(64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192), heads=2, key_size=16,
-            stream=10_000, windows=None)
-SIZE = {"full": FULL, "quick": FULL,
-        "smoke": dict(lengths=(64, 128, 256, 512), heads=1, key_size=4, stream=40, windows=50)}
+FULL = dict(windows=None, turns=5)
+SIZE = {"full": FULL, "quick": FULL, "smoke": dict(windows=50, turns=2)}
 
 
 def learned(size, seed, run):
-    """What a trained model knows of the held-out text, and the residual of its conjugate gradients
-    after so many steps."""
+    """What a trained model knows of the test text, on which nothing has been chosen; the residual
+    of its conjugate gradients after so many steps."""
     state, s = run.state, run.settings
-    bits, by_position = score(state.params, s, size["windows"])
-    out = {"bits": bits, "by_position": by_position, "seconds": state.seconds,
+    bits, by_position = score(state.params, s, corpus(s.corpus).test, size["windows"])
+    out = {"bits": bits, "by_position": by_position, "steps": s.steps,
            "course": np.array(state.heldout) / (1, math.log(2)),
            "weights": sum(w.size for w in state.params.values())}
     return out | ({"residuals": residuals(state.params, s)} if "gated" in s.kinds else {})
 
 
+def step_times(size, seed, *runs):
+    """The median processor time of a step of each run's training, in seconds: [runs].  They take
+    turns, so that a busy moment of the machine hits them all."""
+    every = [[step_seconds(run.settings) for run in runs] for _ in range(size["turns"])]
+    return {"step seconds": np.median(every, axis=0)}
+
+
+def step_seconds(s, count=5):
+    """The median processor time of a step, after the first two."""
+    times, (loss_fn, sample) = [], s.objective()
+    train.fit(loss_fn, train.start(s), sample, s.update(), count, s.batch, workers=1,
+              watch=lambda state: times.append(time.process_time()))
+    return np.median(np.diff(times)[2:])
+
+
 def residuals(params, s, count=8):
     """Median and largest |q_t - (H_t + Lambda) p_t| / |q_t| after gated.STEPS steps, over windows
-    of held-out text, all heads and layers."""
-    text, found = corpus(s.corpus).heldout, []
-    starts = np.linspace(0, len(text) - s.T - 1, count).astype(int)
-    x = tokens(windows(text, starts, s.T), s.lags)
-    layers = [f"blocks.{i}." for i in range(len(s.kinds))]
-    inputs = mesa.activations(params, x, s.config, [b + "in" for b in layers])
-    for b in layers:
-        q, k, _, *more = mesa.projections(params, b, "gated", inputs[b + "in"], s.config)
+    of the test text, all heads and layers."""
+    found = []
+    for q, k, _, *more in projected(params, s, count):
         found.append(gated.residual(gated.solve(q, k, *more), q, k, *more))
     return np.array([np.median(found), np.max(found)])
+
+
+def projected(params, s, count):
+    """What the attention of every layer is called with (mesa.projections), for so many windows
+    spread evenly over the test text."""
+    text = corpus(s.corpus).test
+    starts = np.linspace(0, len(text) - s.T - 1, count).astype(int)
+    x = tokens(windows(text, starts, s.T), s.lags)
+    names = [f"blocks.{l}." for l in range(len(s.kinds))]
+    inputs = mesa.activations(params, x, s.config, [b + "in" for b in names])
+    dtype = inputs["blocks.0.in"].dtype
+    code = mesa.position_code(0, s.T, s.width, dtype) if s.positional == "concat" else None
+    return [mesa.projections(params, b, kind, inputs[b + "in"], s.config, None if l else code)
+            for l, (b, kind) in enumerate(zip(names, s.kinds, strict=True))]
 
 
 def compressors(size, seed, run):
     """The anchors of a run's corpus, the name of its split and the length of its words."""
     text = corpus(run.settings.corpus)
-    return anchors(text) | {"sha256": text.sha256, "bytes per word": bytes_per_word(text.heldout)}
-
-
-PRICED = ("softmax", "linear", "mesa", "gated")
-
-
-def price(size, seed):
-    """Of every kind of attention, for sequences of growing length, as many as make up the longest:
-    seconds and bytes of memory per token, counted operations, and what of the time they explain;
-    seconds per token and bytes of state of a model that writes."""
-    heads, Dk, lengths = size["heads"], size["key_size"], size["lengths"]
-    rng, out = np.random.default_rng([301, seed]), {"lengths": lengths}
-    total = lengths[-1] * heads                         # tokens times heads
-    workers.keep_memory()
-    for kind in PRICED:
-        costs = [cost(kind, rng, (lengths[-1] // T, heads, T, Dk)) for T in lengths]
-        seconds, memory = np.array(costs).T / total
-        counts = np.array([operations(kind, T, Dk) for T in lengths], float)
-        terms = np.stack([counts[:, 0], counts[:, 1] / total], axis=1)
-        fitted = fit_cost(terms, seconds)
-        s = settings_of(f"{kind} small documentation", "quick")
-        out |= {f"{kind} seconds": seconds, f"{kind} bytes": memory,
-                f"{kind} operations": counts[:, 0], f"{kind} cost": fitted,
-                f"{kind} model": terms @ fitted, f"{kind} stream": stream(s, size["stream"])}
-    return out
-
-
-def cost(kind, rng, shape):
-    """(seconds, bytes of memory) that an attention takes, forward and backward, for random q, k, v
-    of a shape (B, heads, T, Dk), q and k of unit length."""
-    B, heads, T, Dk = shape
-    q, k, v, G = (rng.standard_normal((B, T, heads, Dk)).astype("float32").swapaxes(1, 2)
-                  for _ in range(4))
-    q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
-    more = {"mesa": [np.ones(heads)],
-            "gated": [-0.1 * rng.random((B, heads, T)), rng.random((B, heads, T)),
-                      np.ones((heads, Dk))]}
-    inputs = [Tensor(x.astype("float32")) for x in (q, k, v, *more.get(kind, []))]
-
-    def both():
-        ad.backward(KINDS[kind].attention(*inputs), inputs, G)
-    turns = []
-    for _ in range(4):                                  # the first warms up
-        began = time.perf_counter()
-        both()
-        turns.append(time.perf_counter() - began)
-    tracemalloc.start()
-    both()
-    memory = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return np.median(turns[1:]), memory
-
-
-def operations(kind, T, Dk):
-    """(multiply-adds per token and head, turns of Python's loops that wait for one another),
-    forward and backward, of an attention.
-
-    A sum over the past, o_t = sum_i v_i (k_i . q_t), takes 2 C Dk per token in chunks of C, and
-    2 Dk^2 for the past before the chunk.
-    """
-    most = gated.CHUNK if kind == "gated" else mesa.CHUNK
-    C = -(-T // -(-T // most))                          # the length of a chunk
-    past = 2 * C * Dk + 2 * Dk * Dk * (T > C)
-    if kind == "softmax":
-        return 6 * T * Dk, 1                            # six products with a map of [T, T]
-    if kind == "linear":
-        return 3 * past, 1                              # one sum forward, two backward
-    if kind == "mesa":                                  # the sweep, which waits at every t
-        return 6 * past + 3 * Dk * Dk + 2 * (4 * C * Dk + 2 * Dk * Dk), T   # and apply_R twice
-    sums = 2 * gated.STEPS + 7                          # each waits at every chunk
-    return sums * past, sums * (T // C)
-
-
-def fit_cost(terms, seconds):
-    """Seconds per operation and per turn of a loop, for terms [lengths, 2]: fitted at every other
-    length, to be judged at those between.  Relative errors are squared."""
-    relative = (terms / seconds[:, None])[::2]
-    return scipy.optimize.nnls(relative, np.ones(len(relative)))[0]
-
-
-def stream(s, n, windows=20):
-    """Time per token (median of each of the windows of n tokens) and bytes of state at its end, of
-    a model that writes: [windows, 3], the first column being the number of tokens so far."""
-    params, memory, rows, times = train.start(s).params, {}, [], []
-    for i in range(n):
-        began = time.perf_counter()
-        x = tokens(np.array([[i % 256]]), s.lags)
-        mesa.transformer(params, x, s.config, memory=memory)
-        times.append(time.perf_counter() - began)
-        if (i + 1) % (n // windows) == 0:
-            kept = [entry if isinstance(entry, tuple) else (entry,) for entry in memory.values()]
-            state = sum(a.nbytes for arrays in kept for a in arrays if hasattr(a, "nbytes"))
-            rows.append((i + 1, np.median(times), state))
-            times = []
-    return np.array(rows)
+    return anchors(text) | {"sha256": text.sha256, "bytes per word": bytes_per_word(text.test)}
 
 
 # --------------------------------------------------------------------------------------- claims
@@ -298,22 +248,28 @@ def name_of(text):
 
 
 def by_corpus(texts, found):
-    """What was found in each corpus: (text, its compressors, the results of its runs)."""
-    n = len(found) // len(texts)
-    return [(text, found[i * n][0], found[i * n + 1:(i + 1) * n]) for i, text in enumerate(texts)]
+    """What was found in each corpus: (text, its compressors, the results of its runs, to which the
+    time of a step is added)."""
+    n, out = len(found) // len(texts), []
+    for i, text in enumerate(texts):
+        known, times, *results = found[i * n:(i + 1) * n]
+        seconds = np.median([r["step seconds"] for r in times], axis=0)
+        out.append((text, known[0], [[r | {"step seconds": t} for r in seeds]
+                                     for seeds, t in zip(results, seconds, strict=True)]))
+    return out
 
 
-def briefs(kinds):
+def timed_kinds(kinds):
     """The kinds that are also compared with softmax after equal time."""
-    return tuple(kind for kind in SHARE if {kind, "softmax"} <= set(kinds))
+    return tuple(kind for kind in SHARE["quick"] if {kind, "softmax"} <= set(kinds))
 
 
 def by_kind(kinds, results):
     """The results of the runs of one corpus, {kind: those of its seeds}, after equal steps and
     after equal time."""
-    brief = results[len(kinds):]
+    timed = results[len(kinds):]
     return (dict(zip(kinds, results[:len(kinds)], strict=True)),
-            dict(zip(briefs(kinds), brief, strict=True)))
+            dict(zip(timed_kinds(kinds), timed, strict=True)))
 
 
 def bits_of(seeds):
@@ -321,13 +277,24 @@ def bits_of(seeds):
     return np.array([float(r["bits"]) for r in seeds])
 
 
+def milliseconds_of(seeds):
+    """What a step of a run's training takes of one core."""
+    return 1e3 * seeds[0]["step seconds"]
+
+
+def minutes_of(seeds):
+    """What all steps of a run's training take of one core."""
+    return milliseconds_of(seeds) * float(seeds[0]["steps"]) / 6e4
+
+
 def language_claims(texts, kinds, lab, *found):
     """What the models of each corpus say about the paper's question."""
     rows = []
     for text, known, results in by_corpus(texts, found):
-        runs, brief = by_kind(kinds, results)
-        mine = (anchor_claims(text, known, runs) + equal_claims(text, runs, brief)
-                + context_claims(text, runs) + residual_claims(text, runs))
+        runs, timed = by_kind(kinds, results)
+        mine = (anchor_claims(text, known, runs) + equal_claims(text, runs)
+                + time_claims(text, runs, timed) + context_claims(text, runs)
+                + residual_claims(text, runs) + learning_claims(text, runs))
         rows += [(f"language, {name_of(text)}", *row) for row in mine]
     return rows
 
@@ -335,38 +302,47 @@ def language_claims(texts, kinds, lab, *found):
 def anchor_claims(text, known, runs):
     """Bits per byte of compressors and models, less than gzip's."""
     gzip_bits, split = f"< {float(known['gzip']):.3f}", str(known["sha256"])[:12]
-    rows = [("bits per byte of xz, which sees nothing else (less than gzip -9's; held-out text of "
-             f"split {split})", "anchor", gzip_bits, [float(known["xz"])]),
-            ("bits per byte of an order-5 model (Witten-Bell) of the training text", "anchor",
-             gzip_bits, [float(known["order 5"])])]
-    rows += [(f"bits per byte of {SHOWN[kind]}, {int(seeds[0]['weights']):,} weights", "anchor",
-              gzip_bits, bits_of(seeds), f"{kind} small {text}") for kind, seeds in runs.items()]
-    best = min(runs, key=lambda kind: bits_of(runs[kind]).mean())
+    shown = {"xz": f"xz, which sees nothing else (less than gzip -9's; test text of split {split})",
+             "order 5": "an order-5 model (Witten-Bell) of the training text",
+             "PPMd": "PPMd after the training text"}
+    rows = [(f"bits per byte of {shown[anchor]}", "anchor", gzip_bits, [float(known[anchor])])
+            for anchor in shown if anchor in known]
+    rows += [(f"bits per byte of {SHOWN[kind]} ({int(seeds[0]['weights']):,} weights, "
+              f"{milliseconds_of(seeds):.0f} ms a step)", "anchor", gzip_bits, bits_of(seeds),
+              f"{kind} small 1-byte {text}") for kind, seeds in runs.items()]
+    # on the validation text: on the test text a winner would be lucky
+    best = min(runs, key=lambda kind: np.mean([r["course"][-1, 1] for r in runs[kind]]))
     bits = bits_of(runs[best])
     perplexity = 2 ** (bits.mean() * float(known["bytes per word"]))
     rows += [(f"the best of them, {SHOWN[best]} (perplexity of a word {perplexity:.0f}), over "
-              f"{anchor}", "anchor", "< 1", bits / float(known[anchor]), f"{best} small {text}")
-             for anchor in ("xz", "order 5")]
+              f"{anchor}", "anchor", "< 1", bits / float(known[anchor]),
+              f"{best} small 1-byte {text}") for anchor in shown if anchor in known]
     return rows
 
 
 RIVALS = (("hybrid", "softmax", "paper"), ("mesa", "linear", "measured"),
-          ("mesa", "softmax", "measured"), ("gated", "mesa", "MesaNet"),
-          ("gated", "softmax", "MesaNet"))
+          ("mesa", "softmax", "measured"), ("gated", "mesa", "measured"),
+          ("gated", "softmax", "measured"))
 
 
-def equal_claims(text, runs, brief):
-    """One kind against another, after equal steps and after equal time."""
-    rows = [(f"bits per byte of {SHOWN[kind]} over those of {SHOWN[rival]}, equal steps", who,
-             "< 1", bits_of(runs[kind]) / bits_of(runs[rival]), f"{kind} small {text}",
-             f"{rival} small {text}")
+def equal_claims(text, runs, form="1-byte"):
+    """One kind against another, after equal steps."""
+    return [(f"bits per byte of {SHOWN[kind]} over those of {SHOWN[rival]}, equal steps", who,
+             "< 1", bits_of(runs[kind]) / bits_of(runs[rival]), f"{kind} small {form} {text}",
+             f"{rival} small {form} {text}")
             for kind, rival, who in RIVALS if {kind, rival} <= runs.keys()]
-    for kind, seeds in brief.items():
-        rows += [(f"bits per byte of {SHOWN[kind]} over those of softmax, equal time", "measured",
-                  "< 1", bits_of(seeds) / bits_of(runs["softmax"]), f"{kind} brief {text}",
-                  f"softmax small {text}"),
-                 ("time that this training took over softmax's (medians)", "measured", "0.9 .. 1.1",
-                  [minutes_of(seeds) / minutes_of(runs["softmax"])])]
+
+
+def time_claims(text, runs, timed):
+    """Each kind against softmax, after equal time."""
+    rows = []
+    for kind, seeds in timed.items():
+        rows += [(f"bits per byte of {SHOWN[kind]} over those of softmax, equal time",
+                  "measured", "< 1",
+                  bits_of(seeds) / bits_of(runs["softmax"]), f"{kind} timed 1-byte {text}",
+                  f"softmax small 1-byte {text}"),
+                 ("time that this training takes over softmax's (medians)", "measured",
+                  "0.9 .. 1.1", [minutes_of(seeds) / minutes_of(runs["softmax"])])]
     return rows
 
 
@@ -377,10 +353,10 @@ def context_claims(text, runs):
     hybrid, softmax = (np.array([r["by_position"] for r in runs[kind]])     # [seeds, T]
                        for kind in ("hybrid", "softmax"))
     gains, quarter = softmax - hybrid, max(1, hybrid.shape[1] // 4)
-    names = f"hybrid small {text}", f"softmax small {text}"
+    names = f"hybrid small 1-byte {text}", f"softmax small 1-byte {text}"
     return [("gain of hybrid over softmax in the last quarter of the context, in bits per byte",
-             "paper", "> 0.01", gains[:, -quarter:].mean(axis=1), *names),
-            ("the same in the first quarter", "measured", "> 0.01",
+             "measured", "> 0", gains[:, -quarter:].mean(axis=1), *names),
+            ("the same in the first quarter", "measured", "> 0",
              gains[:, :quarter].mean(axis=1), *names)]
 
 
@@ -389,14 +365,20 @@ def residual_claims(text, runs):
     if "gated" not in runs:
         return []
     median, largest = np.transpose([r["residuals"] for r in runs["gated"]])
+    name = f"gated small 1-byte {text}"
     return [(f"gated mesa: median residual of {gated.STEPS} conjugate-gradient steps, relative",
-             "measured", "< 0.01", median, f"gated small {text}"),
-            ("the same, largest", "measured", "< 0.1", largest, f"gated small {text}")]
+             "measured", "< 0.01", median, name),
+            ("the same, largest", "measured", "< 0.1", largest, name)]
 
 
-def minutes_of(seeds):
-    """The median training time of a run's seeds."""
-    return np.median([r["seconds"] for r in seeds]) / 60
+def learning_claims(text, runs):
+    """Whether what was trained longest is what was best."""
+    rises = {kind: [r["course"][-1, 1] - r["course"][:, 1].min() for r in seeds]
+             for kind, seeds in runs.items()}
+    worst = max(rises, key=lambda kind: np.mean(rises[kind]))
+    return [("bits per byte of the validation text at the end less the fewest on the way, largest "
+             f"of all kinds ({SHOWN[worst]})", "measured", "< 0.05", rises[worst],
+             f"{worst} small 1-byte {text}")]
 
 
 def sizes_bits(kinds, results):
@@ -411,95 +393,77 @@ def sizes_claims(texts, kinds, lab, *found):
     for text, known, results in by_corpus(texts, found):
         bits, panel = sizes_bits(kinds, results), f"sizes, {name_of(text)}"
         split = f" (split {str(known['sha256'])[:12]})"
-        for kind in kinds:
-            rows.append((panel, f"{SHOWN[kind]}: bits per byte, large over small{split}",
-                         "measured", "< 1", bits[kind][-1] / bits[kind][0],
-                         f"{kind} large {text}", f"{kind} small {text}"))
+        for i, kind in enumerate(kinds):
+            sizes = results[i * len(MODELS):(i + 1) * len(MODELS)]
+            cost = ", ".join(f"{milliseconds_of(seeds):.0f}" for seeds in sizes)
+            rows.append((panel, f"{SHOWN[kind]}, {cost} ms a step: bits per byte, large over "
+                         f"small{split}", "measured", "< 1", bits[kind][-1] / bits[kind][0],
+                         f"{kind} large 1-byte {text}", f"{kind} small 1-byte {text}"))
             split = ""                                  # named once
-        if {"softmax", "hybrid"} <= bits.keys():
-            ratios = zip(MODELS, bits["hybrid"] / bits["softmax"], strict=True)
-            rows += [(panel, f"bits per byte of hybrid over those of softmax, {size}", "paper",
-                      "< 1", ratio, f"hybrid {size} {text}", f"softmax {size} {text}")
-                     for size, ratio in ratios]
+        for kind, rival, who in RIVALS:
+            if rival == "softmax" and {kind, rival} <= bits.keys():
+                ratios = zip(MODELS, bits[kind] / bits[rival], strict=True)
+                rows += [(panel, f"bits per byte of {SHOWN[kind]} over those of softmax, {size}",
+                          who, "< 1", ratio, f"{kind} {size} 1-byte {text}",
+                          f"softmax {size} 1-byte {text}") for size, ratio in ratios]
     return rows
-
-
-def price_claims(lab, found):
-    """How memory and time grow, and how well operations and turns of a loop explain time."""
-    T, rows = found[0]["lengths"], []
-    half = len(T) // 2
-    for kind in PRICED:
-        grows, shown = kind == "softmax", SHOWN[kind]
-        slope = [np.polyfit(np.log(T[half:]), np.log(f[f"{kind} bytes"][half:]), 1)[0]
-                 for f in found]
-        worst = [np.exp(np.abs(np.log(f[f"{kind} seconds"] / f[f"{kind} model"])[1::2]).max())
-                 for f in found]
-        operation, turn = np.mean([f[f"{kind} cost"] for f in found], axis=0)
-        rows += [(f"{shown}: exponent of peak memory per token over T, from T = {T[half]:,} on",
-                  "derived", "> 0.8" if grows else "< 0.2", slope),
-                 (f"{shown}: time against the cost model, {1e9 * operation:.2g} ns per multiply-add"
-                  f" and {1e6 * turn:.2g} µs per turn of a loop, at lengths it was not fitted to: "
-                  "largest factor", "derived", "< 1.5", worst)]
-        streams = [f[f"{kind} stream"] for f in found]
-        if not grows:
-            rows += [(f"{shown}: time per byte written at {int(streams[0][-1, 0]):,} over that at "
-                      f"{int(streams[0][1, 0]):,}", "derived", "< 1.2",
-                      [s[-1, 1] / s[1, 1] for s in streams]),
-                     (f"{shown}: state after the last over that after the first window", "derived",
-                      "<= 1", [s[-1, 2] / s[0, 2] for s in streams])]
-    rows += [(f"{SHOWN[kind]} over softmax: time per token at T = {T[2]:,}", "measured", "> 1",
-              [f[f"{kind} seconds"][2] / f["softmax seconds"][2] for f in found])
-             for kind in ("mesa", "gated")]
-    rows.append((f"gated mesa over softmax: time per token at T = {T[-1]:,}", "derived", "< 1",
-                 [f["gated seconds"][-1] / f["softmax seconds"][-1] for f in found]))
-    return [("price", *row) for row in rows]
 
 
 # -------------------------------------------------------------------------------------- figures
 
 COLOUR = lab.COLOUR | {"gated": "#5E3C99"}
-ANCHORS = {"gzip": ("gzip -9", "-"), "xz": ("xz", "--"), "order 5": ("order 5", ":")}
+ANCHORS = {"gzip": ("gzip -9", "-"), "xz": ("xz", "--"), "order 5": ("order 5", ":"),
+           "PPMd": ("PPMd", "-.")}
 
 
-def draw_anchors(ax, known):
-    """Lines at the bits per byte of the anchors; what end_labels needs to name them."""
-    for name, (_, style) in ANCHORS.items():
-        ax.axhline(float(known[name]), color="0.6", lw=1, ls=style)
-    return [(float(known[name]), text, "0.4") for name, (text, _) in ANCHORS.items()]
+def anchors_of(known):
+    """(bits per byte, name, line style) of the anchors of a corpus."""
+    return [(float(known[key]), *ANCHORS[key]) for key in ANCHORS if key in known]
 
 
 def draw_language(texts, kinds, lab, *found):
-    """Bits per byte over training and over context, at equal parameters."""
+    """Bits per byte of five kinds of layers, of equal width, over training and context."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(len(texts), 3, figsize=(10, 3.1 * len(texts)), squeeze=False)
     for (text, known, results), row in zip(by_corpus(texts, found), axes, strict=True):
-        runs, brief = by_kind(kinds, results)
-        draw_training(*row[:2], known, runs, brief)
-        row[0].set_title(f"{literal(name_of(text))}: over training")
+        runs, timed = by_kind(kinds, results)
+        draw_bits(row[0], known, runs, timed)
+        row[0].set_title(f"{literal(name_of(text))}: test text")
+        draw_training(row[1], runs, timed)
         draw_context(row[2], runs)
     return fig
 
 
-def draw_training(over_steps, over_time, known, runs, brief):
-    """Bits per byte over steps and over minutes, with the anchors of the corpus."""
+def draw_bits(ax, known, runs, timed):
+    """Bits per byte of the test text: a row for each kind, a dot for each seed, after equal steps
+    and after equal time; lines at the anchors."""
+    kinds = list(runs)
+    for of, y, fill in ((runs, 0.12, None), (timed, -0.2, "white")):
+        for kind, seeds in of.items():
+            bits = bits_of(seeds)
+            ax.plot(bits, np.full(len(bits), y - kinds.index(kind)), "o", ms=6, mfc=fill,
+                    color=COLOUR[kind], alpha=0.8)
+    ax.set_yticks(-np.arange(len(kinds)), [SHOWN[kind] for kind in kinds])
+    for tick, kind in zip(ax.get_yticklabels(), kinds, strict=True):
+        tick.set_color(COLOUR[kind])
+    ax.set(xlabel="bits per byte (open: equal time)", ylim=(-len(kinds) + 0.4, 1.5))
+    for i, (bits, text, style) in enumerate(anchors_of(known)):
+        ax.axvline(bits, color="0.6", lw=1, ls=style, zorder=0)
+        label(ax, bits, 1.2 - 0.42 * (i % 2), text, "0.4", ha="center", fontsize=7.5)
+
+
+def draw_training(ax, runs, timed):
+    """Bits per byte of the validation text over minutes of training."""
     for kind, seeds in runs.items():
-        steps, minutes = seeds[0]["course"][:, 0], minutes_of(seeds)
+        course = seeds[0]["course"][:, 0]
         curves = [r["course"][:, 1] for r in seeds]
-        mean_line(over_steps, steps, curves, color=COLOUR[kind], lw=1.5)
-        mean_line(over_time, steps / steps[-1] * minutes, curves, color=COLOUR[kind], lw=1.5)
-    for kind, seeds in brief.items():                   # a run of its own: where it ends
+        mean_line(ax, course / course[-1] * minutes_of(seeds), curves, color=COLOUR[kind], lw=1.5)
+    for kind, seeds in timed.items():                   # a run of its own: where it ends
         end = np.mean([r["course"][-1, 1] for r in seeds])
-        over_time.plot(minutes_of(seeds), end, "o", ms=6, mfc="white", mec=COLOUR[kind], mew=1.5,
-                       zorder=5)
-    lowest = min(r["course"][:, 1].min() for seeds in runs.values() for r in seeds)
-    for ax in (over_steps, over_time):
-        ax.set_ylim(min([lowest] + [float(known[a]) for a in ANCHORS]) - 0.1,
-                    float(known["gzip"]) + 1.5)
-        named = draw_anchors(ax, known)
-    over_steps.set(xlabel="step", ylabel="bits per byte, all positions")
-    end_labels(over_steps, named, 7.5)
-    over_time.set(xlabel="minutes of training on one core", title="over time (circles: as long as "
-                  "softmax)" if brief else "over time on one core")
+        ax.plot(minutes_of(seeds), end, "o", ms=6, mfc="white", mec=COLOUR[kind], mew=1.5, zorder=5)
+    ends = [r["course"][-1, 1] for seeds in runs.values() for r in seeds]
+    ax.set(title="validation text, all positions", xlabel="minutes of one core (open: equal time)",
+           ylabel="bits per byte", ylim=(min(ends) - 0.1, max(ends) + 1.2))
 
 
 def draw_context(ax, runs):
@@ -513,10 +477,10 @@ def draw_context(ax, runs):
         mean = mean_line(ax, at, curves, color=COLOUR[kind], lw=1.5)
         ends.append((mean[-1], SHOWN[kind], COLOUR[kind]))
     ticks = [n for n in (1, 4, 16, 64, 256) if n <= T]
-    ax.set(title="over context", xlabel="position in the window", xscale="log")
+    ax.set(title="test text, over context", xlabel="position in the window", xscale="log")
     ax.set_xticks(ticks, ticks)
     ax.minorticks_off()
-    # what less than a token predicts is off the axes
+    # what the first bytes predict is off the axes
     shown = [r["by_position"][min(3, T - 1):] for seeds in runs.values() for r in seeds]
     ax.set_ylim(min(map(np.min, shown)) - 0.05, max(map(np.max, shown)) + 0.2)
     end_labels(ax, ends)
@@ -533,58 +497,23 @@ def draw_sizes(texts, kinds, lab, *found):
             weights = [int(seeds[0]["weights"]) for seeds in sizes]
             mean = mean_line(ax, weights, bits.T, color=COLOUR[kind], marker="o", ms=4)
             ends.append((mean[-1], SHOWN[kind], COLOUR[kind]))
-        ends += draw_anchors(ax, known)
+        for bits, name, style in anchors_of(known):
+            ax.axhline(bits, color="0.6", lw=1, ls=style)
+            ends.append((bits, name, "0.4"))
         ax.set(title=literal(name_of(text)), xlabel="millions of weights",
-               ylabel="held-out bits per byte", xscale="log")
+               ylabel="bits per byte of the test text", xscale="log")
         ax.set_xticks(weights, [f"{w / 1e6:.2g}" for w in weights])
         ax.minorticks_off()
         end_labels(ax, ends)
     return fig
 
 
-# What is drawn of a price: its title, unit, and how many units a second, byte or operation is.
-AXES = {"seconds": ("Time (lines: cost model)", "µs", 1e6), "bytes": ("Peak memory", "kB", 1e-3),
-        "operations": ("Operations", "1,000 multiply-adds", 1e-3)}
-
-
-def draw_price(lab, found):
-    """Time, memory and operations of each layer over the length of the sequence, and of writing."""
-    import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 4, figsize=(11, 3.1))
-    T = found[0]["lengths"]
-    for ax, (what, (title, unit, scale)) in zip(axes[:3], AXES.items(), strict=True):
-        ends, style = [], dict(marker="o", ms=3, lw=0 if what == "seconds" else 1.3)
-        for kind in PRICED:
-            values = [scale * f[f"{kind} {what}"] for f in found]
-            mean = mean_line(ax, T, values, color=COLOUR[kind], **style)
-            if what == "seconds":
-                model = np.mean([f[f"{kind} model"] for f in found], axis=0)
-                ax.plot(T, scale * model, color=COLOUR[kind], lw=1.3)
-            ends.append((mean[-1], SHOWN[kind], COLOUR[kind]))
-        ax.set(title=title, xlabel="length T", xscale="log", yscale="log",
-               ylabel=f"{unit} per token and head")
-        end_labels(ax, ends, 7.5)
-    draw_writing(axes[3], {kind: found[0][f"{kind} stream"] for kind in PRICED})
-    return fig
-
-
-def draw_writing(ax, streams):
-    """Time per byte of models that write, from what `stream` returns for each kind."""
-    ends = []
-    for kind, rows in streams.items():
-        n, seconds, state = rows.T
-        ax.plot(n, 1e3 * seconds, color=COLOUR[kind], lw=1.5)
-        ends.append((1e3 * seconds[-1], f"{SHOWN[kind]}, {state[-1] / 1e3:,.0f} kB", COLOUR[kind]))
-    ax.set(title="Writing (state at the end)", xlabel="bytes written", ylabel="ms per byte",
-           yscale="log")
-    ax.set_yticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
-    ax.minorticks_off()
-    times = np.concatenate([rows[:, 1] for rows in streams.values()])
-    ax.set_ylim(800 * times.min(), 1_200 * times.max())
-    end_labels(ax, ends, 7.5)
-
-
 # --------------------------------------------------------------------------------- command line
+
+
+def measurements_of(names, anchor):
+    """What `by_corpus` takes apart again: of runs on one corpus, of which `anchor` is one."""
+    return [(compressors, anchor), (step_times, *names), *((learned, name) for name in names)]
 
 
 def declare(texts=tuple(CORPORA), kinds=tuple(BLOCKS)):
@@ -593,19 +522,18 @@ def declare(texts=tuple(CORPORA), kinds=tuple(BLOCKS)):
         return update_wrapper(partial(f, texts, kinds), f)                  # with its docstring
 
     def learned_by(names):
-        return [m for text in texts for m in ((compressors, f"{kinds[0]} small {text}"),
-                                              *((learned, f"{name} {text}") for name in names))]
-    small = [f"{kind} small" for kind in kinds]
-    brief = [f"{kind} brief" for kind in briefs(kinds)]
-    all_sizes = [f"{kind} {size}" for kind in kinds for size in MODELS]
-    return {"language": Figure(learned_by(small + brief), of(language_claims), of(draw_language)),
-            "sizes": Figure(learned_by(all_sizes), of(sizes_claims), of(draw_sizes)),
-            "price": Figure([(price,)], price_claims, draw_price)}
+        return [m for text in texts for of in [[f"{name} {text}" for name in names]]
+                for m in measurements_of(of, f"{kinds[0]} small 1-byte {text}")]
+    small = [f"{kind} small 1-byte" for kind in kinds]
+    timed = [f"{kind} timed 1-byte" for kind in timed_kinds(kinds)]
+    all_sizes = [f"{kind} {size} 1-byte" for kind in kinds for size in MODELS]
+    return {"language": Figure(learned_by(small + timed), of(language_claims), of(draw_language)),
+            "sizes": Figure(learned_by(all_sizes), of(sizes_claims), of(draw_sizes))}
 
 
 def write(here, prompt, texts, kinds):
     """Print what each trained model of a Lab makes of a prompt."""
-    names = [f"{kind} {size} {text}" for text in texts for size in MODELS for kind in kinds]
+    names = [f"{kind} {size} 1-byte {text}" for text in texts for size in MODELS for kind in kinds]
     trained = [(name, run) for name in names for run in [here.run(name, 0)] if run.steps_done()]
     if not trained:
         raise UserError("there are no trained models of these yet: the same command without "
@@ -620,7 +548,7 @@ def write(here, prompt, texts, kinds):
 
 
 def main():
-    default = ["language", "price"]
+    default = ["language"]
     parser = lab.parser_for("language.py", list(declare()), default)
     parser.add_argument("--corpus", metavar="PATH", help="a text of your own instead of "
                         f"{' and '.join(CORPORA)} (or one of these): a file, a folder or .jsonl")

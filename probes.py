@@ -120,6 +120,19 @@ def attention_map(params, s, x, l=0):
     return maps.mean(axis=0), maps.std(axis=0)
 
 
+def induction_score(A):
+    """For each head the share of its attention that goes to the token after the present one's
+    first appearance, where a text of T/2 tokens is said twice: the mean over its second copy.
+
+    A    [B, heads, T, T] attention maps; entries may be negative, then the share is of their sizes
+    -> [heads]
+    """
+    half = A.shape[-1] // 2
+    at = np.arange(half - 1)                            # the last token has no successor there
+    all_of = np.abs(A[:, :, half + at]).sum(axis=-1)
+    return (A[:, :, half + at, at + 1] / all_of).mean(axis=(0, 2))
+
+
 def sensitivity(params, s, x, t, lags=8):
     """[lags]: mean over the sequences of states x [B, T+1, d] of |d acts.1 at t / d token t - j|,
     the Frobenius norm of that Jacobian, j = 0 ... lags-1."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import completion
+import bench
 import figures
 import gated
 import illusions
@@ -128,8 +129,8 @@ def tiny(preset, **changes):
     return (replace(s, width=8) if s.embed else s).check()
 
 
-TEXTS = {f"{kind} text": partial(language.settings_of, f"{kind} small documentation", "smoke")
-         for kind in language.BLOCKS}
+TEXTS = {f"{kind} text": partial(language.settings_of, f"{kind} small 1-byte documentation",
+                                 "smoke") for kind in language.BLOCKS}
 TEXTS |= {"code": partial(completion.settings_of, "code", "smoke"),
           "dyck": partial(illusions.dyck_settings, "smoke")}
 RUNS = {preset: partial(tiny, preset) for preset in train.PRESETS} | TEXTS
@@ -278,3 +279,14 @@ def test_benchmarks_are_of_numpy_alone(tmp_path):
                          encoding="utf-8", cwd=tmp_path,
                          env=os.environ | {"MESA_BACKEND": "strict_backend"})
     assert run.returncode == 2 and run.stderr.startswith("error: these are benchmarks of NumPy")
+
+
+def test_the_table_of_a_gpu_takes_turns(monkeypatch, capsys):
+    """On the stand-in: every row has both times."""
+    with_backend = bench.step_with
+    monkeypatch.setattr(bench, "step_with", lambda backend, s: with_backend(
+        backend.replace("cupy", "strict_backend"), tiny("linear-1")))
+    found = bench.device(repeats=1)
+    assert found.keys() >= {*train.PRESETS, "gated large 1-byte documentation"}
+    assert all(row["numpy"] > 0 and row["cupy"] > 0 for row in found.values())
+    assert xp.module is np

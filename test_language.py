@@ -5,12 +5,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import autodiff as ad
-from autodiff import Tensor, backward, check_gradients
+from autodiff import check_gradients
 
 import matplotlib.image
 import numpy as np
 import pytest
 
+import forms
 import gated
 import lab
 import language
@@ -33,8 +34,8 @@ def short_chunks(monkeypatch):
 
 
 def tiny(kind, lags=2):
-    s = language.settings_of(f"{kind} small documentation", "smoke")
-    return replace(s, dtype="float64", init_std=0.3, lags=lags)
+    s = language.settings_of(f"{kind} small {lags}-byte,concat,0.02 documentation", "smoke")
+    return replace(s, dtype="float64", init_std=0.3)
 
 
 def moved(s, rng, size=0.1):
@@ -93,7 +94,7 @@ def test_training_is_in_single_precision(kind):
         def seen(self, ufunc, plain, result):
             arrays = [a for a in (*plain, result) if np.ndim(a)]
             found.update(a.dtype.name for a in arrays if a.dtype.kind == "f")
-    s = language.settings_of(f"{kind} small documentation", "smoke")
+    s = language.settings_of(f"{kind} small 1-byte documentation", "smoke")
     loss, sample = s.objective()
     params = {k: w.view(Typed) for k, w in train.start(s).params.items()}
     ad.value_and_grad(loss, params, *sample(np.random.default_rng(0), 2))
@@ -103,7 +104,7 @@ def test_training_is_in_single_precision(kind):
 def test_settings_bring_their_kinds_along(tmp_path):
     """Nobody's table has grown, and a process that knows nothing but a run's settings trains it."""
     assert list(mesa.KINDS) == ["linear", "softmax", "mesa"]
-    s = language.settings_of("gated small documentation", "smoke")
+    s = language.settings_of("gated small 1-byte documentation", "smoke")
     with pytest.raises(store.UserError, match="did you mean 'gated'"):
         replace(s, kinds=("gate",)).check()
     runs = [lab.Run(s, tmp_path / name) for name in ("here", "there")]
@@ -123,14 +124,24 @@ def test_settings_bring_their_kinds_along(tmp_path):
 # ------------------------------------------------------------------------------------- the runs
 
 
-def test_kinds_have_equal_parameters_and_the_sizes_they_claim():
-    for size, about in (("small", 1e5), ("medium", 4e5), ("large", 1.5e6)):
+def test_kinds_have_about_equal_parameters_and_the_sizes_they_claim():
+    """Equal, at equal position code, but for the gates and ridges of a layer."""
+    for size, about in (("small", 8e4), ("medium", 3.5e5), ("large", 1.4e6)):
         counts = []
         for kind in language.BLOCKS:
-            s = language.settings_of(f"{kind} {size} documentation", "full")
+            s = language.settings_of(f"{kind} {size} 1-byte,concat,0.02 documentation", "full")
             counts.append(sum(np.prod(shape) for shape in store.shapes_of(s).values()))
         assert max(counts) < 1.02 * min(counts)
         assert 0.9 * about < min(counts) and max(counts) < 1.2 * about
+
+
+def test_settings_are_those_that_a_name_asks_for():
+    s = language.settings_of("mesa medium 4-byte,none,0.01 documentation", "quick")
+    assert (s.kinds, s.lags, s.positional, s.lr) == (("mesa",) * 3, 4, "none", 0.005)
+    code, rate = language.FORMS[1]["source"]["gated"]
+    s = language.settings_of("gated small 1-byte source", "quick")
+    assert (s.corpus, s.positional, s.lr) == ("source", code, rate)
+    assert s.sha256 == corpus("source").sha256
 
 
 def test_a_text_run_is_resumed_to_the_same_bits(tmp_path):
@@ -148,7 +159,7 @@ def test_a_text_run_is_resumed_to_the_same_bits(tmp_path):
 def test_bits_per_byte_are_those_of_uniform_guessing_before_training():
     s = replace(tiny("softmax"), init_std=1e-9)
     params = train.start(s).params
-    bits, by_position = language.score(params, s, most=20)
+    bits, by_position = language.score(params, s, corpus(s.corpus).test, most=20)
     assert bits == pytest.approx(8, rel=1e-6) and by_position.shape == (s.T,)
     assert s.judge()(params) == pytest.approx(8 * np.log(2), rel=1e-6)
 
@@ -158,33 +169,33 @@ def test_every_byte_is_scored_once_from_half_a_window(rng):
     mean of each position."""
     s = tiny("linear")
     params = moved(s, rng, 0.3)
-    text, T = corpus(s.corpus).heldout, s.T
+    text, T = corpus(s.corpus).validation, s.T
 
     def losses_from(start):
         window = text[None, start:start + T + 1].astype(int)
         return language.losses(params, s, window)[0]
-    bits, by_position = language.score(params, s, most=5)
+    bits, by_position = language.score(params, s, text, most=5)
     each = [losses_from(i * T // 2) / np.log(2) for i in range(5)]
     assert np.allclose(by_position, np.mean(each, axis=0)) and by_position.std() > 0.01
     assert bits == pytest.approx(np.mean([row[T // 2:] for row in each]))
     assert abs(bits - by_position.mean()) > 1e-3
-    # the course of training: all positions of some windows
+    # the course of training: all positions of some windows of the validation text
     starts = np.linspace(0, len(text) - T - 1, s.heldout).astype(int)
     assert s.judge()(params) == pytest.approx(np.mean([losses_from(i) for i in starts]))
 
 
-def test_a_brief_run_has_a_schedule_of_its_own():
-    whole, brief = (language.settings_of(f"gated {size} documentation", "quick")
-                    for size in ("small", "brief"))
-    assert brief == replace(whole, steps=round(language.SHARE["gated"] * whole.steps))
-    assert brief.steps < whole.steps
-    assert train.warmup_cosine(brief)(brief.steps) == pytest.approx(brief.lr_end)
+def test_a_timed_run_has_a_schedule_of_its_own():
+    whole, timed = (language.settings_of(f"gated {size} 1-byte documentation", "quick")
+                    for size in ("small", "timed"))
+    assert timed == replace(whole, steps=round(language.SHARE["quick"]["gated"] * whole.steps))
+    assert timed.steps < whole.steps
+    assert train.warmup_cosine(timed)(timed.steps) == pytest.approx(timed.lr_end)
 
 
 def test_scores_are_the_cross_entropy_of_the_training_objective(rng):
     s = tiny("softmax", lags=3)
     params, (loss, sample) = train.start(s).params, s.objective()
-    text = corpus(s.corpus).heldout
+    text = corpus(s.corpus).test
     b = windows(text, rng.integers(len(text) - s.T, size=5), s.T + 1)
     expected = float(loss(params, tokens(b[:, :-1], 3), b[:, 1:]))
     scored = language.losses(params, s, b, piece=2)
@@ -222,47 +233,6 @@ def test_residual_is_what_the_solve_leaves():
     assert language.residuals(train.start(few).params, few)[1] > 1e-9
 
 
-def test_state_of_a_writing_model_stays_of_one_size():
-    for kind in ("linear", "mesa", "gated"):
-        rows = language.stream(tiny(kind), 40, windows=4)
-        assert len(set(rows[:, 2])) == 1 and (rows[:, 1] > 0).all()
-    rows = language.stream(tiny("softmax"), 40, windows=4)
-    assert rows[3, 2] == pytest.approx(4 * rows[0, 2])
-
-
-@pytest.mark.parametrize("kind, T", [("softmax", 128), ("linear", 64), ("linear", 256),
-                                     ("gated", 16), ("gated", 64), ("gated", 256)])
-def test_counted_operations_are_those_of_the_matrix_products(kind, T, rng):
-    """Multiply-adds of every @, forward and backward, counted as they happen."""
-    count, Dk = [0], 8
-
-    class Counting(Watched):
-        def seen(self, ufunc, plain, result):
-            # row sums, products with ones, are not counted
-            if ufunc is np.matmul and plain[1].shape[-1] > 1:
-                count[0] += result.size * plain[0].shape[-1]
-    q, k, v, G = rng.standard_normal((4, 1, 1, T, Dk))
-    more = [-0.1 * rng.random((1, 1, T)), rng.random((1, 1, T)), np.ones((1, Dk))]
-    inputs = (q, k, v, *more) if kind == "gated" else (q, k, v)
-    leaves = [Tensor(x.view(Counting)) for x in inputs]
-    backward(language.KINDS[kind].attention(*leaves), leaves, G.view(Counting))
-    counted, turns = language.operations(kind, T, Dk)
-    if kind == "gated":                                 # the first of a sum's chunks has no past
-        sums = 2 * gated.STEPS + 7
-        counted -= sums * Dk * Dk * gated.CHUNK / T * (T > gated.CHUNK)
-        assert turns == sums * (T // gated.CHUNK)
-    assert count[0] == T * counted
-
-
-def test_costs_are_fitted_at_every_other_length():
-    """Of times that are made of operations and turns, what each takes; wrong times between do not
-    matter."""
-    terms = np.array([[10.0, 4], [20, 2], [50, 1], [90, 0.5]])
-    seconds = terms @ [3e-9, 2e-6]
-    seconds[1::2] *= 7
-    assert language.fit_cost(terms, seconds) == pytest.approx([3e-9, 2e-6])
-
-
 # ---------------------------------------------------------------------------------- the command
 
 
@@ -286,7 +256,8 @@ def test_a_corpus_and_a_prompt_from_the_command_line(tmp_path, monkeypatch, caps
     first = claims()
     split = corpus(str(tmp_path / "mine.txt")).sha256[:12]
     assert [split in c["claim"] for c in first].count(True) == 1
-    assert len(list((tmp_path / "out" / "data").iterdir())) == 3            # two models, one text
+    # two models, the time of their steps, one text
+    assert len(list((tmp_path / "out" / "data").iterdir())) == 4
     (tmp_path / "mine.txt").unlink()                    # drawing needs nothing but these
     corpus.cache_clear()
     command("language", "--kinds", "linear,hybrid", "--redraw")
@@ -314,7 +285,7 @@ def test_figure_smoke(name, smoke, tmp_path):
         assert c["holds"] in (lab.holds(c["expected"], c["measured"]), None)
         assert c["holds"] is not None or "not judged" in c
     sha256 = corpus("documentation").sha256[:12]
-    assert [sha256 in c["claim"] for c in claims].count(True) == (name != "price")
+    assert [sha256 in c["claim"] for c in claims].count(True) == 1
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -330,14 +301,15 @@ def test_drawing_again_from_the_arrays_gives_the_same_claims(name, smoke, tmp_pa
 def test_rows_are_about_runs_of_their_figure():
     """Claims name the runs as the measurements do; those about time and compressors name none."""
     texts, kinds = ("documentation", "source"), ("softmax", "hybrid")
-    run = dict(bits=2.0, weights=9, by_position=np.ones(8), course=np.ones((2, 2)), seconds=1.0)
+    run = {"bits": 2.0, "weights": 9, "by_position": np.ones(8), "course": np.ones((2, 2)),
+           "steps": 9}
     text = dict(gzip=3.0, xz=2.9, sha256="0" * 64) | {"order 5": 2.5, "bytes per word": 5.0}
     for name, figure in language.declare(texts, kinds).items():
-        if name != "price":
-            found = [[text if f is language.compressors else run]
-                     for f, *_ in figure.measurements]
-            runs = {run for _, *runs in figure.measurements for run in runs}
-            assert {run for row in figure.claims(None, *found) for run in row[5:]} == runs
+        others = {language.compressors: lambda names: text,
+                  language.step_times: lambda names: {"step seconds": np.ones(len(names))}}
+        found = [[others[f](names) if f in others else run] for f, *names in figure.measurements]
+        runs = {run for _, *runs in figure.measurements for run in runs}
+        assert {run for row in figure.claims(None, *found) for run in row[5:]} == runs, name
 
 
 def test_all_kinds_of_layers_are_in_the_keys_of_measurements_and_drawing_is_not():
@@ -345,11 +317,12 @@ def test_all_kinds_of_layers_are_in_the_keys_of_measurements_and_drawing_is_not(
 
     def all_of(module, *names):
         return [known[module, name][0] for name in names]
-    for f, more in ((language.learned, "residuals"), (language.price, "operations")):
-        code = lab.code_behind(f)
-        inside = (all_of("language", more, "Settings") + all_of("text", "corpus", "tokens")
-                  + all_of("gated", "KINDS", "gated_attention", "gates", "mean_attention")
-                  + all_of("mesa", "KINDS", "mesa_attention"))
-        assert set(inside) <= set(code)
-        assert not set(code) & set(all_of("language", "draw_language", "language_claims",
-                                          "declare", "SIZE"))
+    code = lab.code_behind(language.learned)
+    inside = (all_of("language", "residuals", "Settings") + all_of("text", "corpus", "tokens")
+              + all_of("gated", "KINDS", "gated_attention", "gates", "mean_attention")
+              + all_of("mesa", "KINDS", "mesa_attention"))
+    assert set(inside) <= set(code)
+    assert not set(code) & set(all_of("language", "draw_language", "language_claims", "declare",
+                                      "SIZE"))
+    # `text` is a variable there, too, of a comprehension that is not run
+    assert not set(lab.code_behind(forms.validated)) & set(all_of("forms", "FIGURES", "OPTIONS"))

@@ -2,14 +2,17 @@
 import gzip
 import json
 import lzma
+import sys
+from itertools import combinations
+from types import SimpleNamespace
 
 import store                                            # before NumPy: it sets BLAS's threads
 
 import numpy as np
 import pytest
 
-from text import (CORPORA, anchors, bytes_per_word, corpus, divide, documents_in, main, tokens,
-                  windows, witten_bell)
+from text import (CORPORA, anchors, bytes_per_word, corpus, divide, documents_in, main, pieces,
+                  ppmd, tokens, windows, witten_bell)
 
 
 @pytest.fixture
@@ -33,21 +36,26 @@ def texts_in(path):
 # ------------------------------------------------------------------------------------ the split
 
 
-def test_no_line_stands_on_both_sides_of_the_split():
+def test_no_line_stands_in_two_parts_of_the_split():
     for name in CORPORA:
         c = corpus(name)
-        training, heldout = ({line for line in bytes(a).split(b"\n") if line.strip()}
-                             for a in (c.train, c.heldout))
-        assert min(len(training), len(heldout)) > 500 and not training & heldout
-        assert len(c.sha256) == 64 and len(c.heldout) > 2 ** 15
+        parts = [{line for line in bytes(a).split(b"\n") if line.strip()}
+                 for a in (c.train, c.validation, c.test)]
+        assert min(map(len, parts)) > 400
+        assert not any(a & b for a, b in combinations(parts, 2))
+        assert len(c.sha256) == 64 and min(len(c.validation), len(c.test)) > 2 ** 15
 
 
-def test_split_is_by_document_fixed_and_without_duplicates():
+def test_split_is_by_pieces_fixed_and_without_duplicates():
     documents = prose(40)
     c = divide(documents)
     assert c.sha256 == divide(documents[::-1]).sha256 != divide(documents[:-1]).sha256
-    for _, text in documents:                           # each stands on one side, whole
-        assert (text in bytes(c.train)) != (text in bytes(c.heldout))
+    total = sum(len(text) for _, text in documents)
+    for part, share in ((c.test, 1 / 8), (c.validation, 1 / 8), (c.train, 6 / 8)):
+        assert abs(len(part) - share * total) <= 1 << 14                    # to a piece
+    for _, text in documents:                           # each line stands in one part
+        for line in text.split(b"\n")[1:-1]:
+            assert sum(b"\n" + line + b"\n" in bytes(part) for part in c[:3]) <= 1
     # of equals the first in the alphabet is kept
     copies = [(f"copy of {name}", text) for name, text in documents]
     assert divide(documents + copies).sha256 == divide(copies).sha256
@@ -57,9 +65,19 @@ def test_split_is_by_document_fixed_and_without_duplicates():
         n = int(share * 100)
         mixed = b"\n".join(lines[:n] + [b"new line %d" % i for i in range(100 - n)])
         c = divide([*documents, ("mixed", mixed)])
-        assert (b"new line 0" in bytes(c.train) + bytes(c.heldout)) == kept
-    few = divide(documents[:4])                         # one of a few is held out
-    assert len(few.heldout) > 4_096 and len(few.train) > 32_768
+        assert (b"new line 0" in b"".join(map(bytes, c[:3]))) == kept
+    few = divide(documents[:4])                         # a small corpus is cut into smaller pieces
+    assert min(len(few.validation), len(few.test)) > 4_096 and len(few.train) > 32_768
+    assert len(divide(prose(300), most=9_999).test) == 9_999
+
+
+def test_pieces_are_the_document_cut_at_line_ends():
+    document = b"".join(b"%d\n" % i for i in range(9_999))
+    cut = pieces(document, 1_000)
+    assert b"".join(cut) == document and len(cut) > 40
+    assert all(1_000 <= len(p) < 1_010 and p.endswith(b"\n") for p in cut[:-1])
+    words = document.replace(b"\n", b" ") + b"\n"       # a line end at its end is not "any"
+    assert b"".join(pieces(words, 1_000)) == words and len(pieces(words, 1_000)) > 40
 
 
 # -------------------------------------------------------------------------- texts of one's own
@@ -96,14 +114,12 @@ def test_articles_of_wikitext_are_documents(tmp_path):
     assert b"".join(found) == wiki and titles == [b" Robert Boulter ", b" Du Fu "]
 
 
-def test_other_files_are_cut_into_pieces(tmp_path):
+def test_other_files_are_one_document_each(tmp_path):
     plain = b"".join(text for _, text in prose(30))
     (tmp_path / "plain.txt").write_bytes(plain)
-    pieces = texts_in(tmp_path / "plain.txt")
-    assert b"".join(pieces) == plain and all(len(text) > 16_000 for text in pieces[:-1])
-    (tmp_path / "text8").write_bytes(plain.replace(b"\n", b" "))
-    pieces = documents_in(tmp_path / "text8")
-    assert len(pieces) > 20 and divide(pieces)
+    assert texts_in(tmp_path / "plain.txt") == [plain]
+    (tmp_path / "text8").write_bytes(plain.replace(b"\n", b" "))            # a text without lines
+    assert len(divide(documents_in(tmp_path / "text8")).test) > 4_096
 
 
 NUMBERS = "\n".join(map(str, range(99_999)))
@@ -116,7 +132,6 @@ NUMBERS = "\n".join(map(str, range(99_999)))
     ("same.txt", b"to be or not to be, that is the question\n" * 9_999, "too short"),
     ("rows.jsonl", b'{"body": "x"}\n', 'field "text"'),
     ("deep.jsonl", b"[" * 200_000, 'field "text"'),
-    ("one.jsonl", json.dumps({"text": NUMBERS}).encode(), "two documents"),
     ("broken.txt.gz", b"not gzip", "cannot read"),
     ("damaged.txt.gz", gzip.compress(bytes(range(256)) * 99)[:40] + b"?" * 300, "cannot read")])
 def test_a_text_that_will_not_do_is_answered_by_one_sentence(tmp_path, name, content, says):
@@ -170,12 +185,34 @@ def test_witten_bell_equals_its_definition(rng):
     assert witten_bell(training, heldout, order=2) == pytest.approx(np.mean(bits), rel=1e-12)
 
 
-def test_anchors_are_what_compressors_leave_of_the_heldout_text():
+def test_anchors_are_what_compressors_leave_of_the_test_text():
     c = divide(prose(20))
-    data, found = bytes(c.heldout), anchors(c)
+    data, found = bytes(c.test), anchors(c)
     assert found["gzip"] == 8 * len(gzip.compress(data, 9)) / len(data) < 8
     assert found["xz"] == 8 * len(lzma.compress(data, preset=9)) / len(data) < 8
-    assert found["order 5"] == witten_bell(c.train, c.heldout) < 8
+    assert found["order 5"] == witten_bell(c.train, c.test) < 8
+
+
+def test_ppmd_has_read_the_training_text_and_its_order_is_chosen_on_validation(monkeypatch):
+    """By a compressor that takes a byte per letter, and for the validation text twice that with
+    every order but 6."""
+    c, tested = divide(prose(20)), set()
+
+    def compress(data, max_order, mem_size):
+        assert data.startswith(bytes(c.train))
+        if data.endswith(bytes(c.test)):
+            tested.add(max_order)
+        return bytes(2 if data.endswith(bytes(c.validation)) and max_order != 6 else 1) * len(data)
+    monkeypatch.setitem(sys.modules, "pyppmd", SimpleNamespace(compress=compress))
+    assert ppmd(c) == {"PPMd": 8.0} and tested == {6}
+    monkeypatch.setitem(sys.modules, "pyppmd", None)    # not installed
+    assert ppmd(c) == {}
+
+
+def test_ppmd_compresses_text():
+    pytest.importorskip("pyppmd")
+    c = divide(prose(20))
+    assert 3 < ppmd(c)["PPMd"] < anchors(c)["gzip"]
 
 
 def test_a_corpus_is_shown_with_its_split_and_anchors(monkeypatch, capsys):

@@ -1,9 +1,9 @@
 """Text as bytes: corpora and their split, windows and tokens for a model, and what compressors make
 of it.
 
-A corpus is a list of documents, [(name, bytes)], divided into a training and a held-out text.  Its
-measure is bits per byte of the held-out text; anchors are what gzip, xz and a model that counts
-arrive at.
+A corpus is a list of documents, [(name, bytes)], divided into a training, a validation and a test
+text: one to learn from, one to choose settings on, one to judge by, once.  The measure is bits per
+byte; anchors are what gzip, xz, a model that counts, and PPMd arrive at.
 
 Run it: `python text.py` shows the two corpora, which every Python has, their splits and anchors.
 """
@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import re
+import sys
 import sysconfig
 import zlib
 from collections import namedtuple
@@ -53,8 +54,8 @@ MOST = 1 << 30                          # bytes that a corpus may have
 
 
 def documents_in(path):
-    """The documents of a file, as `parts` cuts it, or of all files in a folder whose names end as
-    in READ; names are relative to the folder.  Raises UserError for what cannot be read."""
+    """The documents of a file, as `parts` takes it apart, or of all files in a folder whose names
+    end as in READ; names are relative to the folder.  Raises UserError for what cannot be read."""
     path, documents, left = Path(path), [], MOST
     try:
         found = files_in(path) if path.is_dir() else [(path, path.name)]
@@ -114,7 +115,7 @@ def files_in(folder):
 def parts(path, text):
     """The documents in the text of a file, by the end of its name.  A row of .jsonl is one, in its
     field "text"; so is an article of WikiText (.tokens, .raw), whose titles stand between single =
-    signs; other files are cut, at line ends if they have any, into pieces of 16 KiB or more."""
+    signs; other files are one document each."""
     name = path.name.removesuffix(".gz")
     if name.endswith(".jsonl"):
         try:
@@ -125,41 +126,54 @@ def parts(path, text):
                             'must be like {"text": "..."}') from None
     if name.endswith((".tokens", ".raw")):
         return re.split(rb"(?m)^(?= = [^=].* = ?$)", text)
-    end = rb"\n" if b"\n" in text else rb"\s"
-    return re.findall(rb"(?s).{16384}.*?(?:" + end + rb"|\Z)|.+", text)
+    return [text]
 
 
 # ------------------------------------------------------------------------------------ the split
 
-Corpus = namedtuple("Corpus", "train heldout sha256")   # bytes as uint8 arrays; a digest of both
+# bytes as uint8 arrays, and a digest of them
+Corpus = namedtuple("Corpus", "train validation test sha256")
 
 
 def divide(documents, most=1 << 18):
-    """A Corpus: about every eighth document, chosen by a hash of its name, is held out (of these,
-    at most `most` bytes).
+    """A Corpus.  Documents are cut into pieces, which are put in the order of a hash of their
+    names: the first eighth of their bytes is for the test, the second for validation (of each at
+    most `most` bytes), the rest for training.
 
-    Texts repeat themselves: topics of the documentation contain others whole.  So documents more
-    than half of whose lines stand in longer ones are left out, and so is every held-out line that
-    stands in the training text (a line of white space is no line).  Bits per byte can be compared
-    on one such text, not between texts split in different ways.
+    Pieces and not documents, as a few long documents would make parts that differ in kind: what is
+    best for one would say little about the other.  So pieces of one document can stand in different
+    parts.  Texts also repeat themselves: topics of the documentation contain others whole.  So
+    documents more than half of whose lines stand in longer ones are left out, and so are lines of
+    the test text that stand in the training or the validation text, and of this text, that stand in
+    the training text (a line of white space is no line).  Bits per byte can be compared on one such
+    text, not between texts split in different ways.
     """
-    kept = sorted((hashlib.sha256(name.encode(errors="replace")).digest(), document)
-                  for name, document in originals(documents))
-    out = [digest[-1] % 8 == 0 for digest, _ in kept]
-    if out and not any(out):                            # of a few documents one at least
-        out[0] = True
-    training = b"\n".join(d for (_, d), away in zip(kept, out, strict=True) if not away)
-    known = set(lines_of(training))
-    new = [line for (_, d), away in zip(kept, out, strict=True) if away
-           for line in d.split(b"\n") if line not in known]
-    heldout = b"\n".join(new)[:most]
-    if min(len(training), 8 * len(heldout)) < 1 << 15:
-        raise UserError(f"the corpus is too short: of its {len(documents)} documents {len(kept)} "
-                        f"are not mere repetitions of others; {len(training):,} bytes remain to "
-                        f"train on and {len(heldout):,} held out, and at least 32,768 and 4,096 "
-                        "are needed, in two documents or more")
-    return Corpus(np.frombuffer(training, np.uint8), np.frombuffer(heldout, np.uint8),
-                  hashlib.sha256(training + b"\0" + heldout).hexdigest())
+    kept = originals(documents)
+    size = min(1 << 14, sum(len(document) for _, document in kept) // 32)
+    cut = sorted((hashlib.sha256(f"{name} {i}".encode(errors="replace")).digest(), piece)
+                 for name, document in kept for i, piece in enumerate(pieces(document, size)))
+    ends = np.cumsum([len(piece) for _, piece in cut])
+    eighths = [int(8 * (end - 1) // ends[-1]) for end in ends]              # where a piece ends
+    train_validation_test = range(2, 8), (1,), (0,)
+    known, texts = set(), []
+    for part in train_validation_test:
+        lines = [line for (_, piece), eighth in zip(cut, eighths, strict=True) if eighth in part
+                 for line in piece.split(b"\n") if line not in known]
+        known.update(line for line in lines if line.strip())
+        texts.append(b"\n".join(lines))
+    train, *others = texts[0], *(text[:most] for text in texts[1:])
+    if len(train) < 1 << 15 or min(map(len, others)) < 1 << 12:
+        raise UserError(f"the corpus is too short: without repetitions {len(train):,} bytes remain "
+                        f"to train on, {len(others[0]):,} to validate and {len(others[1]):,} to "
+                        "test, and at least 32,768, 4,096 and 4,096 are needed")
+    return Corpus(*(np.frombuffer(text, np.uint8) for text in (train, *others)),
+                  hashlib.sha256(b"\0".join((train, *others))).hexdigest())
+
+
+def pieces(document, size):
+    """A document in pieces of `size` bytes or a little more, cut at line ends if it has any."""
+    end = rb"\n" if b"\n" in document.strip() else rb"\s"
+    return re.findall(rb"(?s).{%d}.*?(?:%s|\Z)|.+" % (size, end), document)
 
 
 def lines_of(document):
@@ -198,9 +212,8 @@ def windows(text, starts, n):
 
 def tokens(b, lags):
     """Tokens of bytes b [B, T]: the last `lags` bytes, each a row of the embedding, in a block of
-    256 for its lag: [B, T, lags].  Like the constructed tokens [x_t, x_{t-1}] of data.py they spare
-    a model from binding neighbours, which takes softmax layers of this size more steps than there
-    are here, and which linear layers do badly.  Before the beginning stands byte 0."""
+    256 for its lag: [B, T, lags].  With lags > 1 they spare a model from binding neighbours, like
+    the constructed tokens [x_t, x_{t-1}] of data.py.  Before the beginning stands byte 0."""
     T, padded = b.shape[1], np.pad(b, ((0, 0), (lags - 1, 0)))
     last = [padded[:, lags - 1 - j:lags - 1 - j + T] + 256 * j for j in range(lags)]
     return np.stack(last, axis=-1)
@@ -216,12 +229,31 @@ def bytes_per_word(text):
 
 
 def anchors(text):
-    """Bits per byte of a Corpus's held-out text for compressors, which see nothing else, and for an
-    order-5 model of the training text."""
-    data = bytes(text.heldout)
-    return {"gzip": 8 * len(gzip.compress(data, 9)) / len(data),
-            "xz": 8 * len(lzma.compress(data, preset=9)) / len(data),
-            "order 5": witten_bell(text.train, text.heldout)}
+    """Bits per byte of a Corpus's test text: for compressors that see nothing else (gzip, xz), for
+    an order-5 model of the training text, and for PPMd, which has read that before."""
+    data = bytes(text.test)
+    known = {"gzip": 8 * len(gzip.compress(data, 9)) / len(data),
+             "xz": 8 * len(lzma.compress(data, preset=9)) / len(data),
+             "order 5": witten_bell(text.train, text.test)}
+    return known | ppmd(text)
+
+
+def ppmd(text, orders=(4, 6, 8, 12)):
+    """{"PPMd": bits per byte}: what the test text adds to the compressed training text before it,
+    with the order for which the validation text adds least (prediction by partial matching, variant
+    I; Shkarin 2002); nothing where the package pyppmd is missing."""
+    try:
+        import pyppmd
+    except ImportError:
+        print("PPMd is left out: pip install pyppmd", file=sys.stderr)
+        return {}
+
+    def length(order, *parts):
+        return len(pyppmd.compress(b"".join(map(bytes, parts)), max_order=order, mem_size=1 << 28))
+    best = min(orders, key=lambda order: length(order, text.train, text.validation)
+               - length(order, text.train))
+    added = length(best, text.train, text.test) - length(best, text.train)
+    return {"PPMd": 8 * added / len(text.test)}
 
 
 def witten_bell(training, heldout, order=5):
@@ -264,19 +296,21 @@ def lookup(keys, numbers, wanted):
 
 
 def main():
-    print("Bits per byte of the held-out text, for who sees it alone (gzip -9, xz) and for a model "
-          "that\nhas counted what follows five bytes of the training text (Witten-Bell).\n")
-    print(f"{'corpus':15s}{'documents':>10s}{'to train':>12s}{'held out':>10s}   {'split':14s}"
-          f"{'gzip':>7s}{'xz':>7s}{'order 5':>9s}")
+    print("Bits per byte of the test text, for who sees it alone (gzip -9, xz), for a model that "
+          "has\ncounted what follows five bytes of the training text (Witten-Bell), and for PPMd "
+          "after that text.\n")
+    print(f"{'corpus':14s}{'documents':>10s}{'to train':>11s}{'validate':>9s}{'test':>9s}   "
+          f"{'split':14s}{'gzip':>6s}{'xz':>7s}{'order 5':>9s}{'PPMd':>7s}")
     for name, read in CORPORA.items():
         text = corpus(name)
-        known = anchors(text)
-        print(f"{name:15s}{len(read()):10,}{len(text.train):12,}{len(text.heldout):10,}   "
-              f"{text.sha256[:12]:14s}{known['gzip']:7.3f}{known['xz']:7.3f}"
-              f"{known['order 5']:9.3f}", flush=True)
-    start = corpus("documentation").heldout[:5]
-    print(f"\nThe first held-out bytes, {bytes(start)}, as tokens of two bytes, the newest first "
-          f"(+ 256 for\nthe second): {tokens(start[None].astype(int), 2)[0].tolist()}")
+        found = anchors(text)
+        known = [found.get(key, np.nan) for key in ("gzip", "xz", "order 5", "PPMd")]
+        print(f"{name:14s}{len(read()):10,}{len(text.train):11,}{len(text.validation):9,}"
+              f"{len(text.test):9,}   {text.sha256[:12]:14s}{known[0]:6.3f}{known[1]:7.3f}"
+              f"{known[2]:9.3f}{known[3]:7.3f}", flush=True)
+    start = corpus("documentation").test[:5]
+    print(f"\nThe first bytes of a test text, {bytes(start)}, as tokens of two bytes, the newest "
+          f"first (+ 256\nfor the second): {tokens(start[None].astype(int), 2)[0].tolist()}")
 
 
 if __name__ == "__main__":

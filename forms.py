@@ -1,0 +1,144 @@
+"""Forms: which position code, which tokens and which learning rate suit each kind of layer on text.
+
+    python forms.py                 every form of every kind, judged on the validation text (quick:
+                                    144 small models, five hours of two cores)
+    python forms.py tokens          tokens of one byte against tokens of four, each kind in its best
+                                    form, judged on the test text
+
+A comparison of kinds is only as fair as their settings: a position code that one kind cannot do
+without may be of no use to another, and so with learning rates.  So each kind gets the form in
+which the validation text finds it best (one seed each); the test text has no part in the choice.
+What `chosen` finds is language.FORMS.
+"""
+from itertools import product
+
+import language                                         # before NumPy: it sets BLAS's threads
+import lab
+import train
+from lab import Figure, literal
+from language import (BLOCKS, COLOUR, FORMS, SHOWN, SIZE, bits_of, measurements_of, score,
+                      settings_of)
+from text import CORPORA, corpus
+
+import numpy as np
+
+CODES = ("none", "concat")
+# three learning rates, and a fourth for kinds that were best at the third on some text
+RATES = {"softmax": (0.005, 0.01, 0.02, 0.04), "linear": (0.005, 0.01, 0.02),
+         "mesa": (0.005, 0.01, 0.02, 0.04), "hybrid": (0.005, 0.01, 0.02, 0.04),
+         "gated": (0.005, 0.01, 0.02)}
+# what is chosen: corpus, bytes in a token, kind;  from what: position code, learning rate
+CHOICES = tuple(product(CORPORA, FORMS, BLOCKS))
+OPTIONS = {kind: tuple(product(CODES, rates)) for kind, rates in RATES.items()}
+
+
+def validated(size, seed, run):
+    """Bits per byte of the validation text, each byte predicted from half a window or more."""
+    text = corpus(run.settings.corpus).validation
+    return {"bits": score(run.params, run.settings, text, size["windows"])[0]}
+
+
+def grid(found):
+    """Bits per byte of the validation text, {choice: {option: mean over seeds}}."""
+    bits = iter(bits_of(seeds).mean() for seeds in found)
+    return {choice: {option: next(bits) for option in OPTIONS[choice[2]]} for choice in CHOICES}
+
+
+def chosen(of):
+    """A table like language.FORMS: of every choice in `of`, which is as from `grid`, the option
+    with the fewest bits."""
+    table = {lags: {text: {} for text in CORPORA} for lags in FORMS}
+    for (text, lags, kind), bits in of.items():
+        table[lags][text][kind] = min(bits, key=bits.get)
+    return table
+
+
+def forms_claims(lab, *found):
+    """What a position code is worth to each kind, and whether the rates enclose the best one."""
+    rows, inside = [], []
+    for (text, lags, kind), bits in grid(found).items():
+        panel, who, best = f"forms, {text}", f"{SHOWN[kind]}, {lags}-byte tokens", {}
+        for code in CODES:
+            rates = {rate: bits[code, rate] for rate in RATES[kind]}
+            rate = min(rates, key=rates.get)
+            best[code] = rates[rate]
+            shown = ", ".join(f"{rate:g}: {b:.3f}" for rate, b in rates.items())
+            rows.append((panel, f"{who}, code {code}: bits per byte of the validation text at the "
+                         f"best rate, {rate:g} ({shown})", "measured", "", [best[code]]))
+        rows.append((panel, f"{who}: with a position code over without, each at its best rate",
+                     "measured", "< 1", [best["concat"] / best["none"]]))
+        _, rate = min(bits, key=bits.get)
+        inside.append(RATES[kind][0] < rate < RATES[kind][-1])
+    return [*rows, ("forms", "share of the choices whose rate lies between two that are worse",
+                    "measured", ">= 1", [np.mean(inside)])]
+
+
+def draw_forms(lab, *found):
+    """Bits per byte of the validation text: every kind with and without code, at three rates."""
+    import matplotlib.pyplot as plt
+    of, kinds, marks = grid(found), list(BLOCKS), "sohD"
+    rates = sorted({rate for each in RATES.values() for rate in each})
+    fig, axes = plt.subplots(1, len(CORPORA) * len(FORMS), figsize=(10, 3.2), sharey=True)
+    for ax, (text, lags) in zip(axes, product(CORPORA, FORMS), strict=True):
+        for k, kind in enumerate(kinds):
+            bits = of[text, lags, kind]
+            for (code, rate), x in bits.items():
+                ax.plot(x, (0.18 if code == "concat" else -0.18) - k, marks[rates.index(rate)],
+                        ms=8 if x == min(bits.values()) else 4.5, color=COLOUR[kind],
+                        mfc=None if code == "concat" else "white")
+        ax.set(title=f"{literal(text)}, {lags}-byte tokens", xlabel="bits per byte")
+        ax.set_yticks(-np.arange(len(kinds)), [SHOWN[kind] for kind in kinds])
+    axes[0].set_ylim(-len(kinds) + 0.4, 0.6)
+    shown = ", ".join(f"{mark} {rate:g}" for mark, rate in zip("□○⬡◇", rates, strict=True))
+    fig.supxlabel(f"filled: with position code, open: without; learning rate {shown}; "
+                  "large: chosen", fontsize=8)
+    return fig
+
+
+# ---------------------------------------------------------------------------- one byte or four
+
+
+def tokens_names(text):
+    return [f"{kind} small {lags}-byte {text}" for lags in FORMS for kind in BLOCKS]
+
+
+def tokens_claims(lab, *found):
+    """Kinds against each other on tokens of four bytes, and these against tokens of one byte."""
+    rows, n = [], len(BLOCKS)
+    for text, _, results in language.by_corpus(CORPORA, found):
+        ones, fours = (dict(zip(BLOCKS, part, strict=True)) for part in (results[:n], results[n:]))
+        mine = [(f"bits per byte of {SHOWN[kind]} with 4-byte tokens "
+                 f"({int(fours[kind][0]['weights']):,} weights, "
+                 f"{language.milliseconds_of(fours[kind]):.0f} ms a step) over those with 1-byte "
+                 f"tokens ({bits_of(ones[kind]).mean():.3f}; "
+                 f"{int(ones[kind][0]['weights']):,} weights)",
+                 "measured", "< 1", bits_of(fours[kind]) / bits_of(ones[kind]),
+                 f"{kind} small 4-byte {text}", f"{kind} small 1-byte {text}") for kind in BLOCKS]
+        mine += language.equal_claims(text, fours, "4-byte")
+        rows += [(f"tokens, {text}", *row) for row in mine]
+    return rows
+
+
+def draw_tokens(lab, *found):
+    """Bits per byte of the test text, by kind, with tokens of one byte and of four."""
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, len(CORPORA), figsize=(9, 2.8))
+    n = len(BLOCKS)
+    for ax, (text, known, results) in zip(axes, language.by_corpus(CORPORA, found), strict=True):
+        ones, fours = (dict(zip(BLOCKS, part, strict=True)) for part in (results[:n], results[n:]))
+        language.draw_bits(ax, known, ones, fours)
+        ax.set(title=literal(text), xlabel="bits per byte (open: 4-byte tokens)")
+    return fig
+
+
+FIGURES = {
+    "forms": Figure([(validated, f"{kind} small {lags}-byte,{code},{rate} {text}")
+                     for text, lags, kind in CHOICES for code, rate in OPTIONS[kind]],
+                    forms_claims, draw_forms),
+    "tokens": Figure([m for text in CORPORA for m in measurements_of(
+        tokens_names(text), f"softmax small 1-byte {text}")],
+                     tokens_claims, draw_tokens)}
+
+
+if __name__ == "__main__":
+    train.command(lambda: lab.command_line("forms.py", FIGURES, ["forms"], settings_of, SIZE))

@@ -1,0 +1,97 @@
+"""Tests of forms.py, named after the statements they check."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import forms                                            # before NumPy: it sets BLAS's threads
+import lab
+import language
+import text
+from test_mesa import all_measured
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def test_chosen_is_the_option_with_the_fewest_bits():
+    names = [name for _, name in forms.FIGURES["forms"].measurements]
+    bits = dict(zip(names, np.random.default_rng(0).permutation(len(names)), strict=True))
+    table = forms.chosen(forms.grid([[{"bits": bits[name]}] for name in names]))
+    for corpus, lags, kind in forms.CHOICES:
+        code, rate = table[lags][corpus][kind]
+        mine = {name: b for name, b in bits.items() if name.startswith(f"{kind} small {lags}-byte")
+                and name.endswith(corpus)}
+        assert len(mine) == 2 * len(forms.RATES[kind])
+        assert min(mine, key=mine.get) == f"{kind} small {lags}-byte,{code},{rate} {corpus}"
+
+
+def test_the_forms_of_the_study_are_those_that_the_stored_grid_chooses():
+    """Of the options that are stored; where the grid has gaps, of the others."""
+    bits = []
+    for f, *names in forms.FIGURES["forms"].measurements:
+        path = HERE / "results" / "data" / lab.kept(f, names, "quick", 0)
+        bits.append(float(lab.store.load_arrays(path)["bits"]) if path.exists() else np.inf)
+    of = forms.grid([[{"bits": b}] for b in bits])
+    known = {choice: each for choice, each in of.items() if min(each.values()) < np.inf}
+    for corpus, lags, kind in known:
+        assert forms.chosen(of)[lags][corpus][kind] == language.FORMS[lags][corpus][kind]
+    assert {choice for choice in of if choice[1] == 1} <= known.keys()
+
+
+def test_no_setting_and_no_choice_depends_on_the_test_text(monkeypatch):
+    """With another test text: the same settings, batches, course and choice, to the bit.  What is
+    reported at the end is another number."""
+    def numbers():
+        s = language.settings_of("softmax small 1-byte documentation", "smoke")
+        run = type("Run", (), {"settings": s, "params": language.train.start(s).params})
+        for w in run.params.values():                   # a model that guesses knows no difference
+            w += 0.3 * np.random.default_rng(w.size).standard_normal(w.shape).astype(w.dtype)
+        x, y = s.objective()[1](np.random.default_rng(0), 4)
+        size = language.SIZE["smoke"]
+        return ([x.tobytes(), y.tobytes(), s.judge()(run.params),
+                 float(forms.validated(size, 0, run)["bits"])], replace(s, sha256=""),
+                float(language.score(run.params, s, language.corpus(s.corpus).test, 50)[0]))
+    before, whole = numbers(), text.corpus("documentation")
+    changed = whole._replace(test=whole.test[::-1].copy(), sha256="0" * 64)
+    for module in (language, forms):
+        monkeypatch.setattr(module, "corpus", lambda name: changed)
+    after = numbers()
+    assert after[:2] == before[:2] and after[2] != before[2]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A laboratory that has trained and measured everything for the figure `tokens`."""
+    return all_measured(forms, {"tokens": forms.FIGURES["tokens"]}, tmp_path_factory.mktemp("runs"))
+
+
+def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path):
+    figure = forms.FIGURES["tokens"]
+    claims = lab.make("tokens", figure, smoke, tmp_path)
+    assert matplotlib.image.imread(tmp_path / "tokens.png").std() > 0.05
+    assert json.loads((tmp_path / "tokens.json").read_text(encoding="utf-8")) == claims
+    assert all(np.isfinite(c["measured"]) for c in claims)
+    stored = lab.stored(figure, tmp_path / "data")
+    again = lab.Lab(None, forms.SIZE, *stored, data=tmp_path / "data")
+    assert lab.make("tokens", figure, again, tmp_path / "again") == claims
+
+
+def test_a_code_that_helps_and_rates_at_the_edge_are_seen():
+    """A grid in which concat gains a tenth everywhere and 0.01 is best; then the rates change
+    places."""
+    def verdicts(of_rate):
+        found = [[{"bits": 2.0 * (0.9 if ",concat," in name else 1)
+                   * of_rate[float(name.split(",")[2].split()[0])]}]
+                 for _, name in forms.FIGURES["forms"].measurements]
+        rows = forms.forms_claims(None, *found)
+        assert len(forms.draw_forms(None, *found).axes) == 4
+        *codes, edge = [(row[4][0], lab.holds(row[3], row[4][0])) for row in rows if row[3]]
+        assert len(codes) == len(forms.CHOICES)
+        assert all(value == pytest.approx(0.9) and held for value, held in codes)
+        return edge
+    assert verdicts({0.005: 1.1, 0.01: 1.0, 0.02: 1.1, 0.04: 1.2}) == (1, True)
+    assert verdicts({0.005: 1.0, 0.01: 1.1, 0.02: 1.2, 0.04: 1.3}) == (0, False)
+    assert verdicts({0.005: 1.2, 0.01: 1.1, 0.02: 1.0, 0.04: 1.1}) == (0.6, False)

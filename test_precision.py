@@ -1,0 +1,425 @@
+"""Tests of precision.py, named after the statements they check."""
+import json
+from pathlib import Path
+
+from autodiff import Tensor, backward, check_gradients, record, value
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+import gated
+import lab
+import mesa
+import precision as pr
+import store
+from test_gated import definition
+from test_language import moved, tiny
+from test_mesa import all_measured
+from text import corpus, tokens, windows
+
+HERE = Path(__file__).parent
+FEW = [name for name in pr.FORMATS if name != "float64"]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def layer(rng):
+    """(q, k, v, log_gamma, beta, ridge) for B = 2, heads = 2, T = 19, Dk = 4, Dv = 3, queries and
+    keys of unit length."""
+    q, k = rng.standard_normal((2, 2, 2, 19, 4))
+    q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
+    log_gamma, beta = -0.01 - 0.1 * rng.random((2, 2, 19)), rng.random((2, 2, 19))
+    return q, k, rng.standard_normal((2, 2, 19, 3)), log_gamma, beta, 0.3 + rng.random((2, 4))
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(gated, "CHUNK", 4)
+
+
+# ------------------------------------------------------------------------------------- rounding
+
+
+def test_bfloat16_is_that_of_a_table():
+    """1 has a distance of 2^-7 to the next number; ties go to the even one; the least number above
+    zero is 2^-133, the largest (2 - 2^-7) 2^127."""
+    largest = (2 - 2.0 ** -7) * 2.0 ** 127
+    table = [(1, 1), (3.14159265, 3.140625), (0.1, 0.10009765625), (-2.7, -2.703125),
+             (65504, 65536), (1 + 2.0 ** -8, 1), (1 + 3 * 2.0 ** -8, 1 + 2.0 ** -6),
+             (1 + 2.0 ** -8 + 2.0 ** -20, 1 + 2.0 ** -7), (-1 - 2.0 ** -8, -1),
+             (255.5, 256), (256.9, 256), (257, 256), (259, 260), (largest, largest),
+             (1.001 * largest, largest), (1.002 * largest, np.inf), (1e39, np.inf),
+             (-1e300, -np.inf), (np.inf, np.inf), (-np.inf, -np.inf),
+             (2.0 ** -133, 2.0 ** -133), (2.0 ** -134, 0), (3 * 2.0 ** -134, 2.0 ** -132),
+             (0.9 * 2.0 ** -133, 2.0 ** -133), (1e-45, 0), (1e-300, 0)]
+    given, expected = np.array(table, float).T
+    assert np.array_equal(pr.bfloat16(given), expected)
+    assert np.isnan(pr.bfloat16(np.array([np.nan, -np.nan]))).all()
+    assert np.signbit(pr.bfloat16(np.array([-0.0, 0.0]))).tolist() == [True, False]
+    # quiet NaNs with all bits set would become -0 or infinity if they were counted up
+    full = np.array([0x7FFFFFFF, 0xFFFFFFFF], "uint32").view("float32")
+    assert np.isnan(pr.bfloat16(full)).all()
+
+
+@pytest.mark.parametrize("name", pr.FORMATS)
+def test_rounding_is_to_the_nearest_with_ties_to_even(name, rng):
+    """Of normal numbers: that of their fraction, in units of the last digit."""
+    f = pr.FORMATS[name]
+    x = rng.standard_normal(2_000) * 2.0 ** rng.integers(-2, 10, 2_000)
+    x = x[np.abs(x) > 1e-4].astype("float32").astype("float64")             # of which bfloat16 is
+    fraction, exponent = np.frexp(x)                    # fraction in [1/2, 1)
+    assert np.array_equal(f.rounded(x), np.ldexp(np.rint(fraction * 2 / f.eps) * f.eps / 2,
+                                                 exponent))
+    assert np.array_equal(f.rounded(f.rounded(x)), f.rounded(x))
+    assert f.rounded(1 + f.eps) == 1 + f.eps and f.rounded(np.array(1 + f.eps / 2)) == 1
+    assert f.rounded(np.array(f.tiny)) == f.tiny        # half of it, with all digits, is too small
+    assert name == "float64" or f.rounded(np.array(f.tiny * (0.5 + f.eps / 2))) == f.tiny / 2
+
+
+def test_float16_has_a_largest_and_a_least_number():
+    given = np.array([65504, 65519, 65520, -1e6, 6e-8, 2.0 ** -25, 1e-9, np.inf])
+    expected = [65504, 65504, np.inf, -np.inf, 2.0 ** -24, 0, 0, np.inf]
+    assert np.array_equal(pr.FORMATS["float16"].rounded(given), expected)
+
+
+# ------------------------------------------------------------------------------ the exact layer
+
+
+def exact_layer(*inputs):
+    """o of `exact` with its gradients, as an operation of the tape."""
+    arrays = [value(a) for a in inputs]
+    o = pr.exact(*arrays, np.zeros_like(arrays[2]))[0]
+    return record(o, inputs, lambda G: pr.exact(*arrays, G)[1:])
+
+
+def test_the_exact_layer_is_the_definition_and_its_gradients_are_finite_differences(layer, rng):
+    _, o = definition(*layer)
+    assert np.allclose(exact_layer(*layer), o, rtol=1e-11)
+    assert np.allclose(gated.gated_direct(*layer), o, rtol=1e-11)
+    check_gradients(exact_layer, *layer, rng=rng)
+
+
+@pytest.mark.parametrize("broken", range(6))
+def test_a_wrong_exact_gradient_is_noticed(layer, rng, broken):
+    def f(*inputs):
+        out = exact_layer(*inputs)
+        if not isinstance(out, Tensor):
+            return out
+        factors = [1.01 if i == broken else 1 for i in range(6)]
+        return Tensor(out.data, out.inputs,
+                      lambda g: [c * x for c, x in zip(factors, out.vjp(g), strict=True)])
+    with pytest.raises(AssertionError):
+        check_gradients(f, *layer, rng=rng)
+
+
+def test_the_exact_layer_has_the_values_of_the_authors_code():
+    golden = store.load_arrays(HERE / "golden" / "gated_small.npz")
+    names = ("q", "k", "v", "log_gamma", "beta", "ridge")
+    found = pr.exact(*(golden[name] for name in names), golden["cotangent"])
+    for ours, name in zip(found, ("o", *(f"grads.{n}" for n in names)), strict=True):
+        assert np.abs(ours - golden[name]).max() < 1e-12 * np.abs(golden[name]).max(), name
+
+
+# ---------------------------------------------------------------------- the layer in few bits
+
+
+@pytest.mark.parametrize("T", [19, 3])
+def test_in_float64_it_is_the_layer_of_gated(layer, rng, short_chunks, T):
+    """o and all gradients, after any number of steps."""
+    layer = [a[:, :, :T] for a in layer[:5]] + [layer[5]]
+    G = rng.standard_normal(layer[2].shape)
+    found = pr.candidate(*layer, G, range(1, 6), "float64", "rule")
+    for n in range(1, 6):
+        leaves = [Tensor(a) for a in layer]
+        out = gated.gated_attention(*leaves, n)
+        for ours, theirs in zip(found, [out.data, *backward(out, leaves, G)], strict=True):
+            assert np.allclose(ours[n - 1], theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_in_float64_as_many_steps_as_a_key_has_entries_are_exact(layer, rng, short_chunks):
+    G = rng.standard_normal(layer[2].shape)
+    truth = pr.exact(*layer, G)
+    for guard in ("rule", "none"):
+        off = pr.errors(pr.candidate(*layer, G, range(3, 5), "float64", guard), truth)
+        assert (off[:, 0] > 1e-3).all() and (off[:, 1] < 1e-9).all()
+
+
+@pytest.mark.parametrize("name", ["float64", "float32"])
+def test_conjugate_gradients_with_the_rule_are_those_of_gated(name, rng):
+    """To the last bit in float64; in float32, where gated.py sums in float32, nearly."""
+    A = rng.standard_normal((7, 5, 5))
+    A, q = A @ A.swapaxes(1, 2) + np.eye(5), rng.standard_normal((7, 5))
+
+    def times(x):
+        return (A.astype(x.dtype) @ x[..., None])[..., 0]
+    ours = pr.conjugate_gradients(times, q, range(1, 20), pr.FORMATS[name], "rule")
+    for n, p in enumerate(ours, 1):
+        theirs = gated.conjugate_gradients(times, q.astype(name), n)
+        assert np.array_equal(p, theirs) if name == "float64" else np.allclose(p, theirs, rtol=1e-3)
+
+
+def by_hand(A, q, steps, rounded, more):
+    """The documented algorithm for one system: every number that is kept goes through `rounded`."""
+    def dot(a, b):
+        return rounded(a @ b)
+    p, r = np.zeros_like(q), rounded(q)
+    direction, rr = r, dot(r, r)
+    for _ in range(steps):
+        image = rounded(A @ direction)
+        step = rounded(rr / rounded(direction @ image + more))
+        p, r = rounded(p + step * direction), rounded(r - step * image)
+        new = dot(r, r)
+        factor = rounded(new / (rr + more))
+        direction, rr = rounded(r + factor * direction), new
+    return p
+
+
+def skipping(rounded, which, per):
+    """A rounding that leaves out every call number `which` of `per`; both from 0."""
+    calls = [-1]
+
+    def mostly(x):
+        calls[0] += 1
+        return np.asarray(x, float) if calls[0] % per == which else rounded(x)
+    return mostly
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_every_vector_and_every_scalar_is_rounded(name, rng):
+    """As in an algorithm written for one row; and without any one of its roundings, all of which
+    matter, the result is another.  (r and |r|^2 of the start are rounded first.)"""
+    A = rng.standard_normal((40, 5, 5))
+    A, q = A @ A.swapaxes(1, 2) + np.eye(5), rng.standard_normal((40, 5))
+    f, steps = pr.FORMATS[name], 3
+
+    def run(rounded):
+        return pr.conjugate_gradients(lambda x: (A @ x[..., None])[..., 0], q, range(3, 4),
+                                      f._replace(rounded=rounded), "constants")[0]
+    ours = run(f.rounded)
+    one_by_one = [by_hand(a, x, steps, f.rounded, 1e-5) for a, x in zip(A, q)]
+    assert np.allclose(ours, one_by_one, rtol=4 * f.eps, atol=4 * f.eps)    # sums in other orders
+    same = (ours == np.array(one_by_one)).all(axis=-1)
+    assert same.mean() > 0.9
+    total = [0]
+
+    def counted(x):
+        total[0] += 1
+        return f.rounded(x)
+    run(counted)
+    assert total[0] == 2 + 8 * steps
+    # leave out one call of a middle step at a time
+    for which in [0, 1, *range(2 + 8, 2 + 8 + 8)]:
+        assert not np.array_equal(run(skipping(f.rounded, which, 10 ** 6)), ours), which
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_states_are_rounded_at_every_chunk(name, layer, short_chunks):
+    """`past` has the format's numbers only, and follows from the past before it."""
+    q, k, v, log_gamma, beta, _ = layer
+    decay, rounded = gated.decays(log_gamma), pr.FORMATS[name].rounded
+    past = pr.states(k, v, decay, rounded)
+    assert past.shape == (2, 2, 5, 4, 3) and (past[:, :, 0] == 0).all()
+    assert np.array_equal(rounded(past), past)
+    plain = pr.states(k, v, decay, lambda x: x)
+    assert not np.array_equal(rounded(plain), plain)
+    for c in range(1, 5):
+        inside = range(4 * (c - 1), 4 * c)
+        fade = {i: np.exp(log_gamma[0, 0, i + 1:4 * c].sum()) for i in inside}
+        new = sum(fade[i] * np.outer(k[0, 0, i], v[0, 0, i]) for i in inside)
+        whole = np.exp(log_gamma[0, 0, list(inside)].sum())
+        assert np.allclose(past[0, 0, c], rounded(whole * past[0, 0, c - 1] + new),
+                           rtol=2 * pr.FORMATS[name].eps)
+        assert np.allclose(plain[0, 0, c], whole * plain[0, 0, c - 1] + new, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name, guard", [(p, g) for p in pr.PRECISIONS for g in ("rule",
+                                                                                  "constants")])
+def test_matrices_and_vectors_have_the_formats_of_their_precision(name, guard, layer, rng,
+                                                                  short_chunks, monkeypatch):
+    """Six matrices (H_t; N_t of o and of its cotangent; three sums of the backward pass), at four
+    chunks each, and two solves with vectors."""
+    seen = {"states": [], "vectors": []}
+    states, solve = pr.states, pr.conjugate_gradients
+
+    def states_seen(K, V, decay, rounded):
+        seen["states"].append(rounded)
+        return states(K, V, decay, rounded)
+
+    def solve_seen(times, q, steps, vectors, guard):
+        seen["vectors"].append((vectors, guard))
+        return solve(times, q, steps, vectors, guard)
+    monkeypatch.setattr(pr, "states", states_seen)
+    monkeypatch.setattr(pr, "conjugate_gradients", solve_seen)
+    pr.candidate(*layer, rng.standard_normal(layer[2].shape), range(1, 3), name, guard)
+    matrices, vectors = (pr.FORMATS[f] for f in pr.PRECISIONS[name])
+    assert seen == {"states": [matrices.rounded] * 6, "vectors": [(vectors, guard)] * 2}
+
+
+def test_fewer_bits_are_less_exact(layer, rng, short_chunks):
+    """By about what a digit is worth; matrices alone cost less than everything."""
+    G = rng.standard_normal(layer[2].shape)
+    truth = pr.exact(*layer, G)
+    off = {name: pr.errors(pr.candidate(*layer, G, range(4, 5), name, "none"), truth).max()
+           for name in ("float32", "bfloat16", "bfloat16-matrices", "float16-matrices")}
+    assert 1e-8 < off["float32"] < 1e-5 < 1e-4 < off["float16-matrices"] < 5e-3
+    assert 4 < off["bfloat16-matrices"] / off["float16-matrices"] < 16
+    assert off["bfloat16-matrices"] < off["bfloat16"] < 0.2
+
+
+def test_constants_hold_conjugate_gradients_back_and_no_guard_divides_nothing_by_nothing(rng):
+    """Of the identity: one step is exact, more are 0/0, and the constants leave an error."""
+    q = np.array([[1.0, 0, 0]])
+    with np.errstate(all="ignore"):
+        p = {guard: pr.conjugate_gradients(lambda x: x, q, range(1, 4), pr.FORMATS["float64"],
+                                           guard) for guard in pr.GUARDS}
+    assert np.array_equal(p["rule"], np.stack([q] * 3))
+    assert np.array_equal(p["constants"][0], q / (1 + 1e-5))
+    assert 0 < np.abs(p["constants"][2] - q).max() < 1e-5
+    assert np.array_equal(p["none"][0], q) and np.isnan(p["none"][2]).all()
+
+
+def test_a_curvature_that_is_not_positive_is_not_divided_by(rng):
+    q = rng.standard_normal((2, 3))
+    with np.errstate(all="ignore"):
+        p = pr.conjugate_gradients(lambda x: x * [[1, 1, 1], [-1, -1, -1]], q, range(1, 3),
+                                   pr.FORMATS["bfloat16"], "rule")
+    assert np.isfinite(p[:, 0]).all() and np.isnan(p[:, 1]).all()
+
+
+# --------------------------------------------------------------------------------- measurements
+
+
+def test_layers_are_those_of_the_model(rng):
+    """What they answer, brought back into the stream, is what the model's layers add to it."""
+    s = tiny("gated")
+    params = moved(s, rng)
+    text = corpus(s.corpus).test
+    starts = np.linspace(0, len(text) - s.T - 1, 3).astype(int)
+    x = tokens(windows(text, starts, s.T), s.lags)
+    names = [f"blocks.{i}.out" for i in range(len(s.kinds))]
+    out = mesa.activations(params, x, s.config, names)
+    layers = pr.layers_of(params, s, 3)
+    assert len(layers) == len(s.kinds) and layers[0][0].shape[::2] == (3, s.T)
+    for i, layer in enumerate(layers):
+        ours = mesa.from_heads(gated.gated_direct(*layer), params[f"blocks.{i}.wo"])
+        assert np.allclose(ours, out[names[i]], rtol=1e-6, atol=1e-9)
+    single = {k: w.astype("float32") for k, w in params.items()}
+    assert all(a.dtype == "float64" for layer in pr.layers_of(single, s, 1) for a in layer)
+
+
+def test_errors_are_relative_and_end_at_divergence():
+    truth = [np.array([3.0, 4.0]), np.array([[1.0], [0.0]])]
+    found = [np.array([[3, 4], [3, 5], [0, 0.0]]), np.array([[[1], [0]], [[np.nan], [0]],
+                                                             [[np.inf], [0]]])]
+    assert np.allclose(pr.errors(found, truth), [[0, 0.2, 1], [0, 10, 10]])
+    assert pr.errors([np.full((1, 2), 1e300)], truth[:1]) == 10
+
+
+def test_the_number_of_steps_from_which_on_an_error_stays_below_a_bound():
+    errors = [0.05], [0.5, 0.01, 0.02], [0.5, 0.01, 0.5], [0.01, 0.5, 0.01], [1, 1, 1]
+    assert [pr.needed(np.array(off), 0.1) for off in errors] == [1, 2, 4, 3, 4]
+
+
+def test_the_least_ridge_is_the_last_before_the_first_failure(monkeypatch):
+    """Of roundings that make states less positive by 0.1, all below 1/8 end in NaN."""
+    failing = {("float32", "rule"): 2.0 ** -3, ("float16", "constants"): 4.0}
+    ones = np.ones((1, 1, 2, 1))
+    layer = (ones, ones, ones, -ones[..., 0], ones[..., 0], np.ones((1, 1)), ones)
+
+    def off(layers, truths, steps, precision, guard):
+        [(*_, ridge, _)] = layers
+        bad = ridge.max() <= failing.get((precision, guard), 0)
+        good_again = ridge.max() <= 2.0 ** -5           # is too late
+        return np.array([0.5, 1.0 if bad and not good_again else 0.9])
+    monkeypatch.setattr(pr, "worst_errors", off)
+    found = pr.least_ridges([layer], range(5, 6), 6)
+    assert found["float32 rule ridge"] == 2.0 ** -2 and found["float16 constants ridge"] == 2
+    rest = found.keys() - {"float32 rule ridge", "float16 constants ridge"}
+    assert len(rest) == 10 and all(found[name] == 2.0 ** -6 for name in rest)
+
+
+def test_states_that_lose_positivity_need_a_ridge(rng, short_chunks):
+    """Keys in one plane of four dimensions: rounded to few bits, H_t is negative somewhere, and
+    conjugate gradients fail below a ridge of that size; they do not in float64."""
+    k = rng.standard_normal((2, 1, 64, 2)) @ rng.standard_normal((2, 4))
+    q, k = rng.standard_normal((2, 1, 64, 4)), k / np.linalg.norm(k, axis=-1, keepdims=True)
+    v, G = rng.standard_normal((2, 2, 1, 64, 4))
+    log_gamma, beta = np.full((2, 1, 64), -0.01), np.full((2, 1, 64), 0.9)
+    layer = (q, k, v, log_gamma, beta, np.ones((1, 4)), G)
+    decay = gated.decays(log_gamma)
+    least = {name: np.linalg.eigvalsh(pr.states(beta[..., None] * k, k, decay, f.rounded)).min()
+             for name, f in pr.FORMATS.items()}
+    assert abs(least["float64"]) < 1e-13 and least["bfloat16"] < -1e-2
+    assert 4 < least["bfloat16"] / least["float16"] < 16
+    ridges = pr.least_ridges([layer], range(8, 9), 20)
+    for name in ("bfloat16", "bfloat16-matrices"):
+        assert ridges[f"{name} rule ridge"] > 0.5 * -least["bfloat16"]
+    assert ridges["float64 rule ridge"] < 1e-4 < ridges["float16 rule ridge"]
+
+
+# ---------------------------------------------------------------------------------- the figure
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A laboratory that has trained and measured everything for the figure."""
+    return all_measured(pr, pr.FIGURES, tmp_path_factory.mktemp("runs"))
+
+
+def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path, monkeypatch):
+    figure = pr.FIGURES["precision"]
+    claims = lab.make("precision", figure, smoke, tmp_path)
+    assert matplotlib.image.imread(tmp_path / "precision.png").std() > 0.05
+    assert json.loads((tmp_path / "precision.json").read_text(encoding="utf-8")) == claims
+    assert all(np.isfinite(c["measured"]) for c in claims)
+    [control] = [c for c in claims if "control" in c["claim"]]
+    assert control["measured"] < 1e-9
+    stored = lab.stored(figure, tmp_path / "data")
+    assert stored == ("smoke", (0, 1))
+    monkeypatch.delattr(pr, "exact")                    # needs neither runs nor text
+    again = lab.Lab(None, pr.SIZE, *stored, data=tmp_path / "data")
+    assert lab.make("precision", figure, again, tmp_path / "again") == claims
+
+
+def test_claims_fail_where_precisions_change_places():
+    """Errors that are as expected; then each claim's own, turned round."""
+    steps = 1 + np.arange(30)
+    ends = {"float64": 1e-15, "float32": 1e-7, "float16": 9e-3, "bfloat16": 2e-2,
+            "float16-matrices": 1e-3, "bfloat16-matrices": 7e-3}
+    right = {"key size": 12}
+    for name, end in ends.items():
+        curve = np.maximum(10.0 ** -(steps / 2), end)
+        right |= {f"{name} rule": np.array([curve, curve]),
+                  f"{name} constants": np.array([np.maximum(curve / 3, 4e-4)] * 2),
+                  f"{name} none": np.array([np.full(30, 10.0)] * 2),
+                  f"{name} rule ridge": end / 10, f"{name} negative": end / 20}
+    right["float64 rule"] = np.where(steps >= 12, 1e-15, right["float64 rule"])
+    right["float16 rule ridge"] = right["bfloat16 rule ridge"] / 8
+
+    def verdicts(r):
+        rows = pr.precision_claims(None, [r])
+        assert {row[5] for row in rows} == {pr.RUN}
+        return {text: lab.holds(expected, values[0]) for _, text, _, expected, values, _ in rows
+                if expected}
+    good = verdicts(right)
+    assert all(good.values()) and len(good) == 14
+
+    def swapped(a, b):
+        """What was found, if two precisions had each other's."""
+        names = {a: b, b: a}
+        return {f"{names[first]} {rest}": v for k, v in right.items()
+                for first, _, rest in [k.partition(" ")] if first in names}
+    exact = right["float64 rule"]
+    changes = [swapped("bfloat16", name) for name in ends if name != "bfloat16"]
+    changes += [swapped("float16", "float64"), {"float64 constants": exact},
+                {"float16 none": exact}, {"bfloat16 rule": exact}, {"bfloat16 negative": 1.0},
+                {"bfloat16 rule ridge": 0.5},
+                {"float64 rule": np.maximum(exact, 0.02 * (steps < 8))}]
+    failed = {text for changed in changes for text, verdict in verdicts(right | changed).items()
+              if not verdict}
+    assert failed == good.keys()

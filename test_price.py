@@ -1,0 +1,178 @@
+"""Tests of price.py, named after the statements they check."""
+import json
+import time
+
+from autodiff import Tensor, backward
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+import gated
+import lab
+import mesa
+import price
+from test_language import Watched, tiny
+from test_mesa import all_measured
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_state_of_a_writing_model_stays_of_one_size():
+    for kind in ("linear", "mesa", "gated"):
+        rows = price.stream(tiny(kind), 40, windows=4)
+        assert len(set(rows[:, 2])) == 1 and (rows[:, 1] > 0).all()
+    rows = price.stream(tiny("softmax"), 40, windows=4)
+    assert rows[3, 2] == pytest.approx(4 * rows[0, 2])
+
+
+@pytest.mark.parametrize("kind, T", [("softmax", 128), ("linear", 64), ("linear", 256),
+                                     ("mesa", 16), ("mesa", 64), ("mesa", 256), ("gated", 16),
+                                     ("gated", 64), ("gated", 256)])
+def test_counted_operations_are_those_of_the_matrix_products(kind, T, rng, monkeypatch):
+    """Multiply-adds of every matrix product, forward and backward, counted as they happen."""
+    count, Dk, einsum = [0], 8, np.einsum
+
+    class Counting(Watched):
+        def seen(self, ufunc, plain, result):
+            # row sums, products with ones, are not counted
+            if ufunc is np.matmul and plain[1].shape[-1] > 1:
+                count[0] += result.size * plain[0].shape[-1]
+            # x y^T of two vectors is larger than both
+            if ufunc is np.multiply and result.size > max(map(np.size, plain)):
+                count[0] += result.size
+
+    def counting(formula, *operands):                   # of `square_root_sweep`
+        sizes = {i: n for letters, a in zip(formula.partition("->")[0].split(","), operands)
+                 for i, n in zip(letters, a.shape)}
+        if "ij" in formula:                             # a matrix times a vector, not a length
+            count[0] += np.prod(list(sizes.values()))
+        return einsum(formula, *operands).view(Counting)
+    monkeypatch.setattr(np, "einsum", counting)
+    q, k, v, G = rng.standard_normal((4, 1, 1, T, Dk))
+    more = {"mesa": [np.ones(1)],
+            "gated": [-0.1 * rng.random((1, 1, T)), rng.random((1, 1, T)), np.ones((1, Dk))]}
+    leaves = [Tensor(x.view(Counting)) for x in (q, k, v, *more.get(kind, []))]
+    backward(price.KINDS[kind].attention(*leaves), leaves, G.view(Counting))
+    counted, turns = price.operations(kind, T, Dk)
+    if kind == "gated":                                 # the first of a sum's chunks has no past
+        sums = 2 * gated.STEPS + 7
+        counted -= sums * Dk * Dk * gated.CHUNK / T * (T > gated.CHUNK)
+        assert turns == sums * (T // gated.CHUNK)
+    assert count[0] == T * counted
+
+
+def test_the_sweep_waits_at_every_token_and_the_others_do_not(rng, monkeypatch):
+    """Turns of a loop that wait for one another: matrix times vector, one after the other."""
+    turns, einsum = [0], np.einsum
+
+    def counting(formula, *operands):
+        turns[0] += formula.startswith("ijbh,ibh")      # root^T k
+        return einsum(formula, *operands)
+    monkeypatch.setattr(np, "einsum", counting)
+    q, k, v = rng.standard_normal((3, 1, 1, 96, 8))
+    mesa.mesa_attention(q, k, v, np.ones(1))
+    assert turns[0] == price.operations("mesa", 96, 8)[1] == 96
+    assert price.operations("softmax", 96, 8)[1] == price.operations("linear", 96, 8)[1] == 1
+
+
+def test_a_cost_is_time_of_this_process_and_memory_of_its_arrays(rng, monkeypatch):
+    """Sleep costs nothing; memory is at least that of the result and the gradients."""
+    kind = price.KINDS["linear"]
+
+    def sleepy(*inputs):
+        time.sleep(0.2)
+        return kind.attention(*inputs)
+    monkeypatch.setitem(price.KINDS, "linear", kind._replace(attention=sleepy))
+    seconds, memory = price.cost("linear", rng, (2, 2, 64, 8))
+    assert 0 < seconds < 0.1
+    array = 4 * 2 * 2 * 64 * 8                          # bytes
+    assert 4 * array < memory < 100 * array
+
+
+def test_costs_are_fitted_at_every_other_length():
+    """Of times that are made of operations and turns, what each takes; wrong times between do not
+    matter."""
+    terms = np.array([[10.0, 4], [20, 2], [50, 1], [90, 0.5]])
+    seconds = terms @ [3e-9, 2e-6]
+    seconds[1::2] *= 7
+    assert price.fit_cost(terms, seconds) == pytest.approx([3e-9, 2e-6])
+
+
+def test_costs_are_per_token_and_head(rng, monkeypatch):
+    """However many heads there are: of times that are proportional to all tokens of all heads."""
+    def cost(kind, rng, shape):
+        B, heads, T, Dk = shape
+        return 1e-6 * B * heads * T, 100 * B * heads * T
+    monkeypatch.setattr(price, "cost", cost)
+    monkeypatch.setattr(price, "stream", lambda s, n: None)
+    for heads in (1, 3):
+        found = price.price(price.SIZE["smoke"] | {"heads": heads}, 0)
+        assert np.allclose(found["mesa seconds"], 1e-6) and np.allclose(found["mesa bytes"], 100)
+
+
+# ---------------------------------------------------------------------------------- the figure
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A laboratory that has measured everything for the figure."""
+    return all_measured(price, price.FIGURES, tmp_path_factory.mktemp("runs"))
+
+
+def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path):
+    figure = price.FIGURES["price"]
+    claims = lab.make("price", figure, smoke, tmp_path)
+    assert matplotlib.image.imread(tmp_path / "price.png").std() > 0.05
+    assert json.loads((tmp_path / "price.json").read_text(encoding="utf-8")) == claims
+    assert all(np.isfinite(c["measured"]) for c in claims)
+    assert all(c["holds"] is lab.holds(c["expected"], c["measured"]) for c in claims)
+    stored = lab.stored(figure, tmp_path / "data")
+    assert stored == ("smoke", (0, 1))
+    again = lab.Lab(None, price.SIZE, *stored, data=tmp_path / "data")
+    assert lab.make("price", figure, again, tmp_path / "again") == claims
+
+
+def test_claims_fail_on_other_costs():
+    """Softmax that costs the same at every T, mesa layers that cost more the longer they run."""
+    T = np.array([64, 128, 256, 512])
+
+    def found(softmax, others):
+        out = {"lengths": T}
+        for kind in price.PRICED:
+            grows = softmax if kind == "softmax" else others
+            costs = (1_000 if kind in ("mesa", "gated") else 1) * (T / 64.0) ** grows
+            stream = np.array([[10, 1, 5], [20, 1, 5], [30, 1 + grows, 5 + grows]])
+            out |= {f"{kind} seconds": costs, f"{kind} bytes": costs, f"{kind} stream": stream,
+                    f"{kind} cost": np.ones(2), f"{kind} model": costs}
+        return [out]
+
+    def verdicts(r):
+        return {text: lab.holds(expected, values[0])
+                for _, text, _, expected, values in price.price_claims(None, r)}
+    right, wrong = verdicts(found(4, 0)), verdicts(found(0, 4))
+    assert right.keys() == wrong.keys() and all(right.values())
+    model = {text for text in right if "cost model" in text}
+    short = {text for text in right if f"T = {T[2]:,}" in text and "over softmax" in text}
+    assert all(wrong[text] == (text in model | short) for text in right)
+    late = found(4, 0)
+    late[0]["linear model"] = 2 * late[0]["linear model"]
+    assert [text for text, good in verdicts(late).items() if not good] == [
+        text for text in model if text.startswith("linear")]
+
+
+def test_all_kinds_of_layers_are_in_the_keys_of_measurements_and_drawing_is_not():
+    known = lab.definitions()
+
+    def all_of(module, *names):
+        return [known[module, name][0] for name in names]
+    code = lab.code_behind(price.price)
+    inside = (all_of("price", "operations") + all_of("language", "Settings")
+              + all_of("text", "tokens")
+              + all_of("gated", "KINDS", "gated_attention", "gates", "mean_attention")
+              + all_of("mesa", "KINDS", "mesa_attention"))
+    assert set(inside) <= set(code)
+    assert not set(code) & set(all_of("price", "draw_price", "price_claims", "SIZE"))
