@@ -7,8 +7,8 @@
 
 A comparison of kinds is only as fair as their settings: a position code that one kind cannot do
 without may be of no use to another, and so with learning rates.  So each kind gets the form in
-which the validation text finds it best (one seed each); the test text has no part in the choice.
-What `chosen` finds is language.FORMS.
+which the validation text finds it best; the test text has no part in the choice.  What `chosen`
+finds is language.FORMS.
 """
 from itertools import product
 

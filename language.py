@@ -90,7 +90,7 @@ MODELS = {"small": dict(layers=2, width=48, heads=4, rate=1.0),
 # What forms.py chose: {bytes in a token: {corpus: {kind: (position code, learning rate)}}}; texts
 # of one's own have the forms of the documentation.
 FORMS = {1: {"documentation": {"softmax": ("concat", 0.02), "linear": ("concat", 0.01),
-                               "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
+                               "mesa": ("concat", 0.01), "hybrid": ("concat", 0.02),
                                "gated": ("concat", 0.01)},
              "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
                         "mesa": ("concat", 0.01), "hybrid": ("concat", 0.01),
