@@ -1,14 +1,14 @@
 """Forms: which position code, which tokens and which learning rate suit each kind of layer on text.
 
     python forms.py                 every form of every kind, judged on the validation text (quick:
-                                    144 small models, five hours of two cores)
+                                    120 small models, four hours of two cores)
     python forms.py tokens          tokens of one byte against tokens of four, each kind in its best
                                     form, judged on the test text
 
 A comparison of kinds is only as fair as their settings: a position code that one kind cannot do
 without may be of no use to another, and so with learning rates.  So each kind gets the form in
-which the validation text finds it best (one seed each); the test text has no part in the choice.
-What `chosen` finds is language.FORMS.
+which the validation text finds it best; the test text has no part in the choice.  What `chosen`
+finds is language.FORMS.
 """
 from itertools import product
 
@@ -22,14 +22,10 @@ from text import CORPORA, corpus
 
 import numpy as np
 
-CODES = ("none", "concat")
-# three learning rates, and a fourth for kinds that were best at the third on some text
-RATES = {"softmax": (0.005, 0.01, 0.02, 0.04), "linear": (0.005, 0.01, 0.02),
-         "mesa": (0.005, 0.01, 0.02, 0.04), "hybrid": (0.005, 0.01, 0.02, 0.04),
-         "gated": (0.005, 0.01, 0.02)}
+CODES, RATES = ("none", "concat"), (0.005, 0.01, 0.02)
 # what is chosen: corpus, bytes in a token, kind;  from what: position code, learning rate
 CHOICES = tuple(product(CORPORA, FORMS, BLOCKS))
-OPTIONS = {kind: tuple(product(CODES, rates)) for kind, rates in RATES.items()}
+OPTIONS = tuple(product(CODES, RATES))
 
 
 def validated(size, seed, run):
@@ -41,7 +37,7 @@ def validated(size, seed, run):
 def grid(found):
     """Bits per byte of the validation text, {choice: {option: mean over seeds}}."""
     bits = iter(bits_of(seeds).mean() for seeds in found)
-    return {choice: {option: next(bits) for option in OPTIONS[choice[2]]} for choice in CHOICES}
+    return {choice: {option: next(bits) for option in OPTIONS} for choice in CHOICES}
 
 
 def chosen(of):
@@ -59,7 +55,7 @@ def forms_claims(lab, *found):
     for (text, lags, kind), bits in grid(found).items():
         panel, who, best = f"forms, {text}", f"{SHOWN[kind]}, {lags}-byte tokens", {}
         for code in CODES:
-            rates = {rate: bits[code, rate] for rate in RATES[kind]}
+            rates = {rate: bits[code, rate] for rate in RATES}
             rate = min(rates, key=rates.get)
             best[code] = rates[rate]
             shown = ", ".join(f"{rate:g}: {b:.3f}" for rate, b in rates.items())
@@ -68,7 +64,7 @@ def forms_claims(lab, *found):
         rows.append((panel, f"{who}: with a position code over without, each at its best rate",
                      "measured", "< 1", [best["concat"] / best["none"]]))
         _, rate = min(bits, key=bits.get)
-        inside.append(RATES[kind][0] < rate < RATES[kind][-1])
+        inside.append(RATES[0] < rate < RATES[-1])
     return [*rows, ("forms", "share of the choices whose rate lies between two that are worse",
                     "measured", ">= 1", [np.mean(inside)])]
 
@@ -76,20 +72,19 @@ def forms_claims(lab, *found):
 def draw_forms(lab, *found):
     """Bits per byte of the validation text: every kind with and without code, at three rates."""
     import matplotlib.pyplot as plt
-    of, kinds, marks = grid(found), list(BLOCKS), "sohD"
-    rates = sorted({rate for each in RATES.values() for rate in each})
+    of, kinds, marks = grid(found), list(BLOCKS), "osD"
     fig, axes = plt.subplots(1, len(CORPORA) * len(FORMS), figsize=(10, 3.2), sharey=True)
     for ax, (text, lags) in zip(axes, product(CORPORA, FORMS), strict=True):
         for k, kind in enumerate(kinds):
             bits = of[text, lags, kind]
             for (code, rate), x in bits.items():
-                ax.plot(x, (0.18 if code == "concat" else -0.18) - k, marks[rates.index(rate)],
+                ax.plot(x, (0.18 if code == "concat" else -0.18) - k, marks[RATES.index(rate)],
                         ms=8 if x == min(bits.values()) else 4.5, color=COLOUR[kind],
                         mfc=None if code == "concat" else "white")
         ax.set(title=f"{literal(text)}, {lags}-byte tokens", xlabel="bits per byte")
         ax.set_yticks(-np.arange(len(kinds)), [SHOWN[kind] for kind in kinds])
     axes[0].set_ylim(-len(kinds) + 0.4, 0.6)
-    shown = ", ".join(f"{mark} {rate:g}" for mark, rate in zip("□○⬡◇", rates, strict=True))
+    shown = ", ".join(f"{mark} {rate:g}" for mark, rate in zip("○□◇", RATES, strict=True))
     fig.supxlabel(f"filled: with position code, open: without; learning rate {shown}; "
                   "large: chosen", fontsize=8)
     return fig
@@ -133,7 +128,7 @@ def draw_tokens(lab, *found):
 
 FIGURES = {
     "forms": Figure([(validated, f"{kind} small {lags}-byte,{code},{rate} {text}")
-                     for text, lags, kind in CHOICES for code, rate in OPTIONS[kind]],
+                     for text, lags, kind in CHOICES for code, rate in OPTIONS],
                     forms_claims, draw_forms),
     "tokens": Figure([m for text in CORPORA for m in measurements_of(
         tokens_names(text), f"softmax small 1-byte {text}")],

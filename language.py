@@ -1,6 +1,7 @@
 """Language: the same Transformer on bytes of real text.  Does a mesa layer help, and at what cost?
 
     python language.py                      quick: small models, two corpora
+    python language.py time                 the same kinds in equal time
     python language.py sizes --full         three sizes; Ctrl-C keeps what is done, the same command
                                             goes on
     python language.py --corpus PATH        another text: a file, a folder, .jsonl with a field
@@ -88,8 +89,8 @@ MODELS = {"small": dict(layers=2, width=48, heads=4, rate=1.0),
           "large": dict(layers=4, width=160, heads=8, rate=0.25)}
 # What forms.py chose: {bytes in a token: {corpus: {kind: (position code, learning rate)}}}; texts
 # of one's own have the forms of the documentation.
-FORMS = {1: {"documentation": {"softmax": ("concat", 0.04), "linear": ("concat", 0.01),
-                               "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
+FORMS = {1: {"documentation": {"softmax": ("concat", 0.02), "linear": ("concat", 0.01),
+                               "mesa": ("concat", 0.01), "hybrid": ("concat", 0.02),
                                "gated": ("concat", 0.01)},
              "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
                         "mesa": ("concat", 0.01), "hybrid": ("concat", 0.01),
@@ -265,11 +266,10 @@ def timed_kinds(kinds):
 
 
 def by_kind(kinds, results):
-    """The results of the runs of one corpus, {kind: those of its seeds}, after equal steps and
-    after equal time."""
-    timed = results[len(kinds):]
+    """The results of the runs of one corpus, {kind: those of its seeds}, after equal steps and, if
+    they are among them, after equal time."""
     return (dict(zip(kinds, results[:len(kinds)], strict=True)),
-            dict(zip(timed_kinds(kinds), timed, strict=True)))
+            dict(zip(timed_kinds(kinds), results[len(kinds):], strict=False)))
 
 
 def bits_of(seeds):
@@ -291,10 +291,10 @@ def language_claims(texts, kinds, lab, *found):
     """What the models of each corpus say about the paper's question."""
     rows = []
     for text, known, results in by_corpus(texts, found):
-        runs, timed = by_kind(kinds, results)
+        runs, _ = by_kind(kinds, results)
         mine = (anchor_claims(text, known, runs) + equal_claims(text, runs)
-                + time_claims(text, runs, timed) + context_claims(text, runs)
-                + residual_claims(text, runs) + learning_claims(text, runs))
+                + context_claims(text, runs) + residual_claims(text, runs)
+                + learning_claims(text, runs))
         rows += [(f"language, {name_of(text)}", *row) for row in mine]
     return rows
 
@@ -333,16 +333,22 @@ def equal_claims(text, runs, form="1-byte"):
             for kind, rival, who in RIVALS if {kind, rival} <= runs.keys()]
 
 
-def time_claims(text, runs, timed):
+def time_claims(texts, kinds, lab, *found):
     """Each kind against softmax, after equal time."""
     rows = []
-    for kind, seeds in timed.items():
-        rows += [(f"bits per byte of {SHOWN[kind]} over those of softmax, equal time",
-                  "measured", "< 1",
-                  bits_of(seeds) / bits_of(runs["softmax"]), f"{kind} timed 1-byte {text}",
-                  f"softmax small 1-byte {text}"),
-                 ("time that this training takes over softmax's (medians)", "measured",
-                  "0.9 .. 1.1", [minutes_of(seeds) / minutes_of(runs["softmax"])])]
+    for text, known, results in by_corpus(texts, found):
+        runs, timed = by_kind(kinds, results)
+        panel, split = f"time, {name_of(text)}", f" (split {str(known['sha256'])[:12]})"
+        for kind, seeds in timed.items():
+            rows += [(panel, f"bits per byte of {SHOWN[kind]} over those of softmax, equal time"
+                      f"{split}", "measured", "< 1", bits_of(seeds) / bits_of(runs["softmax"]),
+                      f"{kind} timed 1-byte {text}", f"softmax small 1-byte {text}"),
+                     (panel, "the same over those of its own after equal steps", "measured", "",
+                      bits_of(seeds) / bits_of(runs[kind]), f"{kind} timed 1-byte {text}",
+                      f"{kind} small 1-byte {text}"),
+                     (panel, "time that this training takes over softmax's (medians)", "measured",
+                      "0.9 .. 1.1", [minutes_of(seeds) / minutes_of(runs["softmax"])])]
+            split = ""                                  # named once
     return rows
 
 
@@ -426,19 +432,32 @@ def draw_language(texts, kinds, lab, *found):
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(len(texts), 3, figsize=(10, 3.1 * len(texts)), squeeze=False)
     for (text, known, results), row in zip(by_corpus(texts, found), axes, strict=True):
-        runs, timed = by_kind(kinds, results)
-        draw_bits(row[0], known, runs, timed)
-        row[0].set_title(f"{literal(name_of(text))}: test text")
-        draw_training(row[1], runs, timed)
+        runs, _ = by_kind(kinds, results)
+        draw_bits(row[0], known, runs)
+        row[0].set(title=f"{literal(name_of(text))}: test text", xlabel="bits per byte")
+        draw_training(row[1], runs)
         draw_context(row[2], runs)
     return fig
 
 
-def draw_bits(ax, known, runs, timed):
-    """Bits per byte of the test text: a row for each kind, a dot for each seed, after equal steps
-    and after equal time; lines at the anchors."""
+def draw_time(texts, kinds, lab, *found):
+    """The same models beside models that were trained for as long as softmax is."""
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(len(texts), 2, figsize=(9, 3.1 * len(texts)), squeeze=False)
+    for (text, known, results), row in zip(by_corpus(texts, found), axes, strict=True):
+        runs, timed = by_kind(kinds, results)
+        draw_bits(row[0], known, runs, timed)
+        row[0].set(title=f"{literal(name_of(text))}: test text",
+                   xlabel="bits per byte (open: equal time)")
+        draw_training(row[1], runs, timed)
+    return fig
+
+
+def draw_bits(ax, known, runs, others=()):
+    """Bits per byte of the test text: a row for each kind, a dot for each seed, filled of `runs`
+    and open of others; lines at the anchors."""
     kinds = list(runs)
-    for of, y, fill in ((runs, 0.12, None), (timed, -0.2, "white")):
+    for of, y, fill in ((runs, 0.12, None), (dict(others), -0.2, "white")):
         for kind, seeds in of.items():
             bits = bits_of(seeds)
             ax.plot(bits, np.full(len(bits), y - kinds.index(kind)), "o", ms=6, mfc=fill,
@@ -446,23 +465,24 @@ def draw_bits(ax, known, runs, timed):
     ax.set_yticks(-np.arange(len(kinds)), [SHOWN[kind] for kind in kinds])
     for tick, kind in zip(ax.get_yticklabels(), kinds, strict=True):
         tick.set_color(COLOUR[kind])
-    ax.set(xlabel="bits per byte (open: equal time)", ylim=(-len(kinds) + 0.4, 1.5))
+    ax.set_ylim(-len(kinds) + 0.4, 1.5)
     for i, (bits, text, style) in enumerate(anchors_of(known)):
         ax.axvline(bits, color="0.6", lw=1, ls=style, zorder=0)
         label(ax, bits, 1.2 - 0.42 * (i % 2), text, "0.4", ha="center", fontsize=7.5)
 
 
-def draw_training(ax, runs, timed):
-    """Bits per byte of the validation text over minutes of training."""
+def draw_training(ax, runs, timed=()):
+    """Bits per byte of the validation text over minutes of training; where other runs end."""
     for kind, seeds in runs.items():
         course = seeds[0]["course"][:, 0]
         curves = [r["course"][:, 1] for r in seeds]
         mean_line(ax, course / course[-1] * minutes_of(seeds), curves, color=COLOUR[kind], lw=1.5)
-    for kind, seeds in timed.items():                   # a run of its own: where it ends
+    for kind, seeds in dict(timed).items():
         end = np.mean([r["course"][-1, 1] for r in seeds])
         ax.plot(minutes_of(seeds), end, "o", ms=6, mfc="white", mec=COLOUR[kind], mew=1.5, zorder=5)
     ends = [r["course"][-1, 1] for seeds in runs.values() for r in seeds]
-    ax.set(title="validation text, all positions", xlabel="minutes of one core (open: equal time)",
+    ax.set(title="validation text, all positions",
+           xlabel="minutes of one core" + " (open: equal time)" * bool(timed),
            ylabel="bits per byte", ylim=(min(ends) - 0.1, max(ends) + 1.2))
 
 
@@ -527,7 +547,8 @@ def declare(texts=tuple(CORPORA), kinds=tuple(BLOCKS)):
     small = [f"{kind} small 1-byte" for kind in kinds]
     timed = [f"{kind} timed 1-byte" for kind in timed_kinds(kinds)]
     all_sizes = [f"{kind} {size} 1-byte" for kind in kinds for size in MODELS]
-    return {"language": Figure(learned_by(small + timed), of(language_claims), of(draw_language)),
+    return {"language": Figure(learned_by(small), of(language_claims), of(draw_language)),
+            "time": Figure(learned_by(small + timed), of(time_claims), of(draw_time)),
             "sizes": Figure(learned_by(all_sizes), of(sizes_claims), of(draw_sizes))}
 
 

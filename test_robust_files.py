@@ -535,7 +535,7 @@ def test_texts_without_end_are_bounded(monkeypatch, tmp_path):
         finally:
             tracemalloc.stop()
     (folder / "0.txt").unlink()
-    assert len(text.documents_in(folder)) == 4 * 58
+    assert len(text.documents_in(folder)) == 4
 
 
 @posix
