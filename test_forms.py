@@ -1,5 +1,4 @@
 """Tests of forms.py, named after the statements they check."""
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +6,8 @@ import forms                                            # before NumPy: it sets 
 import lab
 import language
 import text
-from test_mesa import all_measured
+from test_mesa import all_measured, made, made_again
 
-import matplotlib.image
 import numpy as np
 import pytest
 
@@ -70,13 +68,9 @@ def smoke(tmp_path_factory):
 
 def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path):
     figure = forms.FIGURES["tokens"]
-    claims = lab.make("tokens", figure, smoke, tmp_path)
-    assert matplotlib.image.imread(tmp_path / "tokens.png").std() > 0.05
-    assert json.loads((tmp_path / "tokens.json").read_text(encoding="utf-8")) == claims
+    claims = made("tokens", figure, smoke, tmp_path)
     assert all(np.isfinite(c["measured"]) for c in claims)
-    stored = lab.stored(figure, tmp_path / "data")
-    again = lab.Lab(None, forms.SIZE, *stored, data=tmp_path / "data")
-    assert lab.make("tokens", figure, again, tmp_path / "again") == claims
+    assert made_again("tokens", figure, forms.SIZE, tmp_path) == claims
 
 
 def test_a_code_that_helps_and_rates_at_the_edge_are_seen():

@@ -1299,6 +1299,22 @@ def all_measured(study, figures, cache):
     return laboratory
 
 
+def made(name, figure, laboratory, out):
+    """The claims of a figure made in a folder: its picture is not blank, its file holds them."""
+    claims = lab.make(name, figure, laboratory, out)
+    assert matplotlib.image.imread(out / f"{name}.png").std() > 0.05
+    assert json.loads((out / f"{name}.json").read_text(encoding="utf-8")) == claims
+    return claims
+
+
+def made_again(name, figure, sizes, out):
+    """The claims of a figure drawn again from the arrays in a folder, without settings or runs."""
+    stored = lab.stored(figure, out / "data")
+    assert stored == ("smoke", (0, 1))
+    again = lab.Lab(None, sizes, *stored, data=out / "data")
+    return lab.make(name, figure, again, out / "again")
+
+
 def test_claims_carry_mean_spread_and_verdict():
     rows = [("f", "text", "source", "< 2", [1.0, 2.0]), ("f", "other", "source", "< 1", [1.0, 2.0]),
             ("f", "number", "source", "", [1.0, 3.0])]

@@ -1,5 +1,4 @@
 """Tests of origins.py, named after the statements they check."""
-import json
 from dataclasses import replace
 
 import language                                         # before NumPy: it sets BLAS's threads
@@ -7,9 +6,8 @@ import lab
 import origins
 import probes
 from test_language import moved, tiny
-from test_mesa import all_measured
+from test_mesa import all_measured, made, made_again
 
-import matplotlib.image
 import numpy as np
 import pytest
 
@@ -85,14 +83,9 @@ def smoke(tmp_path_factory):
 
 def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path, monkeypatch):
     figure = origins.FIGURES["origin"]
-    claims = lab.make("origin", figure, smoke, tmp_path)
-    assert matplotlib.image.imread(tmp_path / "origin.png").std() > 0.05
-    assert json.loads((tmp_path / "origin.json").read_text(encoding="utf-8")) == claims
-    stored = lab.stored(figure, tmp_path / "data")
-    assert stored == ("smoke", (0, 1))
+    claims = made("origin", figure, smoke, tmp_path)
     monkeypatch.delattr(origins, "corpus")              # needs neither runs nor text
-    again = lab.Lab(None, origins.SIZE, *stored, data=tmp_path / "data")
-    assert lab.make("origin", figure, again, tmp_path / "again") == claims
+    assert made_again("origin", figure, origins.SIZE, tmp_path) == claims
 
 
 def test_gains_and_heads_are_judged_as_they_are():

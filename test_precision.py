@@ -1,10 +1,8 @@
 """Tests of precision.py, named after the statements they check."""
-import json
 from pathlib import Path
 
 from autodiff import Tensor, backward, check_gradients, record, value
 
-import matplotlib.image
 import numpy as np
 import pytest
 
@@ -15,7 +13,7 @@ import precision as pr
 import store
 from test_gated import definition
 from test_language import moved, tiny
-from test_mesa import all_measured
+from test_mesa import all_measured, made, made_again
 from text import corpus, tokens, windows
 
 HERE = Path(__file__).parent
@@ -373,17 +371,12 @@ def smoke(tmp_path_factory):
 
 def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path, monkeypatch):
     figure = pr.FIGURES["precision"]
-    claims = lab.make("precision", figure, smoke, tmp_path)
-    assert matplotlib.image.imread(tmp_path / "precision.png").std() > 0.05
-    assert json.loads((tmp_path / "precision.json").read_text(encoding="utf-8")) == claims
+    claims = made("precision", figure, smoke, tmp_path)
     assert all(np.isfinite(c["measured"]) for c in claims)
     [control] = [c for c in claims if "control" in c["claim"]]
     assert control["measured"] < 1e-9
-    stored = lab.stored(figure, tmp_path / "data")
-    assert stored == ("smoke", (0, 1))
     monkeypatch.delattr(pr, "exact")                    # needs neither runs nor text
-    again = lab.Lab(None, pr.SIZE, *stored, data=tmp_path / "data")
-    assert lab.make("precision", figure, again, tmp_path / "again") == claims
+    assert made_again("precision", figure, pr.SIZE, tmp_path) == claims
 
 
 def test_claims_fail_where_precisions_change_places():

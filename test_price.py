@@ -1,10 +1,8 @@
 """Tests of price.py, named after the statements they check."""
-import json
 import time
 
 from autodiff import Tensor, backward
 
-import matplotlib.image
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ import lab
 import mesa
 import price
 from test_language import Watched, tiny
-from test_mesa import all_measured
+from test_mesa import all_measured, made, made_again
 
 
 @pytest.fixture
@@ -125,15 +123,10 @@ def smoke(tmp_path_factory):
 
 def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path):
     figure = price.FIGURES["price"]
-    claims = lab.make("price", figure, smoke, tmp_path)
-    assert matplotlib.image.imread(tmp_path / "price.png").std() > 0.05
-    assert json.loads((tmp_path / "price.json").read_text(encoding="utf-8")) == claims
+    claims = made("price", figure, smoke, tmp_path)
     assert all(np.isfinite(c["measured"]) for c in claims)
     assert all(c["holds"] is lab.holds(c["expected"], c["measured"]) for c in claims)
-    stored = lab.stored(figure, tmp_path / "data")
-    assert stored == ("smoke", (0, 1))
-    again = lab.Lab(None, price.SIZE, *stored, data=tmp_path / "data")
-    assert lab.make("price", figure, again, tmp_path / "again") == claims
+    assert made_again("price", figure, price.SIZE, tmp_path) == claims
 
 
 def test_claims_fail_on_other_costs():
