@@ -654,7 +654,7 @@ ASKED_FOR = {"device": device}          # tables that are made only if they are 
 
 def main():
     parser = train.Parser(prog="python bench.py",
-                          description="Benchmarks; without arguments, all.")
+                          description="Benchmarks; without arguments, all but device.")
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES | ASKED_FOR))
     parser.add_argument("--json", type=Path, metavar="FILE", help="store the numbers in FILE")
     parser.add_argument("--peak", help=train.argparse.SUPPRESS)

@@ -94,14 +94,23 @@ def draw_forms(lab, *found):
 
 
 def tokens_names(text):
+    """The runs of one corpus, in the order that `by_tokens` expects."""
     return [f"{kind} small {lags}-byte {text}" for lags in FORMS for kind in BLOCKS]
+
+
+def by_tokens(found):
+    """(text, its compressors, {kind: results of its seeds} on tokens of one byte, on those of four)
+    for each corpus."""
+    n = len(BLOCKS)
+    return [(text, known, *(dict(zip(BLOCKS, part, strict=True))
+                            for part in (results[:n], results[n:])))
+            for text, known, results in language.by_corpus(CORPORA, found)]
 
 
 def tokens_claims(lab, *found):
     """Kinds against each other on tokens of four bytes, and these against tokens of one byte."""
-    rows, n = [], len(BLOCKS)
-    for text, _, results in language.by_corpus(CORPORA, found):
-        ones, fours = (dict(zip(BLOCKS, part, strict=True)) for part in (results[:n], results[n:]))
+    rows = []
+    for text, _, ones, fours in by_tokens(found):
         mine = [(f"bits per byte of {SHOWN[kind]} with 4-byte tokens "
                  f"({int(fours[kind][0]['weights']):,} weights, "
                  f"{language.milliseconds_of(fours[kind]):.0f} ms a step) over those with 1-byte "
@@ -118,9 +127,7 @@ def draw_tokens(lab, *found):
     """Bits per byte of the test text, by kind, with tokens of one byte and of four."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(CORPORA), figsize=(9, 2.8))
-    n = len(BLOCKS)
-    for ax, (text, known, results) in zip(axes, language.by_corpus(CORPORA, found), strict=True):
-        ones, fours = (dict(zip(BLOCKS, part, strict=True)) for part in (results[:n], results[n:]))
+    for ax, (text, known, ones, fours) in zip(axes, by_tokens(found), strict=True):
         language.draw_bits(ax, known, ones, fours)
         ax.set(title=literal(text), xlabel="bits per byte (open: 4-byte tokens)")
     return fig

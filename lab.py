@@ -322,8 +322,8 @@ class Lab:
         lies in out/data with the same key, from where it is copied."""
         if store.exists(path):
             return True
-        shipped = out / "data" / kept(f, names, self.profile, seed) if out else path
-        if store.exists(shipped):
+        shipped = out and out / "data" / kept(f, names, self.profile, seed)
+        if shipped and store.exists(shipped):
             with suppress(store.UserError):             # damaged: it is made again
                 arrays = store.load_arrays(shipped)
                 if str(arrays.get("key")) == path.stem:

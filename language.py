@@ -266,10 +266,10 @@ def timed_kinds(kinds):
 
 
 def by_kind(kinds, results):
-    """The results of the runs of one corpus, {kind: those of its seeds}, after equal steps and, if
-    they are among them, after equal time."""
+    """The results of the runs of one corpus, {kind: those of its seeds}, after equal steps and
+    after equal time."""
     return (dict(zip(kinds, results[:len(kinds)], strict=True)),
-            dict(zip(timed_kinds(kinds), results[len(kinds):], strict=False)))
+            dict(zip(timed_kinds(kinds), results[len(kinds):], strict=True)))
 
 
 def bits_of(seeds):
@@ -291,7 +291,7 @@ def language_claims(texts, kinds, lab, *found):
     """What the models of each corpus say about the paper's question."""
     rows = []
     for text, known, results in by_corpus(texts, found):
-        runs, _ = by_kind(kinds, results)
+        runs = dict(zip(kinds, results, strict=True))
         mine = (anchor_claims(text, known, runs) + equal_claims(text, runs)
                 + context_claims(text, runs) + residual_claims(text, runs)
                 + learning_claims(text, runs))
@@ -432,7 +432,7 @@ def draw_language(texts, kinds, lab, *found):
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(len(texts), 3, figsize=(10, 3.1 * len(texts)), squeeze=False)
     for (text, known, results), row in zip(by_corpus(texts, found), axes, strict=True):
-        runs, _ = by_kind(kinds, results)
+        runs = dict(zip(kinds, results, strict=True))
         draw_bits(row[0], known, runs)
         row[0].set(title=f"{literal(name_of(text))}: test text", xlabel="bits per byte")
         draw_training(row[1], runs)
@@ -542,8 +542,8 @@ def declare(texts=tuple(CORPORA), kinds=tuple(BLOCKS)):
         return update_wrapper(partial(f, texts, kinds), f)                  # with its docstring
 
     def learned_by(names):
-        return [m for text in texts for of in [[f"{name} {text}" for name in names]]
-                for m in measurements_of(of, f"{kinds[0]} small 1-byte {text}")]
+        return [m for text in texts for m in measurements_of(
+            [f"{name} {text}" for name in names], f"{kinds[0]} small 1-byte {text}")]
     small = [f"{kind} small 1-byte" for kind in kinds]
     timed = [f"{kind} timed 1-byte" for kind in timed_kinds(kinds)]
     all_sizes = [f"{kind} {size} 1-byte" for kind in kinds for size in MODELS]
