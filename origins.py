@@ -206,6 +206,7 @@ def draw_origin(lab_, *found):
         left.set(title=f"{literal(text)}: gain over softmax",
                  xlabel="bits per byte (filled: after repetitions)")
         middle.set(title="induction score of each head", xlabel="score (open: layer 1)")
+        middle.locator_params(axis="x", nbins=4)        # of more, the labels overlap
         for ax in (left, middle):
             ax.set_yticks(-np.arange(len(runs)), [SHOWN[kind] for kind in runs])
             ax.set_ylim(-len(runs) + 0.4, 0.6)
