@@ -1,0 +1,204 @@
+"""Tests of classification.py, named after what they check."""
+from dataclasses import replace
+
+import classification as cl                             # before NumPy: it sets BLAS's threads
+import figures
+import lab
+import mesa
+import probes
+import train
+
+import matplotlib.image
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import scipy.stats
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("kind", cl.PROBLEMS)
+def test_problems_are_what_they_are_called(kind):
+    x, labels, u = cl.problems(np.random.default_rng(0), 2_000, 9, 4, kind)
+    normal = np.random.default_rng(0)
+    normal.uniform(size=x.shape)                        # the order in which they are drawn
+    truth = np.sign((x * normal.standard_normal((2, 2_000, 4))[0][:, None]).sum(axis=-1))
+    assert np.allclose(np.linalg.norm(u, axis=-1), 1) and np.abs(x[:, :-1]).max() < 1
+    if kind.startswith("XOR"):
+        assert np.array_equal(labels, np.sign(x[..., 0] * x[..., 1]))
+        return
+    wrong = labels != truth
+    assert not wrong[:, -1].any()                       # the query's own is right
+    if kind.startswith("20 %"):
+        assert wrong[:, :-1].mean() == pytest.approx(0.2, abs=0.02)
+    elif "stored" in kind:
+        same = (x[:, :-1] == x[:, -1:]).all(axis=-1)
+        assert np.array_equal(same, wrong[:, :-1]) and (same.sum(axis=1) == 1).all()
+    else:
+        assert not wrong.any()
+    assert (np.abs(x[:, -1]).max() > 2) == ("radius" in kind)
+
+
+def test_rivals_of_classification_by_hand(rng):
+    k, v, q = (rng.standard_normal(shape) for shape in ((2, 6, 3), (2, 6), (2, 3)))
+    w = np.linalg.solve(k[1].T @ k[1] + 0.5 * np.eye(3), k[1].T @ v[1])
+    assert cl.regression(k, v, q, 0.5)[1] == pytest.approx(w @ q[1])
+    assert cl.gradient_step(k, v, q)[1] == pytest.approx(sum(v[1, i] * k[1, i] @ q[1]
+                                                             for i in range(6)))
+    distance = ((k[1] - q[1]) ** 2).sum(axis=-1)
+    p = np.exp(-distance / (2 * 0.7 ** 2))
+    assert cl.interpolation(k, v, q, 0.7)[1] == pytest.approx(p @ v[1] / p.sum())
+    assert cl.nearest(k, v, q)[1] == v[1, distance.argmin()]
+    assert np.allclose(cl.interpolation(k, v, q, 1e-3), cl.nearest(k, v, q))
+
+
+def test_class_means_are_one_gradient_step(rng):
+    """With as many of both classes: which mean is nearer, as the sign of (m_+ - m_-) . q tells."""
+    p = cl.problems(rng, 300, 8, 3, "linear boundary")
+    k, v, q = cl.shown_to("class means", p)
+    balanced = v.sum(axis=1) == 0
+    means = [(np.where(v[..., None] == sign, k, 0)).sum(axis=1) / 4 for sign in (1, -1)]
+    by_means = ((means[0] - means[1]) * q).sum(axis=-1)
+    assert balanced.sum() > 20
+    assert np.allclose(4 * by_means[balanced], cl.gradient_step(k, v, q)[balanced])
+    spec = cl.problem_spectrum(p)
+    one_step = mesa.predict(spec, mesa.gradient_descent(spec.s, [1.0]))[:, 0, 0]
+    assert np.allclose(one_step, cl.gradient_step(k, v, q))
+
+
+def test_the_spectrum_of_a_problem_is_that_of_its_pairs(rng):
+    p = cl.problems(rng, 40, 8, 3, "linear boundary")
+    spec = cl.problem_spectrum(p)
+    ridge = mesa.predict(spec, mesa.ridge(spec.s, 0.3))[:, 0, 0]
+    assert np.allclose(ridge, cl.regression(*cl.shown_to("least squares", p), 0.3))
+
+
+def test_least_squares_on_neighbours_is_that_of_the_tokens(rng):
+    p = cl.problems(rng, 5, 4, 3, "linear boundary")
+    scores = cl.regression(*cl.shown_to("least squares, neighbours", p), 0.1)
+    tokens, at = probes.few_shot_tokens(p.x, p.labels[..., None] * p.u[:, None])
+    predictions = probes.least_squares_on_neighbours(tokens, 0.1)[:, at[-1]]
+    # tokens have a first pair (0, x_1), which changes nothing
+    assert np.allclose(scores, (predictions * p.u).sum(axis=-1))
+
+
+def test_what_can_be_known_of_the_rivals(rng):
+    """Least squares finds a boundary, fails XOR; the nearest neighbour repeats a wrong label; the
+    majority knows nothing."""
+    found = {}
+    for kind in cl.PROBLEMS:
+        tune, judge = (cl.problems(np.random.default_rng(n), 1_000, 25, 4, kind) for n in (0, 1))
+        scores, _ = cl.rival_scores(tune, judge)
+        found[kind] = {name: cl.accuracy(a, judge) for name, a in scores.items()}
+    linear, _, xor, _, stored = found.values()
+    assert linear["least squares"] > linear["nearest neighbour"] > 0.7
+    assert linear[cl.STEPPED] > 0.85 and abs(linear["majority"] - 0.5) < 0.1
+    assert abs(xor["least squares"] - 0.5) < 0.06 < xor["nearest neighbour"] - 0.5
+    assert stored["nearest neighbour"] == 0 and stored["least squares"] > 0.7
+
+
+def test_a_model_is_not_shown_the_label_of_the_query(rng):
+    s = replace(train.PRESETS["hybrid-2"], d=3, T=20, width=8, key_size=4, heads=2, mlp_width=8)
+    params = {k: w.astype("float32") for k, w in mesa.init_params(rng, s.config, 0.4).items()}
+    p = cl.problems(rng, 70, 5, 3, "linear boundary")
+    turned = p._replace(labels=p.labels * np.array([1] * 5 + [-1]))
+    out = cl.answers(params, s, p, {})
+    assert np.array_equal(out, cl.answers(params, s, turned, {})) and out.shape == (70,)
+    first = p._replace(labels=p.labels * np.array([-1] + [1] * 5))
+    assert not np.allclose(out, cl.answers(params, s, first, {}))
+
+
+def test_sides_are_counted_where_rivals_differ_apart_for_who_is_right():
+    own, a, b = np.array([1, -1, 2, 3]), np.array([1, 1, -1, 1]), np.array([1, -1, 1, -1])
+    truth = np.array([1, 1, 1, 1])
+    assert cl.sided(own, a, b, truth) == [[1, 2], [0, 1]]
+    assert cl.sided(own, b, a, truth) == [[1, 1], [1, 2]]
+
+
+def test_who_is_right_by_other_means_sides_with_whoever_is_right(rng):
+    """What a count over all queries would take for a side; not so where the first is wrong."""
+    truth = np.where(rng.random(20_000) < 0.5, 1, -1)
+    own, a, b = (truth * np.where(rng.random(20_000) < p, 1, -1) for p in (0.8, 0.9, 0.6))
+    (right, of_right), (wrong, of_wrong) = cl.sided(own, a, b, truth)
+    assert (right + wrong) / (of_right + of_wrong) > 0.65
+    assert wrong / of_wrong == pytest.approx(0.2, abs=0.05)
+    same = a * np.where(rng.random(20_000) < 0.9, 1, -1)    # the same method, with some noise
+    _, (wrong, of_wrong) = cl.sided(same, a, b, truth)
+    assert wrong / of_wrong == pytest.approx(0.9, abs=0.05)
+
+
+def test_the_difference_of_two_accuracies_is_known_from_where_they_differ(rng):
+    """Its interval, against many repetitions of 400 queries."""
+    lower, count, truth = [], 400, np.ones(400)
+    for _ in range(2_000):
+        own = np.where(rng.random(count) < 0.8, 1, -1)
+        other = np.where(rng.random(count) < 0.5, own, np.where(rng.random(count) < 0.6, 1, -1))
+        lower.append(cl.difference(*cl.apart(own, other, truth), count))
+    # own is right on 0.8, the other on 0.5 * 0.8 + 0.5 * 0.6
+    assert np.mean(np.array(lower) > 0.1) == pytest.approx(0.025, abs=0.012)
+
+
+@pytest.mark.parametrize("k, n", [(0, 10), (7, 10), (450, 500)])
+def test_the_interval_is_wilsons(k, n):
+    expected = scipy.stats.binomtest(k, n).proportion_ci(0.95, "wilson")
+    assert np.allclose(cl.interval(k, n), expected, atol=1e-4)
+
+
+def test_the_models_of_few_shots_are_those_of_figure_8():
+    for profile in ("full", "quick"):
+        for name in cl.FEW:
+            mine, theirs = cl.settings_of(name, profile), figures.settings_of(name, profile)
+            assert lab.different(mine) == lab.different(theirs)
+
+
+ARRIVED, LATE = (np.array([[0, 1.0], [90, loss], [100, 0.1]]) for loss in (0.1, 0.5))
+
+
+def few(names, good):
+    kinds, n = len(cl.PROBLEMS), len(cl.VARIANTS)
+    own = np.full((n, kinds), 0.9 if good else 0.1)
+    own[:, 2] = 0.5 if good else 0.7
+    names = [*cl.CLASSIFIERS, cl.STEPPED]
+    rivals = np.full((len(names), kinds), 0.6)
+    rivals[names.index("least squares"), 2] = 0.5
+    sides = (len(cl.SIDES), 2, 2)
+    return {"accuracy": own, "rivals": rivals, "names": names, "course 0": ARRIVED, "count": 1_000,
+            "apart": np.full((n, kinds, 2), [300, 100] if good else [100, 300]),
+            "sides": np.full((n, kinds, *sides), [90 if good else 10, 100]),
+            "sides of rivals": np.full((len(names), kinds, *sides), [50, 100])}
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_claims_hold_where_they_should_and_fail_where_they_should(good):
+    figure = cl.FIGURES["classification"]
+    made = lab.Lab(cl.settings_of, cl.SIZE, "full", seeds=(0, 1))
+    found = [[few(names, good)] * 2 for _, *names in figure.measurements]
+    for c in lab.judged(made, figure.claims(made, *found), {name: {} for name in cl.FEW}):
+        assert np.isfinite(c["measured"]) and c["holds"] is good, c
+    plt.close(figure.draw(made, *found))
+
+
+def test_runs_that_have_not_arrived_are_left_out_of_the_text_of_a_claim():
+    right, wrong = few([], True), few([], False) | {"course 0": LATE}
+    assert "its own 0.90" in cl.accuracy_row(cl.PROBLEMS[0], 0, 0, [right, wrong])[0]
+    assert "0.90 of 100 where that is right, 0.90 of 100" in cl.side_row(cl.PROBLEMS[0], 0, 0, [right, wrong])[0]
+    assert cl.arrived([wrong]) == [wrong]               # where none has, all are shown
+
+
+def test_figure_smoke(tmp_path):
+    """Tiny models through training, measurement, claims and drawing; and drawn again."""
+    figure, size = cl.FIGURES["classification"], cl.SIZE
+    small = lab.Lab(cl.settings_of, size, "smoke", cache=tmp_path / "runs")
+    small.prepare(figure.measurements)
+    claims = lab.make("classification", figure, small, tmp_path)
+    assert matplotlib.image.imread(tmp_path / "classification.png").std() > 0.05
+    assert len(claims) == 2 * len(cl.FEW) * len(cl.VARIANTS) * len(cl.PROBLEMS)
+    assert all(np.isfinite(c["measured"]) for c in claims)
+    again = lab.Lab(cl.settings_of, size, *lab.stored(figure, tmp_path / "data"),
+                    data=tmp_path / "data")
+    assert lab.make("classification", figure, again, tmp_path / "again") == claims
+
+
