@@ -274,7 +274,8 @@ def numbers(names, good):
     deaf = good and name == "depth 1"
     own = 0.99 if deaf else own
     learns = 0.0 if deaf else learns
-    outside = learns * (0.9 if good else 0.1) + (0.2 if heart and not good else 0)
+    pool = [np.nan] * 4 if deaf else pool
+    outside = learns * (0.9 if good else 0.1) + (0 if good or heart else 0.2)
     near = 0.9 if good else 0.2
     return made_up(ridge, posterior) | {
         "learns": learns, "learns on the pool": learns, "optimiser": optimiser,

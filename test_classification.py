@@ -184,7 +184,8 @@ def test_claims_hold_where_they_should_and_fail_where_they_should(good):
 def test_runs_that_have_not_arrived_are_left_out_of_the_text_of_a_claim():
     right, wrong = few([], True), few([], False) | {"course 0": LATE}
     assert "its own 0.90" in cl.accuracy_row(cl.PROBLEMS[0], 0, 0, [right, wrong])[0]
-    assert "0.90 of 100 where that is right, 0.90 of 100" in cl.side_row(cl.PROBLEMS[0], 0, 0, [right, wrong])[0]
+    text = cl.side_row(cl.PROBLEMS[0], 0, 0, [right, wrong])[0]
+    assert "0.90 of 100 where that is right, 0.90 of 100 where it is wrong" in text
     assert cl.arrived([wrong]) == [wrong]               # where none has, all are shown
 
 
