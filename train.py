@@ -214,7 +214,7 @@ PRESETS = {
 
 # --------------------------------------------------------------------------------------- updates
 # An update maps (params, grads, slots, step) to new (params, slots); slots is a dict of whatever
-# arrays it remembers.
+# arrays it remembers, such as AdamW's moments (not a token's slots of mesa.py).
 
 
 def adamw(schedule, weight_decay=None, clip=math.inf, b1=0.9, b2=0.999, eps=1e-8):
