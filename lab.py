@@ -46,9 +46,9 @@ from workers import SIGNALS, cores
 # One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind
 # readers too).
 COLOUR = {"linear": "#0072B2", "mesa": "#009E73", "softmax": "#CC79A7", "hybrid": "#D55E00",
-          "gradient descent": "#E69F00", "normalised": "#8C6D1F", "least squares": "#000000",
-          "kernel regression": "#7F7F7F", "CompressedAlg": "#56B4E9", "optimum": "#7F7F7F",
-          "control": "#B0B0B0"}
+          "gradient descent": "#E69F00", "half and half": "#8C6D1F",
+          "least squares": "#000000", "kernel regression": "#606060",
+          "CompressedAlg": "#56B4E9", "optimum": "#A05A00", "control": "#8A8A8A"}
 
 # measurements: tuples (function, *names of runs).  claims(lab, *found) -> rows and
 # draw(lab, *found) -> a matplotlib figure take, for each measurement, a list of what it found, one
@@ -606,7 +606,7 @@ def shades(colour, n):
     same kind of model."""
     from matplotlib.colors import to_rgb
     full = np.array(to_rgb(COLOUR.get(colour, colour)))
-    at = np.linspace(-0.5, 0.5 if n > 2 else 0, n)      # -1 white, 0 full, 1 black
+    at = np.linspace(-0.3, 0.6 if n > 2 else 0, n)      # -1 white, 0 full, 1 black
     return [tuple(full + (1 - full) * -u if u < 0 else full * (1 - u)) for u in at]
 
 
