@@ -10,7 +10,7 @@ judges and draws:
                             that code names, the settings of its runs and the seed
     OUT/NAME.png, .json     a figure's picture and its claims: what is claimed and by whom, the
                             predicate that would make it hold, the number measured here, and whether
-                            it holds;  OUT/claims.md: all of them as a table
+                            it holds;  OUT/claims.md: all of them, a table a figure
     OUT/data, OUT/weights   the arrays behind the figures, one file a measurement and seed, and the
                             weights of the first seed
 
@@ -495,6 +495,15 @@ def claims_in(path):
         return []
 
 
+def all_tables(out):
+    """The claims of all figures in the folder `out`, in Markdown: their totals, then a section for
+    each figure with its own."""
+    tables = {path.stem: claims_in(path) for path in sorted(out.glob("*.json"))}
+    parts = [f"## {store.printable(name)}\n\n{totals(claims)}.\n\n{markdown(claims)}"
+             for name, claims in tables.items() if claims]
+    return "\n".join([f"{totals(sum(tables.values(), []))}.\n", *parts])
+
+
 def pyplot():
     """matplotlib.pyplot, set up for figures in files; UserError where it is missing."""
     try:
@@ -533,8 +542,7 @@ def make(name, figure, lab, out):
     store.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
     store.write_text(out / f"{name}.json", json.dumps(claims, indent=1) + "\n")
     plt.close(fig)
-    everything = [c for path in sorted(out.glob("*.json")) for c in claims_in(path)]
-    store.write_text(out / "claims.md", f"{totals(everything)}.\n\n{markdown(everything)}")
+    store.write_text(out / "claims.md", all_tables(out))
     print(f"\n{out / name}.png: {totals(claims)}\n\n{markdown(claims)}", flush=True)
     return claims
 
