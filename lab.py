@@ -39,6 +39,7 @@ from autodiff import xp                                 # before NumPy: it sets 
 
 import numpy as np
 
+import signals
 import store
 import train
 from workers import SIGNALS, cores
@@ -200,7 +201,7 @@ busy = threading.Lock()         # held while a process of a Pool does a job
 
 def obedient(job, *arguments):
     """What a process of a Pool does: a job, which SIGTERM interrupts."""
-    with busy, train.heeding():
+    with busy, signals.heeding():
         return job(*arguments)
 
 
@@ -211,7 +212,7 @@ def follow(word, parents_end):
     parents_end.close()                                 # this process has inherited it
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
-    sys.stdout, sys.stderr = train.Output(sys.stdout), train.Output(sys.stderr)
+    sys.stdout, sys.stderr = signals.Output(sys.stdout), signals.Output(sys.stderr)
 
     def wait_for_it():
         with suppress(EOFError, OSError):
