@@ -244,7 +244,7 @@ def draw_training(ax, ones):
     steps, gd, optimum = r["heldout"][:, 0], float(r["gd_heldout"]), float(r["optimum_heldout"])
     losses = [r["heldout"][:, 1] for r in ones]
     short = np.mean([r["along"][:, 0] for r in ones], axis=0)               # [snapshots]
-    inset = ax.inset_axes((0.38, 0.33, 0.6, 0.4))
+    inset = ax.inset_axes((0.38, 0.31, 0.6, 0.34))
     for panel in (ax, inset):
         panel.axhline(gd, color=COLOUR["gradient descent"], lw=1.5)
         panel.axhline(optimum, color=COLOUR["optimum"], lw=1.5, ls="--")
@@ -253,14 +253,15 @@ def draw_training(ax, ones):
     inset.set_ylim(optimum - 0.35 * (gd - optimum), gd + 1.3 * (gd - optimum))
     inset.set_xlim(0.1 * steps[-1], 1.03 * steps[-1])
     inset.tick_params(labelsize=7)
-    end = 0.98 * steps[-1]
-    label(inset, end, gd, f"one gradient step {gd:.3f}", "gradient descent", "bottom", fontsize=7.5)
-    label(inset, end, optimum, f"closed-form optimum {optimum:.3f}", "optimum", "top", fontsize=7.5)
     ax.set(title="linear-1 over training", xlabel="training step",
            ylabel=r"held-out loss  $\frac{1}{2}E|\hat x - x|^2$")
     ax.set_ylim(bottom=0.8 * optimum)
-    label(ax, 0.98, 0.95, "linear layer", "linear", transform=ax.transAxes, weight="bold")
-    label(ax, 0.98, 0.87, "○  its CompressedAlg", "CompressedAlg", transform=ax.transAxes)
+    for y, text, colour, style in (
+            (0.95, "linear layer", "linear", dict(weight="bold")),
+            (0.87, "○  its CompressedAlg", "CompressedAlg", {}),
+            (0.79, f"one gradient step {gd:.3f}", "gradient descent", dict(fontsize=7.5)),
+            (0.72, f"its optimum {optimum:.3f}", "optimum", dict(fontsize=7.5))):
+        label(ax, 0.98, y, text, colour, transform=ax.transAxes, **style)
 
 
 def draw_ridge(ax, ones, mesas):
@@ -323,12 +324,12 @@ def draw_probe(ax, depths, what, title):
     each) over t."""
     errors = [1 - r[what] for r in depths]                                  # [layers + 1, at, 2]
     shuffled = np.mean([error[:, :, 1].mean(axis=0) for error in errors], axis=0)
-    ax.set_yscale("log")
+    ax.set_yscale("log" if what == "next" else "linear")
     ends = draw_layers(ax, depths[0]["at"], [error[:, :, 0] for error in errors], shuffled,
                        "#5E3C99", lw=1.6)
     ax.axvline(float(depths[0]["d"]), color="0.85", lw=1, zorder=0)
     ax.set(title=title, xlabel="context length $t$", ylabel="probe error $1 - R^2$")
-    end_labels(ax, ends, 7.5)
+    end_labels(ax, ends, 7.5, gap=0.06)
 
 
 def binding_rows(panel, name, bound, partial):
@@ -407,7 +408,8 @@ def draw_context(ax, models, curves, bands, title, rivals=("lsq",), what="models
         cheb, rich, colour = r["chebyshev"][k - 1], r["richardson"][k - 1], "gradient descent"
         ax.fill_between(t, cheb, rich, color=COLOUR[colour], alpha=0.45, lw=0)
         ax.plot(t, cheb, color=COLOUR[colour], lw=1)    # for one step the band is a line
-        ends.append(((cheb[-1] * rich[-1]) ** 0.5, f"{k} step{'s' * (k > 1)}", colour))
+        ends.append(((cheb[-1] * rich[-1]) ** 0.5, f"{k} normalised step{'s' * (k > 1)}",
+                     colour))
     for key in rivals:
         name = {"lsq": "least squares", "kernel": "kernel regression"}[key]
         ax.plot(t, r[key], color=COLOUR[name], lw=1.3, ls="-" if key == "lsq" else "--")
@@ -689,12 +691,10 @@ def fig3a_claims(lab, *found):
 def draw_lags(ax, firsts):
     """Over lags: the largest attention of a head, and the sensitivity of the layer's output."""
     attention, shares = [m.max(axis=1) for m in each(firsts, "mass")], sensitivity_shares(firsts)
-    mean_line(ax, np.arange(len(attention[0])), attention, color=COLOUR["softmax"], marker="o",
-              ms=4)
-    mean_line(ax, np.arange(len(shares[0])), shares, color=COLOUR["hybrid"], marker="s", ms=4,
-              ls="--")
-    for y, text, colour in ((0.92, "●  attention, largest of heads", "softmax"),
-                            (0.80, r"■  sensitivity $|\partial e_t/\partial x_{t-j}|$", "hybrid")):
+    mean_line(ax, np.arange(len(attention[0])), attention, color="0.15", marker="o", ms=4)
+    mean_line(ax, np.arange(len(shares[0])), shares, color="0.55", marker="s", ms=4, ls="--")
+    for y, text, colour in ((0.92, "●  attention, largest of heads", "0.15"),
+                            (0.80, r"■  sensitivity $|\partial e_t/\partial x_{t-j}|$", "0.55")):
         label(ax, 0.97, y, text, colour, transform=ax.transAxes)
     ax.set(xlabel="lag $j$", ylabel="share",
            ylim=(0, 1.3 * max(np.max(attention), np.max(shares))))
@@ -788,9 +788,9 @@ def fig4_claims(lab, ones, compressions, curves, depths):
 def draw_alignment(ax, ones):
     """How the outputs of linear-1 come near those of one gradient step, while its loss falls."""
     steps, along = ones[0]["snapshots"], each(ones, "along")                # [snapshots, 4]
-    for i, y, text, colour in ((2, 0.30, "$R^2$", "linear"), (3, 0.20, "cosine", "mesa")):
-        mean_line(ax, steps, [course[:, i] for course in along], color=COLOUR[colour], marker="o",
-                  ms=3)
+    for i, y, text, colour in ((2, 0.30, "$R^2$", COLOUR["linear"]),
+                               (3, 0.20, "cosine", shades("linear", 2)[0])):
+        mean_line(ax, steps, [course[:, i] for course in along], color=colour, marker="o", ms=3)
         label(ax, 0.97, y, text, colour, transform=ax.transAxes)
     mean_line(ax, steps, [course[:, 1] / course[0, 1] for course in along],
               color=COLOUR["control"])
@@ -804,7 +804,7 @@ def draw_compression(ax, compressions):
     ratio = [r["rows"][1:] / r["rows"][1:, :1] for r in compressions]       # [snapshots - 1, 3]
     ax.axhspan(0.95, 1.05, color="0.93", lw=0)
     for i, marker, text, colour in ((1, "o", "CompressedAlg", "CompressedAlg"),
-                                    (2, "x", "half and half", "normalised")):
+                                    (2, "x", "half and half", "half and half")):
         mean = mean_line(ax, steps, [of_seed[:, i] for of_seed in ratio], color=COLOUR[colour],
                          marker=marker, ms=4, mfc="none")
         ends.append((mean[-1], text, colour))
@@ -920,9 +920,10 @@ def draw_dimensions(ax, dimensions):
         mean = mean_line(ax, dims, [r["rows"][:, i] for r in dimensions], color=COLOUR[name],
                          marker="o", ms=5)
         ends.append((mean[-1], name, name))
-    ax.set(title="B  After 5 d tokens", xlabel="dimension $d$",
+    ax.set(title="B  After 5 d tokens", xlabel="dimension $d$", xscale="log",
            ylabel="loss / loss of predicting zero")
-    ax.set_xticks(dims)
+    ax.set_xticks(dims, [f"{d}" for d in dims])
+    ax.minorticks_off()
     end_labels(ax, ends)
 
 

@@ -10,7 +10,7 @@ judges and draws:
                             that code names, the settings of its runs and the seed
     OUT/NAME.png, .json     a figure's picture and its claims: what is claimed and by whom, the
                             predicate that would make it hold, the number measured here, and whether
-                            it holds;  OUT/claims.md: all of them as a table
+                            it holds;  OUT/claims.md: all of them, a table a figure
     OUT/data, OUT/weights   the arrays behind the figures, one file a measurement and seed, and the
                             weights of the first seed
 
@@ -39,6 +39,7 @@ from autodiff import xp                                 # before NumPy: it sets 
 
 import numpy as np
 
+import signals
 import store
 import train
 from workers import SIGNALS, cores
@@ -46,9 +47,9 @@ from workers import SIGNALS, cores
 # One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind
 # readers too).
 COLOUR = {"linear": "#0072B2", "mesa": "#009E73", "softmax": "#CC79A7", "hybrid": "#D55E00",
-          "gradient descent": "#E69F00", "normalised": "#8C6D1F", "least squares": "#000000",
-          "kernel regression": "#7F7F7F", "CompressedAlg": "#56B4E9", "optimum": "#7F7F7F",
-          "control": "#B0B0B0"}
+          "gradient descent": "#E69F00", "half and half": "#8C6D1F",
+          "least squares": "#000000", "kernel regression": "#606060",
+          "CompressedAlg": "#56B4E9", "optimum": "#A05A00", "control": "#8A8A8A"}
 
 # measurements: tuples (function, *names of runs).  claims(lab, *found) -> rows and
 # draw(lab, *found) -> a matplotlib figure take, for each measurement, a list of what it found, one
@@ -200,7 +201,7 @@ busy = threading.Lock()         # held while a process of a Pool does a job
 
 def obedient(job, *arguments):
     """What a process of a Pool does: a job, which SIGTERM interrupts."""
-    with busy, train.heeding():
+    with busy, signals.heeding():
         return job(*arguments)
 
 
@@ -211,7 +212,7 @@ def follow(word, parents_end):
     parents_end.close()                                 # this process has inherited it
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
-    sys.stdout, sys.stderr = train.Output(sys.stdout), train.Output(sys.stderr)
+    sys.stdout, sys.stderr = signals.Output(sys.stdout), signals.Output(sys.stderr)
 
     def wait_for_it():
         with suppress(EOFError, OSError):
@@ -495,6 +496,15 @@ def claims_in(path):
         return []
 
 
+def all_tables(out):
+    """The claims of all figures in the folder `out`, in Markdown: their totals, then a section for
+    each figure with its own."""
+    tables = {path.stem: claims_in(path) for path in sorted(out.glob("*.json"))}
+    parts = [f"## {store.printable(name)}\n\n{totals(claims)}.\n\n{markdown(claims)}"
+             for name, claims in tables.items() if claims]
+    return "\n".join([f"{totals(sum(tables.values(), []))}.\n", *parts])
+
+
 def pyplot():
     """matplotlib.pyplot, set up for figures in files; UserError where it is missing."""
     try:
@@ -533,8 +543,7 @@ def make(name, figure, lab, out):
     store.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
     store.write_text(out / f"{name}.json", json.dumps(claims, indent=1) + "\n")
     plt.close(fig)
-    everything = [c for path in sorted(out.glob("*.json")) for c in claims_in(path)]
-    store.write_text(out / "claims.md", f"{totals(everything)}.\n\n{markdown(everything)}")
+    store.write_text(out / "claims.md", all_tables(out))
     print(f"\n{out / name}.png: {totals(claims)}\n\n{markdown(claims)}", flush=True)
     return claims
 
@@ -606,7 +615,7 @@ def shades(colour, n):
     same kind of model."""
     from matplotlib.colors import to_rgb
     full = np.array(to_rgb(COLOUR.get(colour, colour)))
-    at = np.linspace(-0.5, 0.5 if n > 2 else 0, n)      # -1 white, 0 full, 1 black
+    at = np.linspace(-0.3, 0.6 if n > 2 else 0, n)      # -1 white, 0 full, 1 black
     return [tuple(full + (1 - full) * -u if u < 0 else full * (1 - u)) for u in at]
 
 

@@ -469,6 +469,8 @@ def draw_bits(ax, known, runs, others=()):
     for i, (bits, text, style) in enumerate(anchors_of(known)):
         ax.axvline(bits, color="0.6", lw=1, ls=style, zorder=0)
         label(ax, bits, 1.2 - 0.42 * (i % 2), text, "0.4", ha="center", fontsize=7.5)
+    left, right = ax.get_xlim()                         # room for the name of the leftmost anchor
+    ax.set_xlim(left - 0.1 * (right - left), right)
 
 
 def draw_training(ax, runs, timed=()):

@@ -28,6 +28,7 @@ Glossary.  Rows run over time: Q, K, V, P are matrices whose row t is q_t, k_t, 
     slots         the four stretches of a constructed token [0, x_t, x_t, x_{t-1}]  d entries each
     r             residual of an iteration, slot 1 (Proposition 2)              [d]
     w, alpha      what a layer adds to prediction and residual, per layer       [layers]
+                  (alpha in `neumann`, `paper_steps`: step sizes)
     phi           what x_{t+1} is regressed on where it is not x_t (not Phi_t)  [B, T, n]
 
 tril(.) keeps what does not look ahead, i <= t.  All functions take plain arrays or Tensors (see
@@ -476,7 +477,7 @@ def proposition_2(w, alpha, d=10, heads=4, n=None):
     by one head whose query is r, its key x_{i-1} and its value (x_{i-1}, x_i).  For gradient
     descent and ridge regression `richardson_weights` chooses w and alpha.  With the same alpha, not
     0, in all layers and w free, J layers reach N_t polynomial(S_t) x_t for every polynomial of
-    degree J - 1 or less.
+    degree J - 1 or less.  (`paper_steps`, the paper's J steps, have degree J.)
 
     With n, the same on tokens [0, phi_t, x_t, phi_{t-1}], phi_t in R^n, for regression on phi_t.
     """
@@ -516,7 +517,9 @@ def richardson_weights(eta, mu=0.0):
 
 
 # ----------------------------------------------------------------------------- reference algorithms
-# What a curve is held against.  Least squares, gradient descent and their relatives all predict
+# Textbook iterations, and what figures hold curves against: `paper_steps` (in probes.band, whose
+# Chebyshev is the best polynomial, not `chebyshev` below), `ridge`, `kernel_regression`,
+# `identity_block_optimum`.  Least squares, gradient descent and their relatives all predict
 #     x_{t+1} ~ N_t inverse(S_t) x_t,
 # where inverse(S), a polynomial mostly, approximates S^-1: on the eigenvalues s of S_t it is an
 # approximation of 1/s.  One diagonalisation therefore serves them all, and an algorithm is a line
@@ -613,9 +616,9 @@ def newton_schulz(s, steps):
 
 
 def frobenius(s):
-    """(eigenvalues a of A, norm) for A = (S_t + 0.001 I) / norm, its Frobenius norm.
+    """(eigenvalues a of the normalised matrix (S_t + 0.001 I) / norm, its Frobenius norm).
 
-    The authors' Richardson and Chebyshev work on A, so that one set of step sizes serves
+    The authors' Richardson and Chebyshev work on that matrix, so that one set of step sizes serves
     eigenvalues of every size, and divide what they find by the norm.  No linear layer can do that:
     the norm changes with t.
     """

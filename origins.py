@@ -199,9 +199,9 @@ def draw_origin(lab_, *found):
             read = np.mean([r["read"] for r in seeds], axis=0)              # [layers + 1, LAGS, 2]
             right.plot(range(LAGS), read[1, :, 0], "o-", color=colour, ms=4, lw=1.5)
             ends.append((read[1, -1, 0], SHOWN[kind], colour))
-        right.plot(range(LAGS), read[0, :, 0], ":", color="0.5")
+        right.plot(range(LAGS), read[0, :, 0], ":", color="0.3")
         right.plot(range(LAGS), read[1, :, 1], ":", color=COLOUR["control"])
-        ends += [(read[0, -1, 0], "at the input", "0.5"), (read[1, -1, 1], "shuffled", "control")]
+        ends += [(read[0, -1, 0], "at the input", "0.3"), (read[1, -1, 1], "shuffled", "control")]
         left.axvline(0, color="0.7", lw=1)
         left.set(title=f"{literal(text)}: gain over softmax",
                  xlabel="bits per byte (filled: after repetitions)")

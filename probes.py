@@ -262,7 +262,8 @@ def best_steps(spec, k, scale=lambda eigenvalues: (eigenvalues, 1.0)):
 def band(spec, k):
     """The paper's k steps (mesa.paper_steps), tuned for the best prediction on these sequences:
     (Richardson, Chebyshev), each as a function of eigenvalues s of S_t, s -> q(s), what stands for
-    1/s.  A model of k layers belongs between the two.
+    1/s.  The paper holds a model of k layers against the two; k linear layers of Proposition 2 have
+    degree k - 1 and no norm.
 
     Both are polynomials of degree k in the normalised eigenvalues.  From k = 3 on, Chebyshev's free
     coefficients reach the best of all of them, and for k = 2 its loss within 0.2 %; that one is a

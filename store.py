@@ -223,7 +223,8 @@ class State:
     params: dict                                    # name -> array, what is trained
     rng: np.random.Generator                        # draws every batch of the training
     step: int = 0                                   # updates made
-    slots: dict = field(default_factory=dict)       # the update's own arrays
+    # the update's own arrays, such as AdamW's moments (not a token's slots of mesa.py)
+    slots: dict = field(default_factory=dict)
     losses: list = field(default_factory=list)      # of every step's batch, before its update
     heldout: list = field(default_factory=list)     # (step, held-out loss)
     seconds: float = 0.0                            # time spent

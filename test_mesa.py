@@ -794,6 +794,30 @@ def test_numbers_to_expect_on_the_linear_task():
     assert lsq.mean() == pytest.approx(0.184, rel=0.03)
 
 
+def test_no_linear_layer_of_identity_blocks_makes_one_of_the_papers_steps():
+    """At t = T, and fitted to that alone, it is outside the band of one step, clamped or not."""
+    tune_on, x = (data.linear_sequences(np.random.default_rng(s), 512, 50) for s in (1, 2))
+
+    def sums(x):                                        # as in identity_block_optimum
+        two = x[:, :-1], data.previous(x[:, :-1])
+        return np.stack([mesa.linear_attention(two[q], two[k], two[v])[:, -1:]
+                         for v in (0, 1) for k in (0, 1) for q in (0, 1)], axis=-1)
+    before, now, y = sums(tune_on), sums(x), tune_on[:, -1:]    # [B, 1, d, 8] twice, [B, 1, d]
+
+    def best(parts, clamp):
+        def prediction(c, sums=before):
+            return ad.clip((sums[..., parts] @ c[:, None])[..., 0], -clamp, clamp)
+        flat = before[..., parts].reshape(y.size, len(parts))
+        c = mesa.tune(prediction, y, np.linalg.lstsq(flat, y.ravel(), rcond=None)[0])
+        return float(mesa.squared_error(prediction(c, now), x[:, -1:]))
+    step, every = [2], [*range(8)]                      # Proposition 1's coefficient is [0, 1, 0]
+    losses = [best(parts, clamp) for parts in (step, every) for clamp in (np.inf, 1.5)]
+    assert losses == pytest.approx([0.57, 0.52, 0.55, 0.50], rel=0.05)
+    spec, (one, _) = mesa.spectrum(x), probes.band(mesa.spectrum(tune_on), 1)
+    paper = float(mesa.squared_error(mesa.predict(spec, one(spec.s))[:, -1:], x[:, -1:]))
+    assert paper == pytest.approx(0.36, rel=0.05) and min(losses) > 1.1 * paper
+
+
 # ------------------------------------------------------------------------------------------ data
 
 def test_orthogonal_matrices_are_haar(rng):

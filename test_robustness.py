@@ -30,6 +30,7 @@ import lab
 import language
 import mesa
 import probes
+import signals
 import store
 import train
 import workers
@@ -169,12 +170,12 @@ def test_an_interrupt_during_a_checkpoint_leaves_the_one_before(monkeypatch, tmp
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("signals, raised, steps", [
+@pytest.mark.parametrize("sent, raised, steps", [
     ("INT", train.Interrupted, 4), ("TERM TERM", train.Interrupted, 4),
     ("INT INT", KeyboardInterrupt, 3)])
-def test_a_signal_waits_for_the_end_of_a_step_but_a_second_ctrl_c_does_not(signals, raised, steps):
+def test_a_signal_waits_for_the_end_of_a_step_but_a_second_ctrl_c_does_not(sent, raised, steps):
     state = store.State({"w": np.ones(2)}, np.random.default_rng(0))
-    numbers = [signal.Signals["SIG" + name] for name in signals.split()]
+    numbers = [signal.Signals["SIG" + name] for name in sent.split()]
 
     def sample(rng, n):
         for number in numbers if state.step == 3 else ():
@@ -182,7 +183,7 @@ def test_a_signal_waits_for_the_end_of_a_step_but_a_second_ctrl_c_does_not(signa
         return [np.ones((n, 2))]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with train.heeding(), pytest.raises(KeyboardInterrupt) as caught:
+        with signals.heeding(), pytest.raises(KeyboardInterrupt) as caught:
             train.fit(lambda p, x: (p["w"] * x).sum(), state, sample, train.sgd(0.1), 9, 4)
         assert caught.type is raised and caught.value.args[0] == numbers[0]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

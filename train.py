@@ -19,7 +19,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -31,8 +30,9 @@ import numpy as np
 import data
 import mesa
 import store
+from signals import Output, heeding, interrupts
 from store import State, UserError
-from workers import PIECE, SIGNALS, Workers, keep_memory, pieces
+from workers import PIECE, Workers, keep_memory, pieces
 
 # -------------------------------------------------------------------------------------- settings
 
@@ -214,7 +214,7 @@ PRESETS = {
 
 # --------------------------------------------------------------------------------------- updates
 # An update maps (params, grads, slots, step) to new (params, slots); slots is a dict of whatever
-# arrays it remembers.
+# arrays it remembers, such as AdamW's moments (not a token's slots of mesa.py).
 
 
 def adamw(schedule, weight_decay=None, clip=math.inf, b1=0.9, b2=0.999, eps=1e-8):
@@ -290,9 +290,9 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
     workers    how many processes share the work (default: one per core); the numbers do not
                depend on it
 
-    Ctrl-C, or another signal that is heeded, raises Interrupted at the end of the step (a second
-    Ctrl-C KeyboardInterrupt, at once).  A loss or gradient that is not finite raises Diverged
-    before it can touch the weights.
+    Ctrl-C, or another signal that is heeded (signals.py), raises Interrupted at the end of the step
+    (a second Ctrl-C KeyboardInterrupt, at once).  A loss or gradient that is not finite raises
+    Diverged before it can touch the weights.
     """
     keep_memory()
     with np.errstate(all="ignore"), interrupts() as noted, \
@@ -313,46 +313,6 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
             state.losses.append(loss)
             state.step += 1
             state.seconds += time.perf_counter() - began
-
-
-def stop(number, frame):
-    """A handler of signals: KeyboardInterrupt, whichever signal it is; its argument tells."""
-    if number != signal.SIGINT:                         # `timeout` and others send it twice
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt(number)
-
-
-@contextlib.contextmanager
-def heeding():
-    """Signals that would end this process raise KeyboardInterrupt instead."""
-    ours = {number: signal.signal(number, stop) for number in SIGNALS
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)}
-    try:
-        yield
-    finally:
-        for number, before in ours.items():
-            signal.signal(number, before)
-
-
-@contextlib.contextmanager
-def interrupts():
-    """A list in which a signal that would raise KeyboardInterrupt leaves its number, whatever
-    moment it comes at; only a second Ctrl-C raises it.  Where somebody else handles the signals,
-    the list stays empty."""
-    noted = []
-
-    def note(number, frame):
-        noted.append(number)
-        signal.signal(number, stop if number == signal.SIGINT else signal.SIG_IGN)
-    main_thread = threading.current_thread() is threading.main_thread()
-    ours = {number: signal.signal(number, note) for number in SIGNALS
-            if main_thread and signal.getsignal(number) in (stop, signal.default_int_handler)}
-    try:
-        yield noted
-    finally:
-        for number, before in ours.items():
-            if signal.getsignal(number) is not signal.SIG_IGN:      # saving is not interrupted
-                signal.signal(number, before)
 
 
 # --------------------------------------------------------------------------------------- running
@@ -543,36 +503,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message}; {self.prog} --help and, for settings, python train.py show "
                         f"what there is")
-
-
-class Output:
-    """stdout or stderr, which stops no work, whatever is written: characters that it does not know
-    are escaped; what cannot be written is dropped, and `lost` says why.  It stays None if a reader
-    has left (| head): that is no error."""
-
-    def __init__(self, stream):
-        self.lost = None if stream else "it is closed"
-        self.stream = stream or open(os.devnull, "w", encoding="utf-8")     # noqa: SIM115
-        with contextlib.suppress(AttributeError):       # R\xb2 where R² cannot be shown
-            self.stream.reconfigure(errors="backslashreplace")
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def attempt(self, action, *args):
-        try:
-            action(*args)
-        except OSError as e:
-            if not isinstance(e, BrokenPipeError):
-                self.lost = e.strerror or str(e)
-            with open(os.devnull, "wb") as nothing:     # what is still in the buffer goes there
-                os.dup2(nothing.fileno(), self.stream.fileno())
-
-    def write(self, text):
-        self.attempt(self.stream.write, text)
-
-    def flush(self):
-        self.attempt(self.stream.flush)
 
 
 def command(main):
