@@ -567,9 +567,9 @@ def grid_claims(lab, *found):
         shown = ", ".join(f"{level}: {mean(seeds):.2f}" for level, seeds in zip(levels, by_level))
         seeds, means, noise = spread(factor, found, "learns")
         _, means_2, noise_2 = spread(factor, found, "optimiser")
+        chance = ["" if np.isnan(c) else f", by chance alone {c:.2f}" for c in (noise, noise_2)]
         rows.append((f"{factor}: spread of number 1 over its levels ({shown}), of their means "
-                     f"{means:.2f}, by chance alone {noise:.2f}; of number 2: {means_2:.2f}, "
-                     f"{noise_2:.2f}", "", seeds))
+                     f"{means:.2f}{chance[0]}; of number 2: {means_2:.2f}{chance[1]}", "", seeds))
     return [("grid", text, "ours", expected, numbers_, *names)
             for text, expected, numbers_, *names in rows]
 
@@ -656,7 +656,7 @@ def draw_turning_points(ax, found):
         ax.plot(stars, np.full(len(stars), -y), "o", color=colour, ms=5)
         ax.text(1.1, -y + 0.28, model, color=colour, fontsize=8, va="bottom")
     ax.set(xscale="log", xlim=(1, 1_024), ylim=(0.6 - len(MODELS), 0.9), xlabel="$M^*$",
-           title="$M^*$, from where ridge's are nearer")
+           title="From $M^*$ on ridge is nearer")
     ax.set_xticks(POOLS, POOLS)
     ax.minorticks_off()
     ax.set_yticks([])
@@ -738,8 +738,8 @@ def draw_spreads(ax, found):
     ax.set(title="Which factor decides: largest less\nsmallest mean over its levels",
            ylim=(-1.2, y + 1))
     for height, text, colour in ((0.36, "number 1, learns", "k"),
-                                 (0.33, "number 2, as an optimiser", "linear"),
-                                 (0.30, "| by chance alone", "#D55E00")):
+                                 (0.335, "number 2, as an optimiser", "linear"),
+                                 (0.31, "| by chance alone", "#D55E00")):
         label(ax, 0.98, height, text, colour, transform=ax.transAxes)
     ax.spines["left"].set_visible(False)
     ax.set_yticks([])
