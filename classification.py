@@ -335,7 +335,7 @@ def draw_classification(lab, *found):
         draw_accuracies(left, model, kept, colour)
         draw_sides(right, model, kept, colour)
         for y, text in zip((0.22, 0.14, 0.06), ("○  as trained", "◐  EOS tuned on regression",
-                                                "●  then on classification")):
+                                                "●  then on boundaries")):
             label(left, 0.02, y, text, colour, ha="left", transform=left.transAxes, fontsize=8)
         for ax in (left, right):
             ax.set_xticks(range(len(PROBLEMS)), short, fontsize=8)
