@@ -43,8 +43,7 @@ import measure
 import mesa
 import probes
 import train
-from classification import late_seeds
-from lab import COLOUR, Figure, command_line, end_labels, label, mean_line, shades
+from lab import COLOUR, Figure, command_line, end_labels, label, late_seeds, mean_line, shades
 from probes import loss, r_squared
 
 # --------------------------------------------------------------------------------- runs and sizes
@@ -272,27 +271,27 @@ def four_numbers(size, params, s):
     What does not exist for a model is not a number: a pool; W with singular values, where W is not
     orthogonal.
     """
-    new, pool, softened, ridges = law_of(s), np.full(4, np.nan), np.nan, np.nan
+    new, pool, softened, ridges_own = law_of(s), np.full(4, np.nan), np.nan, np.nan
     inverses, window = tuned_optimisers(new, size["tune"])
     ridge, (tune, x, spec, model) = inverses["ridge"], judged_on(size, params, s, new, window)
     steps = {name: mesa.predict(spec, q(spec.s)) for name, q in inverses.items()}
     others, best = rivals(s, tune, x, window), steps["ridge"]
-    of_steps, of_rivals = ({name: r_squared(model, output) for name, output in outputs.items()}
-                           for outputs in (steps, others))
+    outputs = steps | others
+    r2 = {name: r_squared(model, output) for name, output in outputs.items()}
     losses = all_losses(s, new, tune, x, spec, model, ridge)
     if s.task == "pool":
         pool = all_losses(s, s, *judged_on(size, params, s, s, window), ridge)
         softened = max(r_squared(model, posterior(s, x, times)) for times in (1, 3, 10, 30, 100))
-        ridges = r_squared(best, others[POSTERIOR])
+        ridges_own = r_squared(best, others[POSTERIOR])
     shares, ratios = outside(size, params, s, new, tune, ridge, window)
     return mechanism(params, s, x) | {
         "learns": share(*losses[:3]), "learns on the pool": share(*pool[:3]),
-        "optimiser": max(0, *of_steps.values()), "rival": max(0, *of_rivals.values()),
-        "softened": softened, "ridge on posterior": ridges,
+        "optimiser": max(0, *(r2[name] for name in steps)),
+        "rival": max(0, *(r2[name] for name in others)),
+        "softened": softened, "ridge on posterior": ridges_own,
         "outside": shares, "ratios": [losses[0] / losses[1], *ratios],
-        "methods": [*steps, *others], "r2": [*of_steps.values(), *of_rivals.values()],
-        "alike": [alike(model - best, output - best)
-                  for output in (*steps.values(), *others.values())],
+        "methods": [*outputs], "r2": [*r2.values()],
+        "alike": [alike(model - best, output - best) for output in outputs.values()],
         "losses": losses, "on the pool": pool}
 
 
@@ -303,13 +302,18 @@ def judged_on(size, params, s, law, window):
     return tune, x, spectrum_after_d(law, x, window), after_d(s, train.predictions(params, s, x))[0]
 
 
-def all_losses(s, law, tune, x, spec, model, ridge):
+def losses_beside(s, law, tune, x, spec, model, ridge):
     """Losses after d, on what judged_on gives for a law, of the model, ridge (a function of
-    eigenvalues), the predictor that ignores the context, posterior: [4]."""
-    outputs = [model, mesa.predict(spec, ridge(spec.s)), ignoring(law, tune, x)]
+    eigenvalues), the predictor that ignores the context: [3]."""
     y = after_d(s, x[:, 1:])[0]
-    return np.array([loss(output, y) for output in outputs]
-                    + [loss(posterior(s, x), y) if s.task == "pool" else np.nan])
+    return [loss(output, y)
+            for output in (model, mesa.predict(spec, ridge(spec.s)), ignoring(law, tune, x))]
+
+
+def all_losses(s, law, tune, x, spec, model, ridge):
+    """losses_beside and, where the task of s has a pool, that of the posterior: [4]."""
+    own = loss(posterior(s, x), after_d(s, x[:, 1:])[0]) if s.task == "pool" else np.nan
+    return np.array([*losses_beside(s, law, tune, x, spec, model, ridge), own])
 
 
 def mechanism(params, s, x):
@@ -332,8 +336,7 @@ def outside(size, params, s, law, tune, ridge, window):
     def judged(x):
         spec = spectrum_after_d(law, x, window)
         model = after_d(s, train.predictions(params, s, x))[0]
-        own, best, blind, _ = all_losses(replace(s, task=law.task), law, tune, x, spec, model,
-                                         ridge)
+        own, best, blind = losses_beside(s, law, tune, x, spec, model, ridge)
         return share(own, best, blind), own / best
     shrinking, rng = (np.nan, np.nan), np.random.default_rng(402)
     if law.task == "linear":

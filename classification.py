@@ -23,7 +23,7 @@ import measure
 import mesa
 import probes
 import train
-from lab import COLOUR, Figure, command_line, end_labels, label, not_arrived
+from lab import COLOUR, Figure, command_line, end_labels, label, late_seeds
 
 # --------------------------------------------------------------------------------- runs and sizes
 
@@ -125,7 +125,6 @@ CLASSIFIERS = {                                         # rival: (function, valu
 STEPPED = "best gradient steps"
 SIDES = (("least squares", "nearest neighbour"), ("least squares", "kernel regression"),
          ("least squares, neighbours", "nearest neighbour"))
-NEIGHBOUR = "nearest neighbour"
 
 
 def shown_to(name, problem):
@@ -177,6 +176,11 @@ def sided(own, a, b, truth):
             for where in ((a != b) & (a == truth), (a != b) & (b == truth))]
 
 
+def all_sides(who, scores, truth):
+    """`sided` of every array of scores in `who`, for all SIDES.  [who, SIDES, 2, 2]"""
+    return [[sided(own, scores[one], scores[other], truth) for one, other in SIDES] for own in who]
+
+
 def apart(own, other, truth):
     """[right where the other is wrong, wrong where it is right]: what two accuracies differ by."""
     right, others = np.sign(own) == truth, np.sign(other) == truth
@@ -208,26 +212,18 @@ def classification(size, seed, run):
                        for first in (404, 405))
         scores, settings = rival_scores(tune, judge)
         own, truth = [answers(params, s, judge, extra) for extra in extras], judge.labels[:, -1]
-
-        def sides(who, scores=scores, truth=truth):
-            return [[sided(a, scores[one], scores[other], truth) for one, other in SIDES]
-                    for a in who]
         found.append({
             "accuracy": [accuracy(a, judge) for a in own],
             "rivals": [accuracy(a, judge) for a in scores.values()],
             "chosen": [settings[name] for name in scores],
-            "apart": [apart(a, scores[NEIGHBOUR], truth) for a in own],
-            "sides": sides(own), "sides of rivals": sides(scores.values())})
+            "apart": [apart(a, scores["nearest neighbour"], truth) for a in own],
+            "sides": all_sides(own, scores, truth),
+            "sides of rivals": all_sides(scores.values(), scores, truth)})
     return {key: np.stack([of_kind[key] for of_kind in found], axis=1) for key in found[0]} | {
         "names": list(scores), "eos": [e["eos"] for e in extras[1:]], "count": size["problems"]}
 
 
 # ----------------------------------------------------------------------------------------- claims
-
-
-def late_seeds(results):
-    """The seeds, with the reasons, in which the run of these results has not arrived."""
-    return not_arrived(dict(enumerate(r["course 0"] for r in results)))
 
 
 def interval(k, n, z=1.96):
@@ -287,6 +283,11 @@ def judged_side(kind):
     return int(kind == "query stored with the wrong label")
 
 
+# Rivals whose sides stand beside the model's, for either pair that is judged
+CONTROLS = (("class means", STEPPED, "kernel regression", "majority"),
+            ("class means", STEPPED, "majority"))
+
+
 def side_row(kind, v, i, results):
     """A claim of the side that variant v takes on problem i where two rivals differ and least
     squares is wrong: who sides with it there does as it does, right or wrong."""
@@ -299,15 +300,12 @@ def side_row(kind, v, i, results):
     kept = arrived(results)
     own = np.mean([r["sides"][v, i, judged] for r in kept], axis=0)
     controls = "; ".join(
-        f"{name} {b / max(m, 1):.2f}" for name in ("class means", STEPPED, *CONTROL[judged])
+        f"{name} {b / max(m, 1):.2f}" for name in CONTROLS[judged]
         for _, (b, m) in [results[0]["sides of rivals"][names.index(name), i, judged]])
     wrong = 1 - np.mean([r["accuracy"][v, i] for r in kept])
     return (f"sides with {one}, not {other}, on {shares(own)} where it is wrong (there: unrelated "
             f"errors {wrong:.2f}; {controls}); lower end of the last's interval", "> 0.5",
             [interval(*r["sides"][v, i, judged, 1])[0] for r in results])
-
-
-CONTROL = (("kernel regression", "majority"), ("majority",))    # of the sides, for either pair
 
 
 # ---------------------------------------------------------------------------------------- figures
@@ -374,14 +372,16 @@ def draw_sides(ax, model, results, colour):
     kernel regression, is right, with 95 % intervals, seed by seed; a line where errors that have
     nothing to do with least squares' would be."""
     for i, kind in enumerate(PROBLEMS):
+        side = judged_side(kind)
         for v, fill in enumerate(FILLS):
             for shift, r in zip(beside(results), results):
-                k, n = r["sides"][v, i, judged_side(kind), 1]
+                k, n = r["sides"][v, i, side, 1]
                 x = i + 0.22 * (v - 1) + shift
                 ax.plot([x, x], interval(k, n), color=colour, lw=1)
                 ax.plot(x, k / max(n, 1), "o", color=colour, ms=5, **fill)
             wrong = 1 - np.mean([r["accuracy"][v, i] for r in results])
             ax.plot(i + 0.22 * (v - 1) + np.array([-0.1, 0.1]), [wrong] * 2, color="k", lw=1.2)
+        n = results[0]["sides"][0, i, side, 1, 1]       # the rivals', so the same for all
         ax.text(i, 1.06, f"{n:.0f}" + " queries" * (i == 0), fontsize=7.5, ha="center",
                 color="0.4")
     ax.axhline(0.5, color="0.85", lw=0.8, zorder=0)

@@ -803,11 +803,10 @@ def draw_compression(ax, compressions):
     steps, ends = compressions[0]["snapshots"][1:], []
     ratio = [r["rows"][1:] / r["rows"][1:, :1] for r in compressions]       # [snapshots - 1, 3]
     ax.axhspan(0.95, 1.05, color="0.93", lw=0)
-    for i, marker, text, colour in ((1, "o", "CompressedAlg", "CompressedAlg"),
-                                    (2, "x", "half and half", "half and half")):
-        mean = mean_line(ax, steps, [of_seed[:, i] for of_seed in ratio], color=COLOUR[colour],
+    for i, marker, text in ((1, "o", "CompressedAlg"), (2, "x", "half and half")):
+        mean = mean_line(ax, steps, [of_seed[:, i] for of_seed in ratio], color=COLOUR[text],
                          marker=marker, ms=4, mfc="none")
-        ends.append((mean[-1], text, colour))
+        ends.append((mean[-1], text, text))
     ax.set_ylim(0.8, max(1.25, 1.05 * max(of_seed[-3:, 1:].max() for of_seed in ratio)))
     ax.set(title=f"B  {WIDE}, compressed", xlabel="training step",
            ylabel="loss / loss of the trained model")

@@ -426,6 +426,12 @@ def not_arrived(courses):
     return why
 
 
+def late_seeds(results):
+    """The same, from what a measurement of one run found in every seed: measure_run adds the run's
+    held-out losses."""
+    return not_arrived(dict(enumerate(r["course 0"] for r in results)))
+
+
 def judged(lab, rows, courses):
     """Rows of claims as dicts, with mean, spread (standard deviation over seeds; None for one seed)
     and verdict.  courses: for each name of a run {seed: held-out losses}.

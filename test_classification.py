@@ -8,11 +8,13 @@ import mesa
 import probes
 import train
 
-import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scipy.stats
+
+from test_ablations import ARRIVED, LATE
+from test_mesa import all_measured, made, made_again
 
 
 @pytest.fixture
@@ -154,9 +156,6 @@ def test_the_models_of_few_shots_are_those_of_figure_8():
             assert lab.different(mine) == lab.different(theirs)
 
 
-ARRIVED, LATE = (np.array([[0, 1.0], [90, loss], [100, 0.1]]) for loss in (0.1, 0.5))
-
-
 def few(names, good):
     kinds, n = len(cl.PROBLEMS), len(cl.VARIANTS)
     own = np.full((n, kinds), 0.9 if good else 0.1)
@@ -191,15 +190,8 @@ def test_runs_that_have_not_arrived_are_left_out_of_the_text_of_a_claim():
 
 def test_figure_smoke(tmp_path):
     """Tiny models through training, measurement, claims and drawing; and drawn again."""
-    figure, size = cl.FIGURES["classification"], cl.SIZE
-    small = lab.Lab(cl.settings_of, size, "smoke", cache=tmp_path / "runs")
-    small.prepare(figure.measurements)
-    claims = lab.make("classification", figure, small, tmp_path)
-    assert matplotlib.image.imread(tmp_path / "classification.png").std() > 0.05
+    name, figure = "classification", cl.FIGURES["classification"]
+    claims = made(name, figure, all_measured(cl, cl.FIGURES, tmp_path / "runs"), tmp_path)
     assert len(claims) == 2 * len(cl.FEW) * len(cl.VARIANTS) * len(cl.PROBLEMS)
     assert all(np.isfinite(c["measured"]) for c in claims)
-    again = lab.Lab(cl.settings_of, size, *lab.stored(figure, tmp_path / "data"),
-                    data=tmp_path / "data")
-    assert lab.make("classification", figure, again, tmp_path / "again") == claims
-
-
+    assert made_again(name, figure, cl.SIZE, tmp_path) == claims
