@@ -177,13 +177,33 @@ def step_rows(panel, ones):
                   "0.99 .. 1.01", over("compressed", "linear"))]
 
 
+def diagonal_share_of_sum(r):
+    """Share of squares on the diagonals of blocks of sum_h V_h ⊗ K_h, the products of the two
+    matrices of every head, in whose sum heads can cancel each other."""
+    def gram(M):                                        # [heads, D, D] -> [heads, heads]
+        rows = M.reshape(len(M), -1)
+        return rows @ rows.T
+    on = np.kron(np.ones((4, 4)), np.eye(int(r["d"])))
+    return ((gram(on * r["qk"]) * gram(on * r["vo"])).sum() / (gram(r["qk"]) * gram(r["vo"])).sum())
+
+
 def matrix_rows(panel, ones):
     """What figure 3B claims of linear-1: its matrices are Proposition 1's."""
     row, optimum = about(panel, "paper, 3B", "linear-1"), ones[0]["prop1_optimum"]
+    summed = np.mean([diagonal_share_of_sum(r) for r in ones])
     return [row("share of the squared entries of linear-1's product matrices on the diagonals of "
-                "blocks", "> 0.9", each(ones, "diagonal")),
+                f"blocks (of the sum over heads of V ⊗ K: {summed:.3f})", "> 0.9",
+                each(ones, "diagonal")),
             row(f"share of Proposition 1 in linear-1's squared coefficients ({optimum:.2f} at the "
                 "closed-form optimum)", "> 0.9", each(ones, "prop1"))]
+
+
+def least_squares_rows(row, losses, lsq, d):
+    """That mesa-1 does what least squares does: in the mean, and where there is something to
+    tell, at t > d."""
+    return [row("mesa-1's mean loss over that of least squares", "< 1.1", ratios(losses, lsq)),
+            row("the same at t > d alone", "< 1.1",
+                ratios([loss[d:] for loss in losses], [loss[d:] for loss in lsq]))]
 
 
 def mesa_rows(lab, panel, ones, mesas):
@@ -199,7 +219,7 @@ def mesa_rows(lab, panel, ones, mesas):
             measured(f"R² of mesa-1's outputs on those of the ridge regression nearest to it "
                      f"({near:.2g})", "> 0.99", each(mesas, "r2_ridge")),
             against("mesa-1's loss over linear-1's", "< 1", ratios(losses, linear)),
-            paper("mesa-1's mean loss over that of least squares", "< 1.1", ratios(losses, lsq))]
+            *least_squares_rows(paper, losses, lsq, int(mesas[0]["d"]))]
     # the layer's ridge goes on falling for long: no verdict after a brief training
     expected = "0.9 .. 1.1" if lab.profile == "full" else ""
     for t in (15, 20, 50):
@@ -294,6 +314,13 @@ def draw_ridge(ax, ones, mesas):
 # ------------------------------------------ probes of the stream, over depth: overview, 2A, 4E-F, 6
 
 
+def largest_share(error):
+    """The largest fall of log(error) in one step over its fall in all of them; 1 if it does not
+    fall."""
+    fall = -np.diff(np.log(error))
+    return fall.max() / fall.sum() if fall.sum() > 0 else 1.0
+
+
 def depth_rows(panels, depths, name):
     """Probe error falls with depth, and with context; shuffled control.  panels: those of the next
     state and of the preconditioned input."""
@@ -306,16 +333,22 @@ def depth_rows(panels, depths, name):
         squared = [error[:, -1] * r[what + " variance"][-1] for error, r in zip(errors, depths)]
         before, after = np.mean([e[0] for e in squared]), np.mean([e[-1] for e in squared])
         least = [e[1:, late].mean(axis=1).min() / e[0, late].mean() for e in errors]
+        # an error falls with t at the input, too
+        relative = [e[-2, late] / e[0, late] for e in errors]
         rows += [row(f"rank correlation of the error (1 - R²) of the probe for {text} at t = T "
                      f"with the layer of {name} (mean squared error {before:.2g} at the input, "
                      f"{after:.2g} after the last layer)", "< -0.7",
                      [falls(error[:, -1]) for error in errors]),
                  row(f"the least error of the probe for {text} after any layer of {name} over that "
                      "at its input, mean over t > d + 1", "< 0.9", least),
-                 row("rank correlation of that error with t, after the last layer but one of "
-                     f"{name}", "< 0", [falls(error[-2]) for error in errors]),
+                 row("rank correlation of that error with t > d + 1, after the last layer but one of "
+                     f"{name} over that at its input", "< -0.7", [falls(e) for e in relative]),
                  control(f"largest absolute R² of the shuffled control ({text}, {name})", "< 0.1",
                          [np.abs(r[what][1:, :, 1]).max() for r in depths])]
+        if what == "next":
+            shares = [largest_share(error[:, -1]) for error in errors]
+            rows.append(row("largest share of a single layer in the fall of the logarithm of the "
+                            f"error for x_t+1 at t = T, {name}", "< 0.5", shares))
     return rows
 
 
@@ -377,22 +410,32 @@ def band_rows(panel, name, i, k, curves, run=None, what="models", when=""):
                     for loss, r in zip(losses, curves)])                    # [seeds, 8, 2]
     nearest, to_k = far.argmin(axis=1) + 1, far[:, k - 1].mean(axis=0)      # [seeds, 2], [2]
     plain, logs = (listed(numbers, "d") for numbers in nearest.T)
-    within = [((loss <= 1.1 * rich) & (loss >= cheb / 1.1)).mean() for loss in losses]
-    d, mean = int(curves[0]["d"]), np.mean(losses, axis=0)
-    early, late = (mean[part].mean() / cheb[part].mean() for part in (slice(d), slice(d, None)))
-    r2 = np.array(each(curves, "nearness", i))                              # [seeds, 9]
-    r2_text = listed(r2[:, :-1].mean(axis=0), ".3f", " ")
+    # share of positions at which a loss lies in the band of each number of steps
+    within = np.array([((loss <= 1.1 * curves[0]["richardson"])
+                        & (loss >= curves[0]["chebyshev"] / 1.1)).mean(axis=1) for loss in losses])
+    others = [m for m in STEPS if m != k and within[:, m - 1].mean() > 0.9]
+    d = int(curves[0]["d"])
+    late = slice(d, None)
+    early = np.mean(losses, axis=0)[:d].mean() / cheb[:d].mean()
+    late_width = rich[late].mean() / cheb[late].mean()
+    r2 = np.array(each(curves, "nearness", i))                              # [seeds, 10]
+    r2_text = listed(r2[:, :-2].mean(axis=0), ".3f", " ")
+    lsq, ridge = r2[:, -2:].mean(axis=0)
     outputs = [] if what == "early" else [
         row(f"how far from {k} the number of Chebyshev steps is to which {text} outputs at t > d "
-            f"are nearest, least squares standing for 9 (R² on 1, 2, ... steps: {r2_text}; on "
-            f"least squares: {r2[:, -1].mean():.3f})", "< 0.5",
+            f"are nearest, least squares standing for 9, the ridge regression nearest to them for "
+            f"10 (R² of 1, 2, ... steps: {r2_text}; of least squares: {lsq:.3f}; of ridge "
+            f"regression, {np.mean(each(curves, 'ridges', i)):.2g}: {ridge:.3f})", "< 0.5",
             np.abs(r2.argmax(axis=1) + 1 - k))]
     return [row(f"{text} mean loss over that of {k} Chebyshev steps, {cheb.mean():.3f} (t <= d: "
-                f"{early:.2f}, t > d: {late:.2f}; of {k} Richardson steps, the band's other end: "
-                f"{width:.2f})", f"0.97 .. {1.03 * width:.3g}",
-                ratios(losses, [cheb] * len(losses))),
+                f"{early:.2f}; of {k} Richardson steps, the band's other end: {width:.2f})",
+                f"0.97 .. {1.03 * width:.3g}", ratios(losses, [cheb] * len(losses))),
+            row(f"the same at t > d alone (the band's other end: {late_width:.2f})",
+                f"0.97 .. {1.03 * late_width:.3g}",
+                ratios([loss[late] for loss in losses], [cheb[late]] * len(losses))),
             row(f"share of positions at which {text} loss lies in the band of {k} steps, within "
-                "10 %", "> 0.9", within),
+                f"10 % (more than 0.9 in those of other numbers of steps: "
+                f"{listed(others, 'd') or 'none'})", "> 0.9", within[:, k - 1]),
             row(f"how far from {k} the number of Chebyshev steps is whose curve is nearest to "
                 f"{text} ({plain}; in logarithms {logs}; distance to {k} steps {to_k[0]:.2g}, in "
                 f"logarithms {to_k[1]:.2g})", "< 0.5", np.abs(nearest[:, 0] - k)), *outputs]
@@ -683,9 +726,9 @@ def fig3a_claims(lab, *found):
     name, mass = LOOKED_AT[2], np.array(each(found[2], "mass"))             # [seeds, lags, heads]
     largest = listed(np.mean([np.sort(m.max(axis=1))[::-1] for m in mass], axis=0)[:5])
     row = about("3A", "paper, 3A", name)
-    return [*rows, row(f"number of different lags to which heads of {name} give most of their "
+    return [*rows, row(f"number of lags to which a head of {name} gives more than half of its "
                        f"attention (largest shares of a lag: {largest})", ">= 3",
-                       [len(set(m.argmax(axis=0))) for m in mass])]
+                       [(m.max(axis=1) > 0.5).sum() for m in mass])]
 
 
 def draw_lags(ax, firsts):
@@ -756,6 +799,11 @@ def compression_rows(compressions):
             rows.append(paper(f"{text} over that of {WIDE}, step {step:,}", "0.95 .. 1.05",
                               ratios(each(compressions, "rows", at, i),
                                      each(compressions, "rows", at, 0))))
+        rows += [measured(f"CompressedAlg's loss at t > d over that of {WIDE}, step {step:,}",
+                          "0.95 .. 1.05", ratios(each(compressions, "late", at, 1),
+                                                 each(compressions, "late", at, 0))),
+                 measured(f"R² of CompressedAlg's outputs at t > d on those of {WIDE}, step "
+                          f"{step:,}", "> 0.99", each(compressions, "r2", at))]
     for key, text in (("alone", "only layer 1, 2, ... compressed"),
                       ("but", "all compressed but what reads or writes slot 0, 1, 2, 3")):
         of_seeds = [r[key] / r["rows"][-1, 0] for r in compressions]
@@ -774,7 +822,7 @@ def fig4_claims(lab, ones, compressions, curves, depths):
     along = each(ones, "along")                                             # [snapshots, 4]
     rows = [*step_rows("4A", ones),
             row("correlation over snapshots between linear-1's loss and 1 - R² of its outputs on "
-                "one gradient step's", "> 0.9",
+                "one gradient step's (both fall from where they began: no verdict)", "",
                 [np.corrcoef(course[:, 1], 1 - course[:, 2])[0, 1] for course in along]),
             *compression_rows(compressions)]
     for panel, i, k in (("4C", 1, 2), ("4D", 2, 6)):
@@ -843,8 +891,7 @@ def mesa_row_claims(lab, curves):
         rows.append(row(f"mesa-1's mean loss over that of {name}", "< 1",
                         ratios(mesa, each(curves, "models", i))))
     row = about("mesa", "paper, section on the mesa layer", "mesa-1")
-    return [*rows, row("mesa-1's mean loss over that of least squares", "< 1.1",
-                       ratios(mesa, each(curves, "lsq")))]
+    return rows + least_squares_rows(row, mesa, each(curves, "lsq"), int(curves[0]["d"]))
 
 
 def draw_mesa_row(lab, curves):
@@ -870,10 +917,15 @@ def swap_rows(name, swaps, bound):
     ends = listed(each(swaps, "course 0", -1, 1), ".3f")
     after = listed(np.mean([r["r2"][1:, 1, 0] for r in bound], axis=0))
     later = listed(ratio[:, 1:].mean(axis=0))
+    removed = listed(np.mean(each(swaps, "removed"), axis=0))
+    measured = about("5A", "measured", name)
     return [row(f"loss with layer 1 made linear over the original, d = {d} (originals, by seed: "
                 f"{ends}; R² of x_t-1 after layers 1, 2, ...: {after})", "> 1.5", ratio[:, 0]),
             row(f"the same for the later layers, d = {d} ({later}): largest",
-                "< 1.1" if name == ATTENTION[-1] else "", ratio[:, 1:].max(axis=1))]
+                "< 1.1" if name == ATTENTION[-1] else "", ratio[:, 1:].max(axis=1)),
+            measured(f"layer 1's ratio over the largest of the later layers', d = {d} (ratios with "
+                     f"nothing in the place of layer 1, 2, ...: {removed})", "> 1",
+                     ratio[:, 0] / ratio[:, 1:].max(axis=1))]
 
 
 def fig5_claims(lab, *found):
@@ -1046,8 +1098,10 @@ FEW = tuple(name for name in RUNS if name.endswith(", few"))
 
 
 def ascents(losses, zeros):
-    """Early ascent: the mean loss at examples 2 to 5 over that of predicting zero, per seed."""
-    return ratios([loss[1:5] for loss in losses], [zero[1:5] for zero in zeros])
+    """Early ascent, per seed: the largest loss at examples 2 to 5 over that at the first, both
+    relative to predicting zero."""
+    relative = np.divide(losses, zeros)                                     # [seeds, n]
+    return relative[:, 1:5].max(axis=1) / relative[:, 0]
 
 
 def shot_rows(name, shots):
@@ -1057,7 +1111,9 @@ def shot_rows(name, shots):
     single, double = each(shots, "single"), each(shots, "double")           # [3 variants, n]
     zeros = each(shots, "single zero")                                      # [n] each
     zero, least = zeros[0], shots[0]["single pairs"].mean()
-    start = single[0].shape[1] // 2                     # of the second task
+    both = [loss[2] / zero for loss, zero in zip(double, each(shots, "double zero"))]
+    half = len(zero) // 2                               # where the second task begins
+    ends = listed(np.mean(both, axis=0)[[half - 1, half]])
     plain, eos, prefix = np.mean(single, axis=-1).T                         # [seeds] each
     means = listed([np.mean(variant) for variant in (plain, eos, prefix)], ".3g")
     return [one(f"{text}: loss with EOS over that as trained, mean over examples (as trained, EOS, "
@@ -1068,11 +1124,13 @@ def shot_rows(name, shots):
                 f"zero (as trained: {np.mean([loss[0, -1] / zero[-1] for loss in single]):.2f})",
                 "< 0.8", [loss[2, -1] / zero[-1] for loss in single]),
             one(f"{text}: loss with EOS and prefix over that of least squares on pairs "
-                "(sub-optimal)", "> 1", ratios(prefix, each(shots, "single pairs"))),
-            two(f"{text}: loss at the end of the second task over that at its start, with EOS and "
-                "prefix", "< 0.8", [loss[2, -1] / loss[2, start] for loss in double]),
-            two(f"{text}: early ascent, mean loss at examples 2 to 5 over that of predicting "
-                "zero, as trained", "> 1.05", ascents([loss[0] for loss in single], zeros))]
+                "(sub-optimal)", "", ratios(prefix, each(shots, "single pairs"))),
+            two(f"{text}: loss at the last example of the second of two tasks over that of "
+                f"predicting zero, with EOS and prefix (at the last of the first, the first of the "
+                f"second: {ends})", "< 0.8", [relative[-1] for relative in both]),
+            two(f"{text}: early ascent, largest loss at examples 2 to 5 over that at the first, "
+                "both relative to predicting zero, as trained", "> 1.05",
+                ascents([loss[0] for loss in single], zeros))]
 
 
 def fig8_claims(lab, *found):
@@ -1083,10 +1141,10 @@ def fig8_claims(lab, *found):
         zeros = each(shots, "single zero")
         if name == FEW[0]:
             rows += [row("the same for least squares on all neighbouring tokens, ridge 0.001",
-                         "> 1.05", ascents(each(shots, "single neighbours, 0.001"), zeros)),
+                         "", ascents(each(shots, "single neighbours, 0.001"), zeros)),
                      row("the same with the ridge tuned", "",
                          ascents(each(shots, "single neighbours"), zeros)),
-                     row("the same where the pairs (y_i, x_i+1) are left out", "< 1.05",
+                     row("the same where the pairs (y_i, x_i+1) are left out", "",
                          ascents(each(shots, "single pairs"), zeros))]
     return rows
 

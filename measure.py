@@ -12,7 +12,7 @@ same sequences.  Losses are 1/2 E|prediction - x_{t+1}|^2; a probe gives [R², R
 control]; layer 0 of a stream is its input.  The frame in lab.py calls these functions in parallel
 and keeps what they return.
 """
-import autodiff  # noqa: F401  (before NumPy: it sets the number of BLAS threads)
+import autodiff as ad   # before NumPy: it sets the number of BLAS threads
 
 import numpy as np
 
@@ -120,6 +120,14 @@ def mesa_layer(size, seed, run):
             "r2_ridge": r_squared(model, ridge), "d": s.d, "T": s.T}
 
 
+def nearest_ridge(spec, outputs, d):
+    """Not a rival but a measurement: the ridge [1] whose regression is nearest to a model's outputs
+    [B, T, d] at t > d, on the sequences of `spec`."""
+    theta = mesa.tune(lambda p: mesa.predict(spec, mesa.ridge(spec.s, ad.exp(p)))[:, d:],
+                      outputs[:, d:], np.log([0.1]))
+    return np.exp(theta)
+
+
 def context(size, seed, *runs):
     """Loss over context of runs on the same task, and of the reference algorithms on that task's
     features: the paper's k steps (Richardson, Chebyshev), gradient steps without normalisation,
@@ -127,8 +135,10 @@ def context(size, seed, *runs):
 
     models, early                   at the end of the training, and at step EARLY  [runs, T]
                                     (not a number without that snapshot)
-    nearness                        R² of the models' outputs at t > d on those of k Chebyshev
-                                    steps, for k in STEPS, and of least squares    [runs, 9]
+    nearness                        R² for the models' outputs at t > d of those of k Chebyshev
+                                    steps, for k in STEPS, of least squares, and of the ridge
+                                    regression nearest to them                     [runs, 10]
+    ridges                          the ridges of these                            [runs]
     parameters                      how many weights                               [runs]
     richardson, chebyshev, steps    for k in STEPS                                 [8, T]
     lsq, kernel, zero               zero: of predicting nothing                    [T]
@@ -150,12 +160,18 @@ def context(size, seed, *runs):
     inverses = [*(chebyshev for _, chebyshev in bands), lambda e: mesa.ridge(e, mu)]
     references = [mesa.predict(spec, inverse(spec.s)) for inverse in inverses]
     *chebyshev, lsq = (by_position(output, y) for output in references)
-    models = [train.predictions(state.params, run.settings, x) for state, run in zip(states, runs)]
+
+    def outputs(x):
+        return [train.predictions(state.params, run.settings, x)
+                for state, run in zip(states, runs)]
+    models, ridges = outputs(x), [nearest_ridge(spec_tune, o, s.d) for o in outputs(x_tune)]
     kernel = mesa.kernel_regression(x, probes.tuned_bandwidth(x_tune[:128]))
     return {"models": [by_position(model, y) for model in models],
             "early": [early(run) for run in runs], "d": s.d,
-            "nearness": [[r_squared(model[:, s.d:], output[:, s.d:]) for output in references]
-                         for model in models],
+            "nearness": [[r_squared(output[:, s.d:], model[:, s.d:])
+                          for output in (*references, mesa.predict(spec, mesa.ridge(spec.s, own)))]
+                         for model, own in zip(models, ridges)],
+            "ridges": np.ravel(ridges),
             "parameters": [sum(w.size for w in state.params.values()) for state in states],
             "richardson": [of_inverse(richardson) for richardson, _ in bands],
             "chebyshev": chebyshev, "lsq": lsq,
@@ -166,20 +182,25 @@ def context(size, seed, *runs):
 def compression(size, seed, run):
     """CompressedAlg of a deep linear model as it trains: at each snapshot the losses of the model,
     of its CompressedAlg, and of the average of the weights then and of the compressed ones at the
-    end, half and half (rows [snapshots, 3]).  At the end, the losses with one layer alone
-    compressed (alone [layers]) and with everything but what reads or writes one slot (but [4]); and
-    how many entries its matrices have, how many numbers their tables, how many of these are above
-    2 % of the largest in their table (nonzero)."""
+    end, half and half (rows [snapshots, 3]), the first two at t > d alone (late [snapshots, 2]),
+    and R² of CompressedAlg's outputs there on the model's (r2 [snapshots]).  At the end, the losses
+    with one layer alone compressed (alone [layers]) and with everything but what reads or writes
+    one slot (but [4]); and how many entries its matrices have, how many numbers their tables, how
+    many of these are above 2 % of the largest in their table (nonzero)."""
     s, d, x = run.settings, run.settings.d, train.heldout_sequences(run.settings)
 
     def loss_of(P):
         return loss(probes.predictions_of_products(P, s, x), x[:, 1:])
     P_end = probes.products(run.params, s.config)       # [layers, 2, heads, D, D]
     P_short = probes.compressed(P_end, d)
-    rows, alone, but = [], [], []
+    rows, late, r2, alone, but = [], [], [], [], []
     for step in s.snapshots:
         P = probes.products(run.weights_at(step), s.config)
-        rows.append([loss_of(P), loss_of(probes.compressed(P, d)), loss_of((P + P_short) / 2)])
+        own, short = (probes.predictions_of_products(some, s, x)
+                      for some in (P, probes.compressed(P, d)))
+        rows.append([loss(own, x[:, 1:]), loss(short, x[:, 1:]), loss_of((P + P_short) / 2)])
+        late.append([loss(outputs[:, d:], x[:, d + 1:]) for outputs in (own, short)])
+        r2.append(r_squared(short[:, d:], own[:, d:]))
     for l in range(len(s.kinds)):
         P = P_end.copy()
         P[l] = P_short[l]
@@ -190,7 +211,7 @@ def compression(size, seed, run):
         but.append(loss_of(P))
     tables = np.abs(probes.slot_table(P_short, d))
     return {"heldout": run.state.heldout, "snapshots": s.snapshots,
-            "rows": rows, "alone": alone, "but": but,
+            "rows": rows, "late": late, "r2": r2, "alone": alone, "but": but,
             "entries": P_short.size, "numbers": tables.size,
             "nonzero": (tables > 0.02 * tables.max(axis=(-1, -2), keepdims=True)).sum()}
 
@@ -282,13 +303,17 @@ def first_layer(size, seed, run):
 
 
 def linearised(size, seed, run):
-    """loss(swapped) / loss(original) for a distilled linear layer in the place of each softmax
-    layer: ratios [layers]."""
-    s, params, x, ratios = run.settings, run.params, train.heldout_sequences(run.settings), []
+    """loss(changed) / loss(original) with a distilled linear layer in the place of each softmax
+    layer, and with nothing in its place: ratios, removed [layers]."""
+    s, params, ratios, removed = run.settings, run.params, [], []
+    x = train.heldout_sequences(s)
+    original = train.heldout_loss(params, s, x)
     for l in range(len(s.kinds)):
         swapped = probes.distil(params, s, l, size["distil"], seed=seed, workers=1)
-        ratios.append(train.heldout_loss(*swapped, x) / train.heldout_loss(params, s, x))
-    return {"ratios": ratios, "d": s.d}
+        ratios.append(train.heldout_loss(*swapped, x) / original)
+        nothing = {f"blocks.{l}.wo": 0 * params[f"blocks.{l}.wo"]}
+        removed.append(train.heldout_loss(params | nothing, s, x) / original)
+    return {"ratios": ratios, "removed": removed, "d": s.d}
 
 
 def over_dimensions(size, seed):

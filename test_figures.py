@@ -43,8 +43,10 @@ def context(names, good):
     of_k = np.array([steps(k) for k in measure.STEPS])
     own = [depths.get(name.split(",")[0], 9) if good else 1 + name.startswith("linear-1")
            for name in names]
-    nearness = [np.exp(-0.1 * np.abs(np.arange(1, 10) - k)) for k in own]   # 9: least squares
+    # 9: least squares, 10: the nearest ridge regression
+    nearness = [np.exp(-0.1 * np.abs(np.arange(1, 11) - k)) for k in own]
     return {"models": models, "early": models, "nearness": nearness, "d": d,
+            "ridges": np.ones(len(names)),
             "parameters": np.ones(len(names)),
             "richardson": 1.2 * of_k, "chebyshev": of_k, "steps": 1.3 * of_k,
             "lsq": steps(100), "kernel": steps(1), "zero": np.full(T, 1.6)}
@@ -53,7 +55,9 @@ def context(names, good):
 def one_layer(names, good):
     loss = np.array([1.6, 1.2, 0.9])                    # at three snapshots
     r2 = 1 - loss if good else loss
+    blocks = np.eye(4 * d)[None]                        # one head
     return {"linear": np.full(T, 1.0 if good else 2.0), "gd": np.full(T, 1.01),
+            "qk": blocks, "vo": blocks, "d": d,
             "optimum": 1.0, "compressed": 1.0 if good else 3.0, "r2_gd": 0.99 if good else 0.5,
             "diagonal": 0.95 if good else 0.5,
             "prop1": 0.95 if good else 0.5, "prop1_optimum": 0.25,
@@ -102,13 +106,14 @@ def one_token(names, good):
 def compression(names, good):
     rows = np.ones((len(figures.WHILE), 3)) * ((1, 1, 1) if good else (1, 2, 2))
     return {"snapshots": np.array(figures.WHILE), "rows": rows, "alone": np.ones(6),
+            "late": rows[:, :2], "r2": np.full(len(rows), 0.999 if good else 0.9),
             "but": np.ones(4), "entries": 100, "numbers": 1, "nonzero": 1}
 
 
 def depth(names, good):
     layers, at = np.arange(LAYERS + 1), np.arange(2, T, 4)
     layer = layers[:, None]
-    error = 1 / (1 + layer) / at if good else (1.0 + layer) * at
+    error = np.exp(-0.02 * layer * at) / at if good else (1.0 + layer) * at
     probes, ones = probed(error, 0.0 if good else 0.5), np.ones(len(at))
     return {"at": at, "d": d, "next": probes, "input": probes, "next variance": ones,
             "input variance": ones, "degrees": np.full((LAYERS + 1, 7), 0.5)}
@@ -117,7 +122,8 @@ def depth(names, good):
 def linearised(names, good):
     small = "small" in names[0]
     later = (1.2 if small else 1.02 if "large" in names[0] else 1.1) if good else 3.0 - small
-    return {"ratios": np.array([3.0 if good else 1.0] + [later] * 6), "d": 5 if small else 10,
+    ratios = np.array([3.0 if good else 1.0] + [later] * 6)
+    return {"ratios": ratios, "removed": ratios, "d": 5 if small else 10,
             "course 0": np.ones((2, 2))}
 
 
@@ -132,7 +138,8 @@ def few_shot(names, good):
     n = np.arange(20)
     base, late = 1 / (1 + n), np.tile(1 / (1 + np.arange(10)), 2)
     ascent = base * (1 + 3 * ((n > 0) & (n < 5)))
-    same = {"single zero": np.full(20, 0.5), "single neighbours": base}
+    zero = np.full(20, 0.5)
+    same = {"single zero": zero, "double zero": zero, "single neighbours": base}
     if good:
         return same | {"single": np.array([2 * ascent, 1.5 * base, base]),
                        "double": np.array([late] * 3),
