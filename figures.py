@@ -341,7 +341,7 @@ def depth_rows(panels, depths, name):
                      [falls(error[:, -1]) for error in errors]),
                  row(f"the least error of the probe for {text} after any layer of {name} over that "
                      "at its input, mean over t > d + 1", "< 0.9", least),
-                 row("rank correlation of that error with t > d + 1, after the last layer but one of "
+                 row("rank correlation of that error with t > d + 1 after the last layer but one of "
                      f"{name} over that at its input", "< -0.7", [falls(e) for e in relative]),
                  control(f"largest absolute R² of the shuffled control ({text}, {name})", "< 0.1",
                          [np.abs(r[what][1:, :, 1]).max() for r in depths])]
@@ -423,10 +423,10 @@ def band_rows(panel, name, i, k, curves, run=None, what="models", when=""):
     lsq, ridge = r2[:, -2:].mean(axis=0)
     outputs = [] if what == "early" else [
         row(f"how far from {k} the number of Chebyshev steps is to which {text} outputs at t > d "
-            f"are nearest, least squares standing for 9, the ridge regression nearest to them for "
-            f"10 (R² of 1, 2, ... steps: {r2_text}; of least squares: {lsq:.3f}; of ridge "
-            f"regression, {np.mean(each(curves, 'ridges', i)):.2g}: {ridge:.3f})", "< 0.5",
-            np.abs(r2.argmax(axis=1) + 1 - k))]
+            f"are nearest, least squares standing for 9 (R² of 1, 2, ... steps: {r2_text}; of "
+            f"least squares: {lsq:.3f}; of the ridge regression fitted to these outputs, "
+            f"{np.mean(each(curves, 'ridges', i)):.2g}: {ridge:.3f})", "< 0.5",
+            np.abs(r2[:, :-1].argmax(axis=1) + 1 - k))]
     return [row(f"{text} mean loss over that of {k} Chebyshev steps, {cheb.mean():.3f} (t <= d: "
                 f"{early:.2f}; of {k} Richardson steps, the band's other end: {width:.2f})",
                 f"0.97 .. {1.03 * width:.3g}", ratios(losses, [cheb] * len(losses))),

@@ -43,7 +43,7 @@ def context(names, good):
     of_k = np.array([steps(k) for k in measure.STEPS])
     own = [depths.get(name.split(",")[0], 9) if good else 1 + name.startswith("linear-1")
            for name in names]
-    # 9: least squares, 10: the nearest ridge regression
+    # 9: least squares, 10: ridge regression fitted to the outputs
     nearness = [np.exp(-0.1 * np.abs(np.arange(1, 11) - k)) for k in own]
     return {"models": models, "early": models, "nearness": nearness, "d": d,
             "ridges": np.ones(len(names)),
