@@ -341,8 +341,8 @@ def depth_rows(panels, depths, name):
                      [falls(error[:, -1]) for error in errors]),
                  row(f"the least error of the probe for {text} after any layer of {name} over that "
                      "at its input, mean over t > d + 1", "< 0.9", least),
-                 row("rank correlation of that error with t > d + 1 after the last layer but one of "
-                     f"{name} over that at its input", "< -0.7", [falls(e) for e in relative]),
+                 row("rank correlation of that error with t > d + 1, after the last layer but one "
+                     f"of {name} over that at its input", "< -0.7", [falls(e) for e in relative]),
                  control(f"largest absolute R² of the shuffled control ({text}, {name})", "< 0.1",
                          [np.abs(r[what][1:, :, 1]).max() for r in depths])]
         if what == "next":
