@@ -201,24 +201,18 @@ def test_a_complex_mesa_layer_is_least_squares_and_recovers_the_process(x):
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(runs):
     """A laboratory that has measured everything for both figures."""
-    return all_measured(em, em.FIGURES, tmp_path_factory.mktemp("runs"))
+    return all_measured(em, em.FIGURES, runs)
 
 
 @pytest.mark.parametrize("name", em.FIGURES)
-def test_figure_smoke(name, smoke, tmp_path):
-    claims = made(name, em.FIGURES[name], smoke, tmp_path)
+def test_figure_smoke_and_drawing_again_give_the_same_claims(name, smoke, tmp_path):
+    claims, shown = made(name, em.FIGURES[name], smoke, tmp_path)
+    assert made_again(name, em.FIGURES[name], em.SIZE, tmp_path) == (claims, shown)
     for c in claims:
         assert np.isfinite([c["measured"], c["spread"]]).all() and c["seeds"] == [0, 1]
         assert c["holds"] == lab.holds(c["expected"], c["measured"])
-
-
-@pytest.mark.parametrize("name", em.FIGURES)
-def test_drawing_again_from_the_arrays_gives_the_same_claims(name, smoke, tmp_path):
-    figure = em.FIGURES[name]
-    claims = lab.make(name, figure, smoke, tmp_path)
-    assert made_again(name, figure, em.SIZE, tmp_path) == claims
 
 
 def test_what_is_measured_is_in_the_key_of_a_measurement_and_drawing_is_not(monkeypatch):

@@ -324,15 +324,15 @@ def test_the_table_of_claims_shows_as_many_digits_as_are_expected():
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(runs):
     """A laboratory that has measured everything for all figures."""
-    return all_measured(ev, ev.FIGURES, tmp_path_factory.mktemp("runs"))
+    return all_measured(ev, ev.FIGURES, runs)
 
 
 @pytest.mark.parametrize("name", ev.FIGURES)
 def test_figure_smoke(name, smoke, tmp_path):
-    claims = made(name, ev.FIGURES[name], smoke, tmp_path)
-    assert made_again(name, ev.FIGURES[name], ev.SIZE, tmp_path) == claims
+    found = made(name, ev.FIGURES[name], smoke, tmp_path)
+    assert made_again(name, ev.FIGURES[name], ev.SIZE, tmp_path) == found
 
 
 @pytest.mark.parametrize("name", ev.FIGURES)
