@@ -28,7 +28,7 @@ import store
 import text
 import train
 import workers
-from test_mesa import HERE, command_line, tiny
+from test_mesa import HERE, command_line, here, tiny
 from test_robustness import MAIN, run
 
 posix = pytest.mark.skipif(os.name != "posix", reason="the system has no such thing")
@@ -479,7 +479,7 @@ def test_a_working_folder_that_is_gone_is_named(line, monkeypatch, capsys, tmp_p
 
 
 def test_python_without_docstrings_lists_the_figures():
-    run = command_line("-OO", "emergence.py", "--list")
+    run = here("emergence.py", "--list", optimize=2)
     assert run.returncode == 0 and "limits" in run.stdout
 
 
