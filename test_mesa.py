@@ -503,9 +503,9 @@ FULL = mesa.Config(("softmax", "linear", "mesa"), heads=2, key_size=3, width=6, 
 
 @pytest.mark.parametrize("positional", ["none", "add", "concat"])
 def test_transformer_is_causal_and_its_gradient_equals_finite_differences(positional, rng):
-    config = replace(FULL, positional=positional, key_size=2, width=4, d_in=3, d_out=3, mlp_width=3)
+    config = replace(FULL, positional=positional, key_size=2, width=3, d_in=2, d_out=2, mlp_width=3)
     params = mesa.init_params(rng, config, std=0.5)
-    x = rng.standard_normal((2, 6, 3))
+    x = rng.standard_normal((2, 6, 2))
 
     def prediction(x, *arrays):
         return mesa.transformer(dict(zip(params, arrays)), x, config)
@@ -514,7 +514,7 @@ def test_transformer_is_causal_and_its_gradient_equals_finite_differences(positi
     assert max(w.size for w in params.values()) <= 64
     check_gradients(prediction, x, *params.values(), rng=rng, step=1e-5, directions=1)
     before = mesa.transformer(params, x, config)
-    x[:, 4:] = rng.standard_normal((2, 2, 3))
+    x[:, 4:] = rng.standard_normal((2, 2, 2))
     after = mesa.transformer(params, x, config)
     assert np.array_equal(before[:, :4], after[:, :4])
     assert not np.allclose(before[:, 4:], after[:, 4:])
@@ -776,7 +776,8 @@ def test_kernel_regression_is_nadaraya_watson(states):
 def test_numbers_to_expect_on_the_linear_task():
     """Population values at d = 10, T = 50; this sample of 1,024 sequences scatters by about one per
     cent."""
-    tune_on, x = (data.linear_sequences(np.random.default_rng(s), 1_024, 50) for s in (1, 2))
+    tune_on, x = (data.linear_sequences(np.random.default_rng(s), B, 50)
+                  for s, B in ((1, 512), (2, 1_024)))
     tune_on, spec = mesa.spectrum(tune_on), mesa.spectrum(x)
 
     def loss(prediction):
@@ -1151,10 +1152,10 @@ def test_fit_is_the_loop_of_anything_that_has_a_gradient(rng):
 
 @pytest.mark.parametrize("preset", ["linear-1", "mesa-1", "hybrid-2"])
 def test_a_short_training_lowers_the_held_out_loss(preset, tmp_path):
-    s = tiny(preset, steps=150, clamp=0.0, d=1, T=6, heads=1)
+    s = tiny(preset, steps=60, clamp=0.0, d=1, T=6, heads=1)
     state = train.run(s, tmp_path / "a", quiet=True)
     heldout = dict(state.heldout)
-    assert heldout[150] < 0.8 * heldout[0]
+    assert heldout[60] < 0.8 * heldout[0]
 
 
 @pytest.mark.parametrize("name, value", dict(
@@ -1355,11 +1356,17 @@ def once(f):
 BAND, ANCHORS, SECONDS = map(once, (probes.band, language.anchors, language.step_seconds))
 
 
+def fewer_pairs(rng, B, *arguments, pairs=data.regression_pairs, **options):
+    return pairs(rng, min(B, 64), *arguments, **options)
+
+
 @contextmanager
-def rivals_once():
-    """What takes most of the time of measuring, and is alike for all seeds or many figures, is done
-    once: rivals that are tuned, texts that are compressed, steps whose time is taken."""
+def lightly():
+    """What takes most of the time of measuring at smoke size: fewer few-shot problems; and what is
+    alike for all seeds or many figures is done once: rivals that are tuned, texts that are
+    compressed, steps whose time is taken."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "regression_pairs", fewer_pairs)
         patch.setattr(probes, "band", BAND)
         patch.setattr(language, "anchors", ANCHORS)
         patch.setattr(language, "step_seconds", SECONDS)
@@ -1371,7 +1378,7 @@ def all_measured(study, figures, cache):
     at its smoke size."""
     settings_of = getattr(study, "settings_of", None)   # a study may train nothing
     laboratory = lab.Lab(settings_of, study.SIZE, "smoke", (0, 1), cache=cache)
-    with rivals_once() as patch:
+    with lightly() as patch:
         patch.setattr(lab, "seconds_per_step", lambda s: 0.0)               # only to be printed
         laboratory.prepare([m for figure in figures.values() for m in figure.measurements])
     return laboratory
@@ -1497,7 +1504,7 @@ def test_the_key_of_a_measurement_covers_the_code_it_runs():
 def smoke(tmp_path_factory):
     """A laboratory with all runs and measurements of all figures, made by two processes."""
     lab_ = laboratory(seeds=(0, 1), cache=tmp_path_factory.mktemp("runs"))
-    with rivals_once(), lab.executor_named("processes") as lab_.executor:
+    with lightly(), lab.executor_named("processes") as lab_.executor:
         lab_.prepare([m for figure in figures.FIGURES.values() for m in figure.measurements])
     return lab_
 
@@ -1575,7 +1582,7 @@ def test_measurements_do_not_depend_on_who_does_the_work(executor, smoke, tmp_pa
         pytest.importorskip("distributed")
     other = laboratory(seeds=(0, 1), cache=tmp_path)
     wanted = [(measure.one_layer, "linear-1"), (measure.few_shot, "softmax-3, few")]
-    with lab.executor_named(executor) as other.executor:
+    with lightly(), lab.executor_named(executor) as other.executor:
         other.prepare(wanted)
     for m in wanted:
         for a, b in zip(other.results(*m), smoke.results(*m)):
@@ -1762,9 +1769,9 @@ def test_tuned_tokens_lower_the_loss_and_leave_the_model_alone(rng):
     params = {k: w.astype("float32") for k, w in mesa.init_params(rng, s.config, std=0.4).items()}
     before = {k: w.copy() for k, w in params.items()}
     first = rng.standard_normal(2)
-    eos = probes.tune_tokens(params, s, 4, {"eos": first}, {}, 60, 3e-2)
+    eos = probes.tune_tokens(params, s, 4, {"eos": first}, {}, 20, 3e-2)
     start = rng.standard_normal((2, 2))
-    prefix = probes.tune_tokens(params, s, 4, {"prefix": start}, eos, 60, 3e-2)
+    prefix = probes.tune_tokens(params, s, 4, {"prefix": start}, eos, 20, 3e-2)
     x, y = (a.astype("float32") for a in data.regression_pairs(rng, 500, 4, d=2))
     losses = [probes.loss(probes.few_shot_predictions(params, s, x, y, extra), y)
               for extra in ({"eos": first.astype("float32")}, eos, eos | prefix)]
