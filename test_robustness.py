@@ -201,7 +201,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     s, folder = tiny("mesa-1", steps=ENDLESS), tmp_path / "killed"
     killed, step = lab.Run(s, folder), 0
     todo = ["mesa-1", *TINY_ARGS, f"--steps={ENDLESS}", "--out", folder]
-    for more in np.random.default_rng().integers(1, 60, int(os.environ.get("MESA_KILLS", "3"))):
+    for more in np.random.default_rng().integers(1, 20, int(os.environ.get("MESA_KILLS", "3"))):
         with running("train.py", *todo, "--checkpoint-seconds=0.01") as process:
             wait_until(lambda last=step + more: killed.steps_done() >= last, process)
             process.kill()
