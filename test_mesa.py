@@ -503,7 +503,7 @@ FULL = mesa.Config(("softmax", "linear", "mesa"), heads=2, key_size=3, width=6, 
 
 @pytest.mark.parametrize("positional", ["none", "add", "concat"])
 def test_transformer_is_causal_and_its_gradient_equals_finite_differences(positional, rng):
-    config = replace(FULL, positional=positional, key_size=2, width=3, d_in=2, d_out=2, mlp_width=3)
+    config = replace(FULL, positional=positional, key_size=2, width=4, d_in=2, d_out=2, mlp_width=3)
     params = mesa.init_params(rng, config, std=0.5)
     x = rng.standard_normal((2, 6, 2))
 
