@@ -1,11 +1,8 @@
 """Tests of the switch to another array backend: on a stand-in that is stricter than CuPy
 (strict_backend.py), and on CuPy where it finds a GPU."""
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import autodiff as ad
 from autodiff import to_backend, to_numpy, value_and_grad, xp
@@ -25,9 +22,10 @@ import mesa
 import store
 import strict_backend
 import train
-from test_mesa import OPERATIONS, REAL_OPERATIONS, check_golden_layer, golden_model, relative
+from test_mesa import (HERE, OPERATIONS, REAL_OPERATIONS, check_golden_layer, command_line,
+                       golden_model, here, relative)
 
-GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+GOLDEN = sorted((HERE / "golden").glob("*.npz"))
 HOST_ARRAYS = {"add a constant", "reshape", "swapaxes", "index by a list",
                "index by an integer array", "concatenate", "cross_entropy"}
 REAL = REAL_OPERATIONS | {          # beyond those of test_mesa.py; inputs are in (0.5, 1)
@@ -260,24 +258,24 @@ def test_cupy_has_every_function_that_is_used():
     ([], {"MESA_BACKEND": "nonesuch"}), (["--backend", "cuda"], {})])
 @pytest.mark.parametrize("script", [
     "train.py", "figures.py", "bench.py", "emergence.py", "language.py"])
-def test_a_missing_backend_is_one_sentence(script, arguments, environment, tmp_path):
+def test_a_missing_backend_is_one_sentence(script, arguments, environment, tmp_path, monkeypatch):
     try:
         import cupy
         cupy.cuda.runtime.getDeviceCount()
         pytest.skip("there is a GPU here")
     except Exception:
         pass
-    script = Path(__file__).parent / script
-    run = subprocess.run([sys.executable, script, *arguments], capture_output=True,
-                         encoding="utf-8", cwd=tmp_path, env=os.environ | environment)
+    monkeypatch.chdir(tmp_path)
+    if environment:                                     # which is read when a process begins
+        run = command_line(HERE / script, cwd=tmp_path, env=os.environ | environment)
+    else:
+        run = here(script, *arguments)
     assert run.returncode == 2 and not run.stdout
     assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
 
 
-def test_benchmarks_are_of_numpy_alone(tmp_path):
-    run = subprocess.run([sys.executable, Path(__file__).parent / "bench.py"], capture_output=True,
-                         encoding="utf-8", cwd=tmp_path,
-                         env=os.environ | {"MESA_BACKEND": "strict_backend"})
+def test_benchmarks_are_of_numpy_alone(strict):
+    run = here("bench.py")
     assert run.returncode == 2 and run.stderr.startswith("error: these are benchmarks of NumPy")
 
 

@@ -102,9 +102,8 @@ def test_skewed_laws_pull_at_entries_off_the_diagonal():
     d, T, a, b, rng = 2, 6, 0.4, 0.7, np.random.default_rng(1)
     g = []
     for _ in range(60):
-        moments = em.second_moments(
-            em.unitary_sequences(rng, 10_000, T, d, em.LAWS["skewed"].draw))
-        g.append(value_and_grad(em.moment_loss, em.initial(a, b, d), *moments)[1])
+        x = em.unitary_sequences(rng, 10_000, T, d, em.LAWS["skewed"].draw)
+        g.append(value_and_grad(em.attention_loss, em.initial(a, b, d), x)[1])
     third = 0.8 * (-0.5) ** 3 + 0.2 * 2 ** 3                                # E x^3
     pull = a * b * third ** 2 * (T - 2) * em.mean_inverse(T)
     for name, row, expected in (("KQ", d, b * pull), ("PV", 0, a * pull)):
@@ -201,24 +200,18 @@ def test_a_complex_mesa_layer_is_least_squares_and_recovers_the_process(x):
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(runs):
     """A laboratory that has measured everything for both figures."""
-    return all_measured(em, em.FIGURES, tmp_path_factory.mktemp("runs"))
+    return all_measured(em, em.FIGURES, runs)
 
 
 @pytest.mark.parametrize("name", em.FIGURES)
-def test_figure_smoke(name, smoke, tmp_path):
-    claims = made(name, em.FIGURES[name], smoke, tmp_path)
+def test_figure_smoke_and_drawing_again_give_the_same_claims(name, smoke, tmp_path):
+    claims, shown = made(name, em.FIGURES[name], smoke, tmp_path)
+    assert made_again(name, em.FIGURES[name], em.SIZE, tmp_path) == (claims, shown)
     for c in claims:
         assert np.isfinite([c["measured"], c["spread"]]).all() and c["seeds"] == [0, 1]
         assert c["holds"] == lab.holds(c["expected"], c["measured"])
-
-
-@pytest.mark.parametrize("name", em.FIGURES)
-def test_drawing_again_from_the_arrays_gives_the_same_claims(name, smoke, tmp_path):
-    figure = em.FIGURES[name]
-    claims = lab.make(name, figure, smoke, tmp_path)
-    assert made_again(name, figure, em.SIZE, tmp_path) == claims
 
 
 def test_what_is_measured_is_in_the_key_of_a_measurement_and_drawing_is_not(monkeypatch):

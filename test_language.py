@@ -61,7 +61,7 @@ def test_streaming_equals_the_parallel_forward(kind, rng, short_chunks):
 
 @pytest.mark.parametrize("kind", language.BLOCKS)
 def test_model_gradients_equal_finite_differences(kind, rng):
-    s = tiny(kind)
+    s = replace(tiny(kind), heads=2, key_size=5, width=10, mlp_width=10)
     params = moved(s, rng)
     loss, sample = s.objective()
     batch = sample(rng, 2)
@@ -269,27 +269,22 @@ FIGURES = language.declare(("documentation",))
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(runs):
     """A laboratory that has trained and measured everything for the figures of one corpus."""
-    return all_measured(language, FIGURES, tmp_path_factory.mktemp("runs"))
+    return all_measured(language, FIGURES, runs)
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_figure_smoke(name, smoke, tmp_path):
-    claims = made(name, FIGURES[name], smoke, tmp_path)
+def test_figure_smoke_and_drawing_again_give_the_same_claims(name, smoke, tmp_path, monkeypatch):
+    claims, shown = made(name, FIGURES[name], smoke, tmp_path)
     assert all(np.isfinite(c["measured"]) for c in claims)
     for c in claims:                                    # None: models that are still learning
         assert c["holds"] in (lab.holds(c["expected"], c["measured"]), None)
         assert c["holds"] is not None or "not judged" in c
     sha256 = corpus("documentation").sha256[:12]
     assert [sha256 in c["claim"] for c in claims].count(True) == 1
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_drawing_again_from_the_arrays_gives_the_same_claims(name, smoke, tmp_path, monkeypatch):
-    claims = lab.make(name, FIGURES[name], smoke, tmp_path)
-    monkeypatch.delattr(language, "corpus")             # nor does it need the text
-    assert made_again(name, FIGURES[name], language.SIZE, tmp_path) == claims
+    monkeypatch.delattr(language, "corpus")             # drawing again does not need the text
+    assert made_again(name, FIGURES[name], language.SIZE, tmp_path) == (claims, shown)
 
 
 def test_rows_are_about_runs_of_their_figure():

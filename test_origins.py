@@ -76,16 +76,16 @@ def test_what_is_asked_of_a_model_is_asked_of_the_test_text(rng, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(runs):
     """A laboratory that has trained and measured everything for the figure."""
-    return all_measured(origins, origins.FIGURES, tmp_path_factory.mktemp("runs"))
+    return all_measured(origins, origins.FIGURES, runs)
 
 
 def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path, monkeypatch):
     figure = origins.FIGURES["origin"]
-    claims = made("origin", figure, smoke, tmp_path)
+    found = made("origin", figure, smoke, tmp_path)
     monkeypatch.delattr(origins, "corpus")              # needs neither runs nor text
-    assert made_again("origin", figure, origins.SIZE, tmp_path) == claims
+    assert made_again("origin", figure, origins.SIZE, tmp_path) == found
 
 
 def test_gains_and_heads_are_judged_as_they_are():

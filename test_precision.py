@@ -364,19 +364,19 @@ def test_states_that_lose_positivity_need_a_ridge(rng, short_chunks):
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(runs):
     """A laboratory that has trained and measured everything for the figure."""
-    return all_measured(pr, pr.FIGURES, tmp_path_factory.mktemp("runs"))
+    return all_measured(pr, pr.FIGURES, runs)
 
 
 def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path, monkeypatch):
     figure = pr.FIGURES["precision"]
-    claims = made("precision", figure, smoke, tmp_path)
+    claims, shown = made("precision", figure, smoke, tmp_path)
     assert all(np.isfinite(c["measured"]) for c in claims)
     [control] = [c for c in claims if "control" in c["claim"]]
     assert control["measured"] < 1e-9
     monkeypatch.delattr(pr, "exact")                    # needs neither runs nor text
-    assert made_again("precision", figure, pr.SIZE, tmp_path) == claims
+    assert made_again("precision", figure, pr.SIZE, tmp_path) == (claims, shown)
 
 
 def test_claims_fail_where_precisions_change_places():

@@ -116,17 +116,17 @@ def test_costs_are_per_token_and_head(rng, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(runs):
     """A laboratory that has measured everything for the figure."""
-    return all_measured(price, price.FIGURES, tmp_path_factory.mktemp("runs"))
+    return all_measured(price, price.FIGURES, runs)
 
 
 def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path):
     figure = price.FIGURES["price"]
-    claims = made("price", figure, smoke, tmp_path)
+    claims, shown = made("price", figure, smoke, tmp_path)
     assert all(np.isfinite(c["measured"]) for c in claims)
     assert all(c["holds"] is lab.holds(c["expected"], c["measured"]) for c in claims)
-    assert made_again("price", figure, price.SIZE, tmp_path) == claims
+    assert made_again("price", figure, price.SIZE, tmp_path) == (claims, shown)
 
 
 def test_claims_fail_on_other_costs():

@@ -28,9 +28,10 @@ import store
 import text
 import train
 import workers
-from test_mesa import HERE, command_line, tiny
-from test_robustness import MAIN, run
+from test_mesa import HERE, command_line, here, tiny
+from test_robustness import FIG, MAIN, figure_made, run
 
+__all__ = ["figure_made"]                               # a fixture
 posix = pytest.mark.skipif(os.name != "posix", reason="the system has no such thing")
 
 
@@ -239,7 +240,6 @@ def test_the_memory_of_a_run_is_a_part_of_what_it_takes(changes, tmp_path, monke
 
 # ------------------------------------------------------------------------ asked before, not after
 
-FIG = "figures fig3b --smoke --executor serial"
 LANGUAGE = "language language --smoke --executor serial --kinds softmax --corpus"
 
 
@@ -289,16 +289,10 @@ def as_nobody(line):
 
 
 @pytest.fixture(scope="module")
-def figure(tmp_path_factory):
+def figure(figure_made, tmp_path_factory):
     """A folder in which a figure has been made, open to all."""
-    folder, here = tmp_path_factory.mktemp("figure"), Path.cwd()
+    folder = shutil.copytree(figure_made, tmp_path_factory.mktemp("open"), dirs_exist_ok=True)
     lab.definitions()               # reads modules that nobody may read where only root may
-    os.chdir(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", FIG.split())
-        with suppress(SystemExit):
-            train.command(MAIN["figures"])
-    os.chdir(here)
     corpus = folder / "corpus" / "part"
     corpus.mkdir(parents=True)
     (corpus / "a.txt").write_text("a text", encoding="utf-8")
@@ -347,10 +341,10 @@ def test_a_folder_that_is_read_only_is_noticed_before_the_work(figure, monkeypat
     assert code == 2 and said == "error: cannot write to out: Permission denied\n"
 
 
-def test_a_damaged_or_missing_snapshot_is_no_dead_end(monkeypatch, capsys, tmp_path):
+def test_a_damaged_or_missing_snapshot_is_no_dead_end(figure_made, monkeypatch, capsys, tmp_path):
     """Who does as he is told gets the figure."""
+    shutil.copytree(figure_made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    assert run(FIG, monkeypatch, capsys)[0] == 0
     for spoil in (lambda path: path.write_bytes(b"nothing"), Path.unlink):
         [measured] = tmp_path.glob("runs/measured*")
         measured.unlink()
@@ -479,7 +473,7 @@ def test_a_working_folder_that_is_gone_is_named(line, monkeypatch, capsys, tmp_p
 
 
 def test_python_without_docstrings_lists_the_figures():
-    run = command_line("-OO", "emergence.py", "--list")
+    run = here("emergence.py", "--list", optimize=2)
     assert run.returncode == 0 and "limits" in run.stdout
 
 

