@@ -27,7 +27,7 @@ from pathlib import Path
 import autodiff  # noqa: F401  (before NumPy: it sets the number of BLAS threads)
 
 import numpy as np
-from scipy.stats import spearmanr
+import scipy   # its parts are loaded when they are used
 
 import train
 from lab import COLOUR, Figure, command_line, each, end_labels, label, mean_line, shades
@@ -133,7 +133,7 @@ def ratios(above, below):
 def falls(error):
     """Spearman's rank correlation between an error and its place in the list: -1 if it falls in
     every step, 0 if it is the same everywhere."""
-    return spearmanr(range(len(error)), error).statistic if np.ptp(error) > 0 else 0.0
+    return scipy.stats.spearmanr(range(len(error)), error).statistic if np.ptp(error) > 0 else 0.0
 
 
 def listed(numbers, form=".2f", between=", "):

@@ -44,7 +44,7 @@ import autodiff as ad       # before NumPy: it sets the number of BLAS threads
 from autodiff import Tensor, adjoint, record, value, xp
 
 import numpy as np
-import scipy.optimize
+import scipy   # its parts are loaded when they are used
 
 from data import constructed_tokens, linear_sequences, previous
 

@@ -23,7 +23,7 @@ import autodiff as ad                                   # before NumPy: it sets 
 from autodiff import Tensor
 
 import numpy as np
-import scipy.optimize
+import scipy   # its parts are loaded when they are used
 
 import gated
 import lab

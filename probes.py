@@ -25,7 +25,7 @@ import autodiff as ad                                   # before NumPy: it sets 
 from autodiff import Tensor, to_backend, to_numpy
 
 import numpy as np
-import scipy.optimize
+import scipy   # its parts are loaded when they are used
 
 import data
 import mesa
