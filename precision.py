@@ -318,7 +318,7 @@ def precision_claims(lab, found):
         scales = ", ".join(f"2^{np.log2(r[f'{precision} scale']):.0f}" for r in found)
         rows.append(right(bound, f"{precision.replace('-', ' ')}, {steps} steps, at the best scale "
                           f"of the loss ({scales})", *worst(found, f"{precision} rule", -1)))
-    rows += [wrong("> 0.5", f"float16, {steps} steps, loss not scaled",
+    rows += [wrong("> 0.5", f"float16, rule, {steps} steps, loss not scaled",
                    *worst(found, "float16 rule scaled", 0, -1)),
              ("float16: exponent of the least scale, of powers of 4, with which a gradient is NaN "
               f"or wrong by {DIVERGED:g} (PyTorch's GradScaler begins with 2^16)", "measured",
@@ -330,7 +330,7 @@ def precision_claims(lab, found):
                    *worst(found, "float64 constants scaled", 0, -1)),
              right(1e-2, f"float64, 1e-5 in the denominators, {steps} steps, loss times "
                    f"2^{exponents[-2]}", *worst(found, "float64 constants scaled", -1, -1))]
-    rows += [(f"{name}: the ridge below which H_t + Lambda is not positive (no model's is below 1/4)",
+    rows += [(f"{name}: the ridge below which H_t + Lambda is not positive (models' are above 1/4)",
               "measured", "< 0.25", each(found, f"{name} negative"))
              for name in ("float16", "bfloat16")]
     for bound in (1e-2, 1e-3):
