@@ -4,9 +4,11 @@
                                         and solve its systems again in lower precision
 
 With states in float16, conjugate gradients in GPU kernels have been seen to diverge.  Here queries,
-keys, values and gates are those of a trained model on held-out text, in windows of the length that
-it was trained with.  The exact layer and its exact gradients come from direct solves in float64;
-candidates are the layer of gated.py where all that it keeps is rounded after every update:
+keys, values and gates are those of a trained model on held-out text, and G, the cotangent of o, is
+the gradient of its loss, the mean over a batch like those that it was trained with: entries of
+about 1e-3, and smaller in larger batches.  The exact layer and its exact gradients come from direct
+solves in float64; candidates are the layer of gated.py where all that it keeps is rounded after
+every update:
 
     matrices    H_t and N_t, as `past` before every chunk of gated.CHUNK tokens, and the same sums
                 over later tokens in the backward pass
@@ -24,8 +26,12 @@ keys and the direction; here the running sum itself is what is rounded.
                 number of the format (|r| < 2^-7 in float16), stay as they are, as in gated.py
     constants   1e-5 is added to both denominators, curvature and |r before|^2, as in the kernels
     none        nothing
+
+    scale       of the loss, a power of two, as in mixed-precision training: G is multiplied by it,
+                and gradients are divided by it in the end.  In exact arithmetic it does nothing.
 """
 from collections import namedtuple
+from dataclasses import replace
 
 import autodiff as ad                                   # before NumPy: it sets BLAS's threads
 from autodiff import adjoint
@@ -36,8 +42,9 @@ import gated
 import mesa
 import train
 from lab import Figure, command_line, each, end_labels, label, mean_line
-from language import projected, settings_of
+from language import settings_of
 from mesa import cut, join
+from text import corpus, tokens, windows
 
 RUN = "gated small 1-byte documentation"       # of language.settings_of
 
@@ -75,6 +82,7 @@ PRECISIONS = {"float16": ("float16", "float16"), "bfloat16": ("bfloat16", "bfloa
               "bfloat16-matrices": ("bfloat16", "float32"),
               "float32": ("float32", "float32"), "float64": ("float64", "float64")}
 GUARDS = {"rule": 0.0, "constants": 1e-5, "none": 0.0}  # what is added to denominators
+SCALES = 2.0 ** np.arange(0, 25, 2)                     # of the loss
 
 # ------------------------------------------------------------------------------ the exact layer
 
@@ -130,7 +138,7 @@ def fading_sum(Q, K, V, decay, past):
 
 
 def conjugate_gradients(times, q, steps, vectors, guard):
-    """p of gated.conjugate_gradients after each of so many steps (a range of numbers), where all
+    """p of gated.conjugate_gradients after each of so many steps (numbers in order), where all
     that is kept is rounded to the format `vectors`.
 
     times: rows -> rows [..., T, Dk] -> [len(steps), ..., T, Dk]
@@ -147,22 +155,23 @@ def conjugate_gradients(times, q, steps, vectors, guard):
         step = kept(np.where(rr > solved, rr / curvature, 0))
         p, r = kept(p + step * direction), kept(r - step * image)
         new = kept(ad.row_sum(r * r))
-        direction = kept(r + kept(new / np.where(rr > solved, rr + more, 1)) * direction)
+        # a direction of no use is r, lest it grow until its products overflow
+        direction = kept(r + kept(new / np.where(rr > solved, rr + more, np.inf)) * direction)
         rr = new
         if n in steps:
             found.append(p)
     return np.stack(found)
 
 
-def candidate(q, k, v, log_gamma, beta, ridge, G, steps, precision, guard):
-    """What `exact` returns, after each of so many steps (a range of numbers) forward and as many
-    backward, in a precision: arrays [len(steps), ...].
+def candidate(q, k, v, log_gamma, beta, ridge, G, steps, precision, guard, scale=1.0):
+    """What `exact` returns, after each of so many steps (numbers in order) forward and as many
+    backward, in a precision, with a scale of the loss: arrays [len(steps), ...].
 
     With P and Gq solved, o_t and -H_t Gq_t share their sums: the gradients are those of
     fading_attention(P, beta k, [v, k]), P fixed, for the cotangent [G, -Gq].
     """
     matrices, vectors = (FORMATS[name] for name in PRECISIONS[precision])
-    decay, bK = gated.decays(log_gamma), beta[..., None] * k
+    decay, bK, G = gated.decays(log_gamma), beta[..., None] * k, scale * G
 
     def total(Q, K, V, decay):
         return fading_sum(Q, K, V, decay, states(K, V, decay, matrices.rounded))
@@ -182,25 +191,37 @@ def candidate(q, k, v, log_gamma, beta, ridge, G, steps, precision, guard):
         of_value = total(bk, p, x, back)[..., ::-1, :]
         Ga = ad.row_sum(P * total(X, Y, bK, decay) - bK * of_key)[..., 0]
         Gv, of_k = np.split(of_value, [v.shape[-1]], axis=-1)
-        return [total(P, bK, v, decay), Gq, beta[..., None] * of_key + of_k, Gv,
-                Ga[..., ::-1].cumsum(axis=-1)[..., ::-1], (of_key * k).sum(axis=-1),
-                -(Gq * P).sum(axis=(1, 3))]
+        gradients = [Gq, beta[..., None] * of_key + of_k, Gv,
+                     Ga[..., ::-1].cumsum(axis=-1)[..., ::-1], (of_key * k).sum(axis=-1),
+                     -(Gq * P).sum(axis=(1, 3))]
+        return [total(P, bK, v, decay), *(g / scale for g in gradients)]
 
 
 # --------------------------------------------------------------------------------- measurements
 
 DIVERGED = 10.0                         # what an error of more, or NaN, counts as
-SIZE = {"full": dict(windows=16, steps=30, ridges=30),
-        "quick": dict(windows=8, steps=30, ridges=30),
-        "smoke": dict(windows=2, steps=6, ridges=4)}
+NAMES = "o", "q", "k", "v", "log gamma", "beta", "ridge"        # of what `exact` returns
+SIZE = {"full": dict(steps=30), "quick": dict(steps=30), "smoke": dict(steps=6)}
 
 
-def layers_of(params, s, count):
-    """What every gated layer of a model is called with, in float64, for windows spread evenly over
-    the test text: [(q, k, v, log_gamma, beta, ridge), ...]"""
+def layers_of(params, s):
+    """What every gated layer of a model is called with in float64, and the gradient of the loss by
+    its output, for a batch of windows spread evenly over the test text:
+    [(q, k, v, log_gamma, beta, ridge, G), ...]"""
+    inputs, outputs = [], []
+
+    def attention(*arrays):
+        inputs.append([ad.value(a) for a in arrays])
+        outputs.append(gated.gated_attention(*arrays) + ad.Tensor(np.zeros(arrays[2].shape)))
+        return outputs[-1]
+    kinds = s.config.more_kinds | {"gated": gated.KINDS["gated"]._replace(attention=attention)}
+    text = corpus(s.corpus).test
+    b = windows(text, np.linspace(0, len(text) - s.T - 1, s.batch).astype(int), s.T + 1)
     params = {name: w.astype("float64") for name, w in params.items()}
-    return [arrays for kind, arrays in zip(s.kinds, projected(params, s, count), strict=True)
-            if kind == "gated"]
+    logits = mesa.transformer(params, tokens(b[:, :-1], s.lags),
+                              replace(s.config, more_kinds=kinds))
+    Gs = ad.backward(ad.cross_entropy(logits, b[:, 1:]), outputs)
+    return [(*arrays, G) for arrays, G in zip(inputs, Gs, strict=True)]
 
 
 def errors(found, truth):
@@ -211,108 +232,115 @@ def errors(found, truth):
         return np.where(np.less(off, DIVERGED), off, DIVERGED)              # NaN is not less
 
 
-def worst_errors(layers, truths, steps, precision, guard):
-    """The largest `errors` of all layers."""
-    return np.max([errors(candidate(*layer, steps, precision, guard), truth)
+def worst_errors(layers, truths, *how):
+    """The largest `errors` of all layers; how: steps, precision, guard and scale of `candidate`."""
+    return np.max([errors(candidate(*layer, *how), truth)
                    for layer, truth in zip(layers, truths, strict=True)], axis=0)
 
 
 def exactness(size, seed, run):
-    """For every precision and guard: errors of o and of the worst gradient after 1, 2 ... steps, in
-    the layer where they are largest [2, steps], and the least ridge.  For every precision: minus
-    the least eigenvalue of all H_t that are kept; without rounding none would be negative."""
-    rng, steps = np.random.default_rng([302, seed]), range(1, size["steps"] + 1)
-    layers = layers_of(run.params, run.settings, size["windows"])
-    layers = [(*layer, rng.standard_normal(layer[2].shape)) for layer in layers]
-    truths, out = [exact(*layer) for layer in layers], {"key size": layers[0][1].shape[-1]}
-    for precision, (matrices, _) in PRECISIONS.items():
+    """Errors of o and of every gradient, in the layer where they are largest.  For every precision:
+
+        PRECISION GUARD scaled  for all scales of the loss, after gated.STEPS and after all steps:
+                                [7, scales, 2]
+        PRECISION scale         the one with which the worst gradient is best in the end with the
+                                rule, the least of such
+        PRECISION GUARD         with this scale, after 1, 2 ... steps: [7, steps]
+
+    For every format of matrices, FORMAT negative: minus the least eigenvalue of all H_t that are
+    kept, the ridge below which H_t + Lambda is not positive; unrounded none would be negative."""
+    layers, steps = layers_of(run.params, run.settings), range(1, size["steps"] + 1)
+    truths, few = [exact(*layer) for layer in layers], (gated.STEPS, steps[-1])
+    out = {"key size": layers[0][1].shape[-1],
+           "G": [np.sqrt(np.mean(G * G)) for *_, G in layers]}
+    for precision in PRECISIONS:
+        for guard in ("rule", "constants"):
+            out[f"{precision} {guard} scaled"] = np.stack(
+                [worst_errors(layers, truths, few, precision, guard, scale) for scale in SCALES],
+                axis=1)
+        ends = out[f"{precision} rule scaled"][1:, :, -1].max(axis=0)
+        out[f"{precision} scale"] = scale = SCALES[ends.argmin()]
         for guard in GUARDS:
-            o, *gradients = worst_errors(layers, truths, steps, precision, guard)
-            out[f"{precision} {guard}"] = np.array([o, np.max(gradients, axis=0)])
-        H = [states(beta[..., None] * k, k, gated.decays(log_gamma), FORMATS[matrices].rounded)
+            out[f"{precision} {guard}"] = worst_errors(layers, truths, steps, precision, guard,
+                                                       scale)
+    for name, form in FORMATS.items():
+        H = [states(beta[..., None] * k, k, gated.decays(log_gamma), form.rounded)
              for _, k, _, log_gamma, beta, *_ in layers]
-        out[f"{precision} negative"] = max(0.0, -np.linalg.eigvalsh(H).min())
-    return out | least_ridges(layers, steps[-1:], size["ridges"])
-
-
-def least_ridges(layers, steps, most):
-    """For every precision and the first two guards the last of the ridges 1, 1/2, 1/4 ... 2^-most,
-    the same for all entries of keys, with which o and all gradients, after so many steps, are wrong
-    by less than their own size, and were with all larger ridges; 2 if there is none.
-
-    With the rule, a curvature that is not positive makes NaN, which is wrong.  Without a guard all
-    end in NaN, long after convergence: 0/0."""
-    least = {f"{precision} {guard} ridge": 2.0 for precision in PRECISIONS
-             for guard in ("rule", "constants")}
-    going = list(least)
-    for j in range(most + 1):
-        moved = [(*layer[:5], np.full_like(layer[5], 2.0 ** -j), layer[6]) for layer in layers]
-        truths = [exact(*layer) for layer in moved]
-        going = [name for name in going
-                 if worst_errors(moved, truths, steps, *name.rsplit(" ", 2)[:2]).max() < 1]
-        least |= dict.fromkeys(going, 2.0 ** -j)
-    return least
+        out[f"{name} negative"] = max(0.0, -np.linalg.eigvalsh(H).min())
+    return out
 
 
 # --------------------------------------------------------------------------------------- claims
 
 
-def needed(off, bound):
-    """The least number of steps from which on an error [steps] stays below a bound; one more than
-    there are, if the last is not."""
-    return 1 + np.flatnonzero(np.append(True, off >= bound))[-1]
+def worst(found, name, *at):
+    """Errors of the worst gradient in every seed, and which it is; at: where in all but the first
+    of the axes of what was found, [7, ...]."""
+    off = np.array(each(found, name, slice(1, None), *at))                  # [seeds, 6]
+    return off.max(axis=1), " or ".join(dict.fromkeys(NAMES[1 + i] for i in off.argmax(axis=1)))
+
+
+def cheapest(found, bound, scales):
+    """The first (precision, guard, number of a scale), of the first so many scales, with which all
+    gradients of all seeds are right to a bound in the end; None if there is none."""
+    return next(((precision, guard, j) for precision in PRECISIONS
+                 for guard in ("rule", "constants") for j in range(scales)
+                 if max(worst(found, f"{precision} {guard} scaled", j, -1)[0]) < bound), None)
 
 
 def precision_claims(lab, found):
     """What the precisions are good for."""
     Dk, steps = int(found[0]["key size"]), found[0]["float64 rule"].shape[-1]
+    exponents = np.log2([*SCALES, 4 * SCALES[-1]]).astype(int)
 
-    def until(name, bound):
-        """For all seeds: the most steps that the gradients need."""
-        return [max(needed(r[name][1], bound) for r in found)]
+    def right(bound, what, off, which):
+        """A row that asks for all seeds, where a mean could hide one."""
+        return (f"{what}: share of seeds in which all gradients are right to {bound:g} (the worst, "
+                f"{which}, is wrong by {', '.join(f'{x:.2g}' for x in off)})", "measured", ">= 1",
+                np.less(off, bound))
 
-    def least(name):                                    # of the worst gradient
-        return np.min(each(found, name, 1), axis=1)
-
-    def ridge(precision):
-        return np.array(each(found, f"{precision} rule ridge"))
-
-    def cheapest(bound):
-        """The first (precision, guard) that is right to a bound in the end, or None."""
-        return next((f"{precision} {guard}" for precision in PRECISIONS for guard in GUARDS
-                     if until(f"{precision} {guard}", bound)[0] <= steps), None)
-    gradients, never = "steps until all gradients are right to", f"({steps + 1}: never)"
+    def wrong(expected, what, off, which):
+        return f"{what}: error of the worst gradient ({which})", "measured", expected, off
+    # of float16 over the scales: where it has broken, and the last scale before
+    off = np.max(each(found, "float16 rule scaled", slice(1, None), slice(None), -1), axis=1)
+    broken = np.column_stack([off >= DIVERGED, np.ones(len(found))]).argmax(axis=1)
+    before = off[range(len(found)), np.maximum(broken - 1, 0)]
     rows = [(f"control: float64, {Dk} steps, the size of a key: largest error of o and gradients",
              "derived", "< 1e-6", np.max(each(found, "float64 rule"), axis=1)[:, Dk - 1]),
+            ("root mean square of an entry of G, in the layer where it is least", "measured", "",
+             np.min(each(found, "G"), axis=1)),
             (f"float64, {gated.STEPS} steps, as in training: error of o", "measured", "< 0.01",
              each(found, "float64 rule", 0, gated.STEPS - 1)),
-            (f"float64, 1e-5 in the denominators, {steps} steps: error of o", "measured",
-             "> 1e-4",
-             each(found, "float64 constants", 0, -1)),
-            (f"float32: {gradients} 1e-3 {never}", "measured", f"<= {steps}",
-             until("float32 rule", 1e-3)),
-            (f"bfloat16 matrices, float32 vectors: {gradients} 1e-2 {never}", "measured",
-             f"<= {steps}", until("bfloat16-matrices rule", 1e-2)),
-            (f"float16: {gradients} 1e-2 {never}", "measured", f"<= {steps}",
-             until("float16 rule", 1e-2)),
-            (f"bfloat16: {gradients} 1e-2 {never}, the fewest of all seeds", "measured",
-             f"> {steps}", [min(needed(r["bfloat16 rule"][1], 1e-2) for r in found)]),
-            ("bfloat16: error of the worst gradient after the best number of steps", "measured",
-             "> 0.001", least("bfloat16 rule")),
-            ("float16: the same with the rule over that with the constants", "measured", "> 1",
-             least("float16 rule") / least("float16 constants")),
-            (f"float16 without a guard, {steps} steps: error of the worst gradient "
-             f"({DIVERGED:g}: or more)", "derived", "> 1", each(found, "float16 none", 1, -1)),
-            (f"float32: least ridge, {steps} steps", "measured", "< 0.001", ridge("float32")),
-            ("least ridge of bfloat16 over that of float16", "measured", "4 .. 16",
-             ridge("bfloat16") / ridge("float16")),
-            ("bfloat16: minus the least eigenvalue of its H_t over its least ridge", "measured",
-             "< 2", each(found, "bfloat16 negative") / ridge("bfloat16")),
-            ("what no ridge of the models is below, 1/4, over the least ridge of bfloat16",
-             "measured", "> 1", 0.25 / ridge("bfloat16"))]
-    rows += [(f"the cheapest precision and guard with which gradients are right to {bound:g}, "
-              f"{name.replace('-', ' ')}: after how many steps", "measured", "", until(name, bound))
-             for bound in (1e-2, 1e-3) for name in [cheapest(bound)] if name]
+            right(1e-2, f"float64, {gated.STEPS} steps, as in training",
+                  *worst(found, "float64 rule", gated.STEPS - 1))]
+    for precision, bound in (("float32", 1e-3), ("float16-matrices", 1e-3),
+                             ("bfloat16-matrices", 1e-2), ("bfloat16", 1e-2), ("float16", 1e-2)):
+        scales = ", ".join(f"2^{np.log2(r[f'{precision} scale']):.0f}" for r in found)
+        rows.append(right(bound, f"{precision.replace('-', ' ')}, {steps} steps, at the best scale "
+                          f"of the loss ({scales})", *worst(found, f"{precision} rule", -1)))
+    rows += [wrong("> 0.5", f"float16, rule, {steps} steps, loss not scaled",
+                   *worst(found, "float16 rule scaled", 0, -1)),
+             ("float16: exponent of the least scale, of powers of 4, with which a gradient is NaN "
+              f"or wrong by {DIVERGED:g} (PyTorch's GradScaler begins with 2^16)", "measured",
+              "<= 16", exponents[broken]),
+             right(1e-2, f"float16, {steps} steps, at the scale before that", before, "of all"),
+             wrong("> 1", f"float16 without a guard, {steps} steps, at the best scale of the loss "
+                   f"({DIVERGED:g}: NaN)", *worst(found, "float16 none", -1)),
+             wrong("> 0.01", f"float64, 1e-5 in the denominators, {steps} steps, loss not scaled",
+                   *worst(found, "float64 constants scaled", 0, -1)),
+             right(1e-2, f"float64, 1e-5 in the denominators, {steps} steps, loss times "
+                   f"2^{exponents[-2]}", *worst(found, "float64 constants scaled", -1, -1))]
+    rows += [(f"{name}: the ridge below which H_t + Lambda is not positive (models' are above 1/4)",
+              "measured", "< 0.25", each(found, f"{name} negative"))
+             for name in ("float16", "bfloat16")]
+    for bound in (1e-2, 1e-3):
+        for scales, loss in ((1, "loss not scaled"), (len(SCALES), "loss scaled or not")):
+            if best := cheapest(found, bound, scales):
+                precision, guard, j = best
+                rows.append(wrong(
+                    "", f"the cheapest that is right to {bound:g} in all seeds, {loss}: "
+                    f"{precision.replace('-', ' ')}, {guard}, 2^{exponents[j]}, {steps} steps",
+                    *worst(found, f"{precision} {guard} scaled", j, -1)))
     return [("precision", *row, RUN) for row in rows]
 
 
@@ -324,53 +352,64 @@ COLOUR = {"float64": "#000000", "float32": "#0072B2", "float16": "#CC79A7", "bfl
 def draw_precision(lab, found):
     """Errors of the mesa layer that forgets and of its gradients, in few bits; its least ridge."""
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, 3, figsize=(10, 3.6), width_ratios=(1, 1, 1.2))
-    for i, what in enumerate(("o", "the worst gradient")):
-        draw_errors(axes[i], found, i)
-        axes[i].set_title(f"Error of {what}")
-    draw_ridges(axes[2], found)
+    fig, axes = plt.subplots(2, 2, figsize=(9, 6.2), height_ratios=(1.2, 1))
+    draw_errors(axes[0, 0], found, "o", lambda off: off[0])
+    draw_errors(axes[0, 1], found, "the worst gradient, at its best loss scale",
+                lambda off: off[1:].max(axis=0))
+    draw_scales(axes[1, 0], found)
+    draw_ridges(axes[1, 1], found)
     return fig
 
 
 def look(precision):
-    """(colour, style of lines) of a precision; dashes where only matrices have few bits."""
-    return COLOUR[precision.partition("-")[0]], "--" if "-" in precision else "-"
+    """Colour and style of lines of a precision; dashes where only matrices have few bits."""
+    return dict(color=COLOUR[precision.partition("-")[0]], ls="--" if "-" in precision else "-")
 
 
-def draw_errors(ax, found, i):
+CONSTANTS = dict(color="0.35", ls=":")                  # of float64 with the constants
+
+
+def draw_errors(ax, found, title, part):
     """Errors over steps with the rule; crosses where there is no guard and NaN begins."""
     n, ends = 1 + np.arange(found[0]["float64 rule"].shape[-1]), []
-    for precision in PRECISIONS:
-        colour, style = look(precision)
-        mean = mean_line(ax, n, each(found, f"{precision} rule", i), color=colour, ls=style)
-        ends.append((mean[-1], precision.replace("-", " "), colour))
-        lost = np.append(found[0][f"{precision} none"][i] >= DIVERGED, True).argmax()
-        ax.plot(n[lost:lost + 1], mean[lost:lost + 1], "x", color=colour, ms=7, mew=1.8)
-    mean = mean_line(ax, n, each(found, "float64 constants", i), color="0.5", ls=":")
-    ends.append((mean[-1], "float64 + 1e-5", "0.35"))
-    ax.set(xlabel="steps (cross: NaN without a guard)", ylabel="relative error, worst layer",
-           yscale="log", ylim=(1e-8, 2))
+    for name, text, style in (*((f"{p} rule", p.replace("-", " "), look(p)) for p in PRECISIONS),
+                              ("float64 constants", "float64 + 1e-5", CONSTANTS)):
+        mean = mean_line(ax, n, [part(off) for off in each(found, name)], **style)
+        ends.append((mean[-1], text, style["color"]))
+        if "rule" in name:
+            unguarded = part(found[0][name.replace("rule", "none")])
+            lost = np.append(unguarded >= DIVERGED, True).argmax()
+            ax.plot(n[lost:lost + 1], mean[lost:lost + 1], "x", color=style["color"], ms=7, mew=1.8)
+    ax.set(title=f"Error of {title}", xlabel="steps (cross: NaN without a guard)",
+           ylabel="relative error, worst layer", yscale="log", ylim=(1e-8, 2))
     end_labels(ax, ends)
 
 
+def draw_scales(ax, found):
+    """The worst gradient in the end over the scale of the loss."""
+    few = [p for p in PRECISIONS if "float16" in p]     # bfloat16 as well
+    for name, text, style in (*((f"{p} rule", p.replace("-", " "), look(p)) for p in few),
+                              ("float64 constants", "float64 + 1e-5", CONSTANTS)):
+        off = each(found, f"{name} scaled", slice(1, None), slice(None), -1)
+        mean = mean_line(ax, SCALES, np.max(off, axis=1), **style)
+        label(ax, 1, 1.15 * mean[0], text, style["color"], ha="left", va="bottom", fontsize=8)
+    ax.set(title="Error of the worst gradient over the loss scale", xlabel="scale of the loss",
+           ylabel=f"after {found[0]['float64 rule'].shape[-1]} steps", yscale="log",
+           ylim=(3e-4, 3))
+    ax.set_xscale("log", base=2)
+
+
 def draw_ridges(ax, found):
-    """The least ridges, and the ridge that keeps all H_t + Lambda positive."""
-    for y, precision in enumerate(PRECISIONS):
-        colour, _ = look(precision)
-        for guard, size, face in (("rule", 8, colour), ("constants", 4, "white")):
-            x = each(found, f"{precision} {guard} ridge")
-            ax.plot(x, [y] * len(x), "o", ms=size, mfc=face, mec=colour)
-        ax.plot(each(found, f"{precision} negative"), [y] * len(found), "|", color="k", ms=14)
-    at = list(PRECISIONS).index("float32")
-    for name, text, side in (("rule ridge", "rule", "center"),
-                             ("constants ridge", "+ 1e-5", "left"),
-                             ("negative", "$H_t + \\Lambda$\npositive", "center")):
-        label(ax, found[0][f"float32 {name}"], at - 0.42, text, "0.25", ha=side, fontsize=8)
+    """The ridge that keeps all H_t + Lambda positive."""
+    for y, name in enumerate(FORMATS):
+        x = each(found, f"{name} negative")
+        ax.plot(x, [y] * len(x), "|", color=COLOUR[name], ms=16, mew=2)
     ax.axvline(0.25, color="0.6", lw=1)
-    label(ax, 0.2, len(PRECISIONS) - 1.5, "trained models\nare above 1/4", "0.35", fontsize=8)
-    ax.set(title="Least ridge $\\Lambda$", xscale="log", xlabel="ridge, the same for all entries",
-           xlim=(1e-10, 1), ylim=(len(PRECISIONS) - 0.5, -0.5))
-    ax.set_yticks(range(len(PRECISIONS)), [name.replace("-", "\n") for name in PRECISIONS])
+    label(ax, 0.2, 0.5, "trained models\nare above 1/4", "0.35", fontsize=8)
+    ax.set(title="Ridge above which all $H_t + \\Lambda$ are positive", xscale="log",
+           xlabel="ridge, the same for all entries", xlim=(1e-17, 1),
+           ylim=(len(FORMATS) - 0.5, -0.5))
+    ax.set_yticks(range(len(FORMATS)), FORMATS)
 
 
 FIGURES = {"precision": Figure([(exactness, RUN)], precision_claims, draw_precision)}
