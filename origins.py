@@ -33,8 +33,9 @@ import numpy as np
 
 LAGS = 4                # bytes before that are looked for in the stream
 STRETCHES = 32          # of the text, over which errors are reckoned
-FULL = dict(windows=None, repetition=8, again=640, read=384)
-SIZE = {"full": FULL, "quick": FULL, "smoke": dict(windows=40, repetition=2, again=32, read=16)}
+FULL = dict(windows=None, repetition=8, again=640, read=384, steps=400)
+SIZE = {"full": FULL, "quick": FULL,
+        "smoke": dict(windows=40, repetition=2, again=32, read=16, steps=5)}
 
 # --------------------------------------------------------------------------------- measurements
 
@@ -44,7 +45,7 @@ def origin(size, seed, run):
     s, params, text = run.settings, run.params, corpus(run.settings.corpus).test
     rng = np.random.default_rng([302, seed])
     return (in_windows(params, s, text, size) | said_again(params, s, text, size["again"])
-            | bytes_read(params, s, text, size["read"], rng))
+            | bytes_read(params, s, text, size, rng))
 
 
 def in_windows(params, s, text, size):
@@ -87,17 +88,18 @@ def periods(T):
     return T // 2, T // 8
 
 
-def bytes_read(params, s, text, most, rng):
+def bytes_read(params, s, text, size, rng):
     """The share of bytes that `named` names of each lag from the stream after layer 1, from that of
     a model that is not trained, and of wrong windows [stretches, 3, LAGS]; that of the commonest
     byte of the last.  The windows do not overlap."""
     count = len(text) // s.T
-    b = windows(text, np.linspace(0, count - 1, min(most, count)).astype(int) * s.T, s.T)
+    starts = np.linspace(0, count - 1, min(size["read"], count)).astype(int) * s.T
+    b = windows(text, starts, s.T)
     trained, start = (activations(of, s, b, ["acts.1"])[0]
                       for of in (params, train.start(s).params))
     wrong = b[rng.permutation(len(b))]
-    read = [[named(acts, of, lag, rng) for lag in range(LAGS)]              # [3, LAGS, N - N // 2]
-            for acts, of in ((trained, b), (start, b), (trained, wrong))]
+    read = [[named(acts, of, lag, rng, size["steps"]) for lag in range(LAGS)]
+            for acts, of in ((trained, b), (start, b), (trained, wrong))]   # [3, LAGS, N - N // 2]
     scored = wrong[len(b) // 2:].ravel()
     return {"read": by_stretch(np.moveaxis(read, 2, 0)),
             "commonest": np.bincount(scored).max() / len(scored)}
