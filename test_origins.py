@@ -182,6 +182,8 @@ def test_gains_and_heads_are_judged_as_they_are(rng):
             assert lab.holds(expected, values[0]) == runs[0].startswith("gated"), claim
             counted += 1
     assert counted == 2 * (5 * 6 + 4)
+    gains = [row[4][0] for row in rows if row[5].startswith("gated") and len(row) == 7]
+    assert np.allclose(gains, 2 * [0.5, 0, 0.5], atol=0.01)
     leak = model(1.5, 2.5, 0.01, -0.1, 0.1)
     leak["read"] = leak["read"] + np.array([0, 0, 0.5])[:, None]
     assert not any(lab.holds(row[3], row[4][0]) for row in rows_of(leak, leak)
