@@ -296,8 +296,8 @@ def draw_origin(lab_, *found):
                     left.plot(values, np.full(len(values), y - k), "o", ms=5, color=colour,
                               mfc=fill)
             ns = [int(n) for n in seeds[0]["periods"]]
-            of_heads = over_uniform(np.mean([r["scores"] for r in seeds], axis=(0, 1)), ns)
-            for scores, mark in zip(of_heads, "os", strict=True):
+            every = np.concatenate([r["scores"].mean(axis=0) for r in seeds], axis=-1)
+            for scores, mark in zip(over_uniform(every, ns), "os", strict=True):
                 for l, of_layer in enumerate(scores):
                     middle.plot(of_layer, np.full(len(of_layer), 0.15 - 0.3 * l - k), mark, ms=4.5,
                                 color=colour, mfc="white" if l == 0 else None)
@@ -311,15 +311,16 @@ def draw_origin(lab_, *found):
         left.set(title=f"{literal(text)}: gain over softmax",
                  xlabel="bits per byte (filled: after repetitions)")
         middle.axvline(1, color="0.7", lw=1)
-        lab.label(middle, 1, 0.45, "uniform attention", "0.4", ha="center", fontsize=7.5)
-        middle.set(title="induction score of each head",
-                   xlabel=f"over uniform attention's (open: layer 1; squares: {ns[1]} bytes)")
+        middle.set(title="induction scores (uniform: 1)",
+                   xlabel=f"open: layer 1; squares: {ns[1]} bytes")
         for ax in (left, middle):
             ax.set_yticks(-np.arange(len(runs)), [SHOWN[kind] for kind in runs])
             ax.set_ylim(-len(runs) + 0.4, 0.6)
         right.set(title="bytes that can be read after layer 1", xlabel="lag", ylabel="share named",
                   ylim=(0, 1.05))
         right.set_xticks(range(LAGS))
+        for ax in (left, middle, right):                # shared axes hide them
+            ax.tick_params(labelbottom=True)
         lab.end_labels(right, ends, 7.5)
     return fig
 

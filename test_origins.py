@@ -157,22 +157,23 @@ def test_gains_and_heads_are_judged_as_they_are(rng):
     """A softmax model with nothing, and a gated one that gains after repetitions, says a text again
     for less than after either control, gains from context, has a head that attends to successors
     and a stream that holds the byte before."""
-    def model(after, again, score, context, read):
+    def model(after, others, again, score, context, read):
         scores, shares = np.full((2, 2, 4), 0.001), np.full((3, origins.LAGS), 0.1)
         scores[0, 1, 2], shares[0, :2] = score, (0.99, read)
 
         def noisy(x):                                   # of 32 stretches
             return x + 1e-3 * rng.standard_normal((32, *np.shape(x)))
-        return {"repetition": 8, "after": noisy([0.3 * after, 1.4, 0.3, 0.7]), "periods": (64, 16),
-                "again": noisy([[again, 2.0, 3.0], [again, 3.0, 2.0]]), "scores": noisy(scores),
-                "context": noisy([context, context]), "read": noisy(shares), "commonest": 0.1}
+        return {"repetition": 8, "after": noisy([0.3 * after, 0.7 * others, 0.3, 0.7]),
+                "periods": (64, 16), "again": noisy([[again, 2.0, 3.0], [again, 3.0, 2.0]]),
+                "scores": noisy(scores), "context": noisy([context, context]),
+                "read": noisy(shares), "commonest": 0.1}
 
     def rows_of(poor, rich):
         found = [[rich if kind == "gated" else poor]
                  for _ in origins.CORPORA for kind in origins.BLOCKS]
         return origins.origin_claims(None, *found)
-    poor = model(1.5, 2.5, 0.01, -0.1, 0.1)             # again: between the two controls
-    rows = rows_of(poor, model(1.0, 1.0, 0.9, 0.1, 0.98))
+    poor = model(1.5, 2.0, 2.5, 0.01, -0.1, 0.1)             # again: between the two controls
+    rows = rows_of(poor, model(1.0, 1.9, 1.0, 0.9, 0.1, 0.98))
     assert {row[0] for row in rows} == {f"origin, {text}" for text in origins.CORPORA}
     control = [row for row in rows if row[2] == "control"]
     assert len(control) == 10 and all(lab.holds(row[3], row[4][0]) for row in control)
@@ -183,8 +184,8 @@ def test_gains_and_heads_are_judged_as_they_are(rng):
             counted += 1
     assert counted == 2 * (5 * 6 + 4)
     gains = [row[4][0] for row in rows if row[5].startswith("gated") and len(row) == 7]
-    assert np.allclose(gains, 2 * [0.5, 0, 0.5], atol=0.01)
-    leak = model(1.5, 2.5, 0.01, -0.1, 0.1)
+    assert np.allclose(gains, 2 * [0.5, 0.1, 0.4], atol=0.01)
+    leak = model(1.5, 2.0, 2.5, 0.01, -0.1, 0.1)
     leak["read"] = leak["read"] + np.array([0, 0, 0.5])[:, None]
     assert not any(lab.holds(row[3], row[4][0]) for row in rows_of(leak, leak)
                    if row[2] == "control")
