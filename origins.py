@@ -2,19 +2,25 @@
 
     python origins.py               of the models of language.py (quick, both corpora)
 
-Four questions to each trained model, all on the test text:
+Five questions to each trained model, all on the test text.  Each compares the same bytes:
 
-    after repetitions   bits per byte where the eight bytes before (not all of them the same, as in
-                        indentation) stand earlier in the window, too, and on all others
-    a text twice        bits per byte of T/2 bytes that are then said again
+    after repetitions   a kind's gain over softmax where the eight bytes before (not all of them the
+                        same, as in indentation) stand earlier in the window, too, and elsewhere
+    said again          bits per byte of a piece of text after itself, after what stands before it
+                        in the text and after another piece
     induction heads     the attention of each head, there, to what came next the first time, less
-                        what it pays to the same places where nothing is said again
-    binding             the bytes before that can be read from the stream after each layer, as in
-                        figure 2A of the first paper: the share of them that a linear map names
+                        what it pays to the same places where the text goes on
+    context             bits that half a window more of context saves
+    binding             the bytes before that softmax regression reads from the stream after layer
+                        1, as in figure 2A of the first paper, beside a model that is not trained
+
+Every number has a standard error, over stretches of the text and over seeds; what is within two of
+them of its bound is not judged.
 """
 import math
 
 import language                                         # before NumPy: it sets BLAS's threads
+import autodiff as ad
 import lab
 import mesa
 import probes
@@ -26,53 +32,87 @@ from text import CORPORA, corpus, tokens, windows
 import numpy as np
 
 LAGS = 4                # bytes before that are looked for in the stream
-FULL = dict(windows=None, repetition=8, twice=256, read=384)
-SIZE = {"full": FULL, "quick": FULL, "smoke": dict(windows=40, repetition=2, twice=4, read=16)}
+STRETCHES = 32          # of the text, over which errors are reckoned
+FULL = dict(windows=None, repetition=8, again=640, read=384, steps=400)
+SIZE = {"full": FULL, "quick": FULL,
+        "smoke": dict(windows=40, repetition=2, again=32, read=16, steps=5)}
 
 # --------------------------------------------------------------------------------- measurements
 
 
 def origin(size, seed, run):
-    """What this module asks of a trained model."""
+    """What this module asks of a trained model: means over stretches of the test text."""
     s, params, text = run.settings, run.params, corpus(run.settings.corpus).test
     rng = np.random.default_rng([302, seed])
-    return (after_repetitions(params, s, text, size) | said_twice(params, s, text, size["twice"])
-            | bytes_read(params, s, text, size["read"], rng))
+    return (in_windows(params, s, text, size) | said_again(params, s, text, size["again"])
+            | bytes_read(params, s, text, size, rng))
 
 
-def after_repetitions(params, s, text, size):
-    """Bits per byte after repetitions and elsewhere, at the bytes that language.score counts."""
+def in_windows(params, s, text, size):
+    """Of the windows of language.score: bits after repetitions, bits elsewhere and the shares of
+    both, per byte that it counts [stretches, 4]; bits that T/2 bytes more of context save at bytes
+    with T/8 to T/4 and T/4 to T/2 bytes before them [stretches, 2]."""
     b, half, n = language.halves(text, s.T, size["windows"]), s.T // 2, size["repetition"]
-    bits = language.losses(params, s, b)[:, half:] / math.log(2)            # [N, T - T // 2]
-    again = repeated(b, n)[:, half:]
-    return {"after": bits[again].mean() if again.any() else np.nan, "others": bits[~again].mean(),
-            "share": again.mean(), "repetition": n}
+    bits = language.losses(params, s, b) / math.log(2)                      # [N, T]
+    late, again = bits[:, half:], repeated(b, n)[:, half:]
+    parts = np.stack([late * again, late * ~again, again, ~again], axis=-1)
+    # a window's first half holds the bytes of the second half of the window before
+    less = bits[1:, :half] - bits[:-1, half:]
+    bins = slice(half // 4, half // 2), slice(half // 2, half)
+    return {"repetition": n, "after": by_stretch(parts.mean(axis=1)),
+            "context": by_stretch(np.stack([less[:, of].mean(axis=1) for of in bins], axis=1))}
 
 
-def said_twice(params, s, text, count):
-    """Bits per byte [2 (T // 2) - 1] of T // 2 bytes that are said twice, and the induction scores
-    of all heads [layers, heads] there, less those on text that goes on: a head that looks back by a
-    fixed number of bytes has these as well."""
-    half = s.T // 2
-    starts = np.linspace(0, len(text) - 2 * half, count).astype(int)
-    twice = np.tile(windows(text, starts, half), 2)
+def said_again(params, s, text, most):
+    """For pieces of T/2 and of T/8 bytes: bits per byte of their second halves after themselves,
+    after what stands before them in the text and after another piece [stretches, 2, 3]; the
+    induction scores of all heads in the first case less those in the second, a head that looks back
+    by a fixed number of bytes having these as well [stretches, 2, layers, heads]."""
+    bits, scores = [], []
     names = [f"blocks.{l}.map" for l in range(len(s.kinds))]
-    there, once = (np.array([probes.induction_score(A) for A in activations(params, s, b, names)])
-                   for b in (twice, windows(text, starts, 2 * half)))
-    return {"twice": language.losses(params, s, twice).mean(axis=0) / math.log(2),
-            "scores": there - once}
+    for n in periods(s.T):
+        starts = np.linspace(n, len(text) - n, most).astype(int)
+        piece = windows(text, starts, n)
+        firsts = piece, windows(text, starts - n, n), np.roll(piece, most // 2, axis=0)
+        b = [np.concatenate([first, piece], axis=1) for first in firsts]
+        late = [language.losses(params, s, of)[:, -(n // 2):].mean(axis=1) for of in b]
+        bits.append(by_stretch(np.transpose(late)) / math.log(2))
+        there, once = (np.array([[probes.induction_score(A) for A in activations(
+            params, s, part, names)] for part in in_stretches(of)]) for of in b[:2])
+        scores.append(there - once)
+    return {"periods": periods(s.T), "again": np.stack(bits, axis=1),
+            "scores": np.stack(scores, axis=1)}
 
 
-def bytes_read(params, s, text, most, rng):
-    """What `named` finds of each lag after each layer: [layers + 1, LAGS, 2], in windows that do
-    not overlap; the share of the commonest byte."""
+def periods(T):
+    return T // 2, T // 8
+
+
+def bytes_read(params, s, text, size, rng):
+    """The share of bytes that `named` names of each lag from the stream after layer 1, from that of
+    a model that is not trained, and of wrong windows [stretches, 3, LAGS]; that of the commonest
+    byte of the last.  The windows do not overlap."""
     count = len(text) // s.T
-    starts = np.linspace(0, count - 1, min(most, count)).astype(int) * s.T
+    starts = np.linspace(0, count - 1, min(size["read"], count)).astype(int) * s.T
     b = windows(text, starts, s.T)
-    scored = b[len(b) // 2:].ravel()
-    stream = activations(params, s, b, [f"acts.{l}" for l in range(len(s.kinds) + 1)])
-    return {"read": [[named(acts, b, lag, rng) for lag in range(LAGS)] for acts in stream],
+    trained, start = (activations(of, s, b, ["acts.1"])[0]
+                      for of in (params, train.start(s).params))
+    wrong = b[rng.permutation(len(b))]
+    read = [[named(acts, of, lag, rng, size["steps"]) for lag in range(LAGS)]
+            for acts, of in ((trained, b), (start, b), (trained, wrong))]   # [3, LAGS, N - N // 2]
+    scored = wrong[len(b) // 2:].ravel()
+    return {"read": by_stretch(np.moveaxis(read, 2, 0)),
             "commonest": np.bincount(scored).max() / len(scored)}
+
+
+def in_stretches(values):
+    """Values [N, ...] of windows in the order of the text, cut into STRETCHES lists."""
+    return np.array_split(values, min(STRETCHES, len(values)))
+
+
+def by_stretch(values):
+    """The means of values [N, ...] over stretches of the text: [stretches, ...]."""
+    return np.array([part.mean(axis=0) for part in in_stretches(values)])
 
 
 def repeated(b, n):
@@ -101,23 +141,54 @@ def activations(params, s, b, names, piece=16):
     return [np.concatenate([part[name] for part in parts]) for name in names]
 
 
-def named(acts, b, lag, rng):
-    """[share, that of the control] of the bytes b_{t-lag} of windows b [N, T] that a linear map
-    from acts [N, T, D] at t names: fitted by least squares to one entry of 256 per byte on the
-    first half of the windows, scored on the second.  The control is the same with the bytes of
-    wrong windows.
-    """
-    half, x, shares = len(b) // 2, acts[:, lag:], []
-    wanted = b[:, :b.shape[1] - lag]
-    x = np.concatenate([x, np.ones_like(x[..., :1])], axis=-1).astype(float)
-    for y in (wanted, wanted[rng.permutation(len(b))]):
-        inputs, targets = x[:half].reshape(-1, x.shape[-1]), np.eye(256)[y[:half].ravel()]
-        weights = np.linalg.lstsq(inputs, targets, rcond=1e-6)[0]           # [D + 1, 256]
-        shares.append(((x[half:] @ weights).argmax(axis=-1) == y[half:]).mean())
-    return shares
+def named(acts, b, lag, rng, steps=400, batch=1024):
+    """The share of the bytes b_{t-lag} of windows b [N, T], t >= LAGS - 1, that softmax regression
+    on acts [N, T, D] at t names: fitted on the first half of the windows; of each window of the
+    second half [N - N // 2]."""
+    half, T, D = len(b) // 2, *acts.shape[1:]
+    x, y = acts[:, LAGS - 1:], b[:, LAGS - 1 - lag:T - lag]                 # [N, T - 3 (, D)]
+    x = (x - x[:half].mean(axis=(0, 1))) / (x[:half].std(axis=(0, 1)) + 1e-6)
+    inputs, targets = x[:half].reshape(-1, D), y[:half].ravel()
+    params, slots = {"W": np.zeros((D, 256), x.dtype), "bias": np.zeros(256, x.dtype)}, {}
+    update = train.adamw(lambda step: 0.03 * (1 - step / steps))
+
+    def loss(params, x, y):
+        return ad.cross_entropy(x @ params["W"] + params["bias"], y)
+    for step in range(steps):
+        some = rng.integers(len(inputs), size=batch)
+        _, grads = ad.value_and_grad(loss, params, inputs[some], targets[some])
+        params, slots = update(params, grads, slots, step)
+    return ((x[half:] @ params["W"] + params["bias"]).argmax(axis=-1) == y[half:]).mean(axis=1)
 
 
 # --------------------------------------------------------------------------------------- claims
+
+
+def estimate(found, f):
+    """f(means over the text) of every seed [seeds], and the standard error of their mean.
+
+    found: means over stretches of the text [seeds, stretches, ...].  The error is that of the text,
+    the same one for all seeds, by leaving out one stretch at a time (the jackknife), and that of
+    the seeds, if there are several."""
+    found = np.asarray(found, float)
+    n, means = found.shape[1], found.mean(axis=1)
+    values = np.array([f(mean) for mean in means])
+    without = [[f(mean - (part - mean) / (n - 1)) for part in parts]        # [seeds, stretches]
+               for mean, parts in zip(means, found, strict=True)]
+    variance = (n - 1) * np.mean(without, axis=0).var()
+    if len(values) > 1:
+        variance += values.var(ddof=1) / len(values)
+    return values, math.sqrt(variance)
+
+
+def row(panel, text, source, expected, found, f, *names):
+    """A row of claims about f (see `estimate`), with its standard error; what cannot be told from
+    the bound is not judged."""
+    values, error = estimate(found, f)
+    text = f"{text} (standard error {error:.2g})"
+    if expected and abs(values.mean() - float(expected.split()[-1])) < 2 * error:
+        text, expected = f"{text}: a tie with {expected.split()[-1]}, not judged", ""
+    return panel, text, source, expected, values, *names
 
 
 def by_corpus(found):
@@ -128,10 +199,24 @@ def by_corpus(found):
 
 
 def gains(runs, kind):
-    """Bits per byte that softmax needs more than a kind, after repetitions and elsewhere:
-    [2, seeds]."""
-    return np.array([lab.each(runs["softmax"], key) for key in ("after", "others")]) - np.array(
-        [lab.each(runs[kind], key) for key in ("after", "others")])
+    """Of each seed and stretch [seeds, stretches, 4]: the bits that softmax needs more than a kind
+    after repetitions and elsewhere, and the shares of both, per byte."""
+    softmax, own = (np.array([r["after"] for r in runs[k]]) for k in ("softmax", kind))
+    return np.concatenate([softmax[..., :2] - own[..., :2], own[..., 2:]], axis=-1)
+
+
+def after(gain):
+    """Bits per byte after repetitions, from the last axis of `gains`."""
+    return gain[0] / gain[2]
+
+
+def elsewhere(gain):
+    return gain[1] / gain[3]
+
+
+def saved(bits):
+    """What a piece saves after itself over the better of the two controls of `said_again`."""
+    return min(bits[1:]) - bits[0]
 
 
 def origin_claims(lab_, *found):
@@ -140,41 +225,56 @@ def origin_claims(lab_, *found):
     for text, runs in by_corpus(found):
         panel = f"origin, {text}"
         for kind in list(BLOCKS)[1:]:
-            after, others = gains(runs, kind)
             names = f"{kind} small 1-byte {text}", f"softmax small 1-byte {text}"
-            share = 100 * lab.each(runs[kind], "share")[0]
-            n = int(runs[kind][0]["repetition"])
-            rows += [(panel, f"gain of {SHOWN[kind]} over softmax after a repetition of {n} bytes "
-                      f"({share:.0f} % of all), bits per byte", "measured", "", after, *names),
-                     (panel, "on all other bytes", "measured", "", others, *names),
-                     (panel, "the first less the second", "measured", "> 0", after - others,
-                      *names)]
+            gain, share = gains(runs, kind), 100 * np.mean(runs[kind][0]["after"][:, 2])
+            rows += [row(panel, f"gain of {SHOWN[kind]} over softmax after a repetition of "
+                         f"{int(runs[kind][0]['repetition'])} bytes ({share:.0f} % of all), bits "
+                         "per byte", "measured", "", gain, after, *names),
+                     row(panel, "on all other bytes", "measured", "", gain, elsewhere, *names),
+                     row(panel, "the first less the second", "measured", "> 0", gain,
+                         lambda g: after(g) - elsewhere(g), *names)]
         for kind, seeds in runs.items():
-            name = f"{kind} small 1-byte {text}"
-            T = len(seeds[0]["twice"]) + 1              # byte 0 is predicted from nothing
-            late = slice(T // 4 - 1, T // 2 - 1), slice(3 * T // 4 - 1, T - 1)
-            first, second = (np.array([r["twice"][part].mean() for r in seeds]) for part in late)
-            best = np.array([np.max(r["scores"]) for r in seeds]) / uniform(T)
-            read = np.array([r["read"] for r in seeds])         # [seeds, layers + 1, LAGS, 2]
-            rows += [(panel, f"{SHOWN[kind]}: bits per byte when a text is said again over the "
-                      "first time, second halves of both", "measured", "< 0.9", second / first,
-                      name),
-                     (panel, f"{SHOWN[kind]}: the largest induction score of a head over what "
-                      f"uniform attention pays there, {uniform(T):.4f}", "measured", "> 10", best,
-                      name),
-                     (panel, f"{SHOWN[kind]}: share of previous bytes that can be read after layer "
-                      f"1 (at the input: {read[:, 0, 1, 0].mean():.2f})", "measured", "> 0.9",
-                      read[:, 1, 1, 0], name),
-                     (panel, f"{SHOWN[kind]}: the largest share that its shuffled control names, "
-                      "less that of the commonest byte", "control", "< 0.03",
-                      read[..., 1].max(axis=(1, 2)) - lab.each(seeds, "commonest"), name)]
+            rows += kind_claims(panel, SHOWN[kind], seeds, f"{kind} small 1-byte {text}")
     return rows
 
 
-def uniform(T):
-    """The induction score of a head that attends to all tokens so far alike, in T / 2 bytes said
+def kind_claims(panel, kind, seeds, name):
+    """What the models of one kind do with a text, after these bytes and others."""
+    def line(text, expected, key, f, source="measured"):
+        return row(panel, f"{kind}: {text}", source, expected, [r[key] for r in seeds], f, name)
+    ns, rows = [int(n) for n in seeds[0]["periods"]], []
+    for i, n in enumerate(ns):
+        itself, before, other = np.mean([r["again"][:, i] for r in seeds], axis=(0, 1))
+        rows.append(line(f"bits that a byte in the second half of {n} costs less after these {n} "
+                         f"({itself:.3f}) than after those before them in the text ({before:.3f}) "
+                         f"and than after others ({other:.3f}), the lesser", "> 0", "again",
+                         lambda bits, i=i: saved(bits[i])))
+    rows.append(line("the largest induction score of a head over what uniform attention pays there "
+                     f"({' and '.join(f'{uniform(n):.4f} after {n} bytes' for n in ns)})", "> 10",
+                     "scores", lambda scores: max(map(np.max, over_uniform(scores, ns)))))
+    rows += [line(f"bits that {ns[0]} bytes more of context save at bytes with {low + 1} to "
+                  f"{2 * low} before them", "> 0", "context", lambda bits, i=i: bits[i])
+             for i, low in enumerate((ns[1], 2 * ns[1]))]
+    trained, start, _ = np.mean([r["read"] for r in seeds], axis=(0, 1))
+    common = np.mean(lab.each(seeds, "commonest"))
+    return [*rows,
+            line(f"share of previous bytes read after layer 1 ({trained[1]:.2f}; before training "
+                 f"{start[1]:.2f}) over that of the present ones ({trained[0]:.2f})",
+                 "> 0.9", "read", lambda read: read[0, 1] / read[0, 0]),
+            line("the largest share that its shuffled control names, less that of the commonest "
+                 f"byte ({common:.2f})", "< 0.03", "read", lambda read: read[2].max() - common,
+                 "control")]
+
+
+def over_uniform(scores, ns):
+    """Induction scores [len(ns), ...] over what uniform attention pays there."""
+    return [of / uniform(n) for of, n in zip(scores, ns, strict=True)]
+
+
+def uniform(n):
+    """The induction score of a head that attends to all tokens so far alike, in n bytes said
     twice."""
-    return np.mean(1 / np.arange(T // 2 + 1, T))
+    return np.mean(1 / np.arange(n + 1, 2 * n))
 
 
 # --------------------------------------------------------------------------------------- figure
@@ -183,36 +283,44 @@ def uniform(T):
 def draw_origin(lab_, *found):
     """Gains over softmax after repetitions, induction scores of all heads, bytes read by layer."""
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(len(CORPORA), 3, figsize=(10, 3 * len(CORPORA)), squeeze=False)
-    for row, (text, runs) in zip(axes, by_corpus(found), strict=True):
-        left, middle, right = row
+    fig, axes = plt.subplots(len(CORPORA), 3, figsize=(10, 3 * len(CORPORA)), squeeze=False,
+                             sharex="col")
+    for (left, middle, right), (text, runs) in zip(axes, by_corpus(found), strict=True):
         ends = []
         for k, (kind, seeds) in enumerate(runs.items()):
             colour = COLOUR[kind]
             if kind != "softmax":
-                for values, y, fill in zip(gains(runs, kind), (0.12, -0.12), (None, "white")):
-                    left.plot(values, np.full(len(values), y - k), "o", color=colour, mfc=fill)
-            for l in range(len(seeds[0]["scores"])):
-                scores = np.sort(np.mean([r["scores"][l] for r in seeds], axis=0))
-                middle.plot(scores, np.full(len(scores), 0.15 - 0.3 * l - k), "os"[l % 2], ms=4.5,
-                            color=colour, mfc="white" if l == 0 else None)
-            read = np.mean([r["read"] for r in seeds], axis=0)              # [layers + 1, LAGS, 2]
-            right.plot(range(LAGS), read[1, :, 0], "o-", color=colour, ms=4, lw=1.5)
-            ends.append((read[1, -1, 0], SHOWN[kind], colour))
-        right.plot(range(LAGS), read[0, :, 0], ":", color="0.3")
-        right.plot(range(LAGS), read[1, :, 1], ":", color=COLOUR["control"])
-        ends += [(read[0, -1, 0], "at the input", "0.3"), (read[1, -1, 1], "shuffled", "control")]
+                for f, y, fill in ((after, 0.12, None), (elsewhere, -0.12, "white")):
+                    values, error = estimate(gains(runs, kind), f)
+                    left.errorbar(values.mean(), y - k, xerr=2 * error, color=colour, lw=1)
+                    left.plot(values, np.full(len(values), y - k), "o", ms=5, color=colour,
+                              mfc=fill)
+            ns = [int(n) for n in seeds[0]["periods"]]
+            every = np.concatenate([r["scores"].mean(axis=0) for r in seeds], axis=-1)
+            for scores, mark in zip(over_uniform(every, ns), "os", strict=True):
+                for l, of_layer in enumerate(scores):
+                    middle.plot(of_layer, np.full(len(of_layer), 0.15 - 0.3 * l - k), mark, ms=4.5,
+                                color=colour, mfc="white" if l == 0 else None)
+            trained, start, wrong = np.mean([r["read"] for r in seeds], axis=(0, 1))
+            right.plot(range(LAGS), trained, "o-", color=colour, ms=4, lw=1.5)
+            ends.append((trained[-1], SHOWN[kind], colour))
+        for shares, name, colour in ((start, "not trained", "0.3"), (wrong, "shuffled", "control")):
+            right.plot(range(LAGS), shares, ":", color=COLOUR.get(colour, colour))
+            ends.append((shares[-1], name, colour))
         left.axvline(0, color="0.7", lw=1)
         left.set(title=f"{literal(text)}: gain over softmax",
                  xlabel="bits per byte (filled: after repetitions)")
-        middle.set(title="induction score of each head", xlabel="score (open: layer 1)")
-        middle.locator_params(axis="x", nbins=4)        # of more, the labels overlap
+        middle.axvline(1, color="0.7", lw=1)
+        middle.set(title="induction scores (uniform: 1)",
+                   xlabel=f"open: layer 1; squares: {ns[1]} bytes")
         for ax in (left, middle):
             ax.set_yticks(-np.arange(len(runs)), [SHOWN[kind] for kind in runs])
             ax.set_ylim(-len(runs) + 0.4, 0.6)
         right.set(title="bytes that can be read after layer 1", xlabel="lag", ylabel="share named",
                   ylim=(0, 1.05))
         right.set_xticks(range(LAGS))
+        for ax in (left, middle, right):                # shared axes hide them
+            ax.tick_params(labelbottom=True)
         lab.end_labels(right, ends, 7.5)
     return fig
 
