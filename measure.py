@@ -12,7 +12,7 @@ same sequences.  Losses are 1/2 E|prediction - x_{t+1}|^2; a probe gives [R², R
 control]; layer 0 of a stream is its input.  The frame in lab.py calls these functions in parallel
 and keeps what they return.
 """
-import autodiff as ad   # before NumPy: it sets the number of BLAS threads
+import autodiff  # noqa: F401  (before NumPy: it sets the number of BLAS threads)
 
 import numpy as np
 
@@ -120,14 +120,6 @@ def mesa_layer(size, seed, run):
             "r2_ridge": r_squared(model, ridge), "d": s.d, "T": s.T}
 
 
-def nearest_ridge(spec, outputs, d):
-    """Not a rival but a measurement: the ridge [1] whose regression is nearest to a model's outputs
-    [B, T, d] at t > d, on the sequences of `spec`."""
-    theta = mesa.tune(lambda p: mesa.predict(spec, mesa.ridge(spec.s, ad.exp(p)))[:, d:],
-                      outputs[:, d:], np.log([0.1]))
-    return np.exp(theta)
-
-
 def context(size, seed, *runs):
     """Loss over context of runs on the same task, and of the reference algorithms on that task's
     features: the paper's k steps (Richardson, Chebyshev), gradient steps without normalisation,
@@ -164,7 +156,9 @@ def context(size, seed, *runs):
     def outputs(x):
         return [train.predictions(state.params, run.settings, x)
                 for state, run in zip(states, runs)]
-    models, ridges = outputs(x), [nearest_ridge(spec_tune, o, s.d) for o in outputs(x_tune)]
+    models = outputs(x)
+    # not rivals but measurements, as in mesa_layer
+    ridges = [probes.tuned(mesa.ridge, spec_tune, [0.1], o, s.d) for o in outputs(x_tune)]
     kernel = mesa.kernel_regression(x, probes.tuned_bandwidth(x_tune[:128]))
     return {"models": [by_position(model, y) for model in models],
             "early": [early(run) for run in runs], "d": s.d,

@@ -369,11 +369,16 @@ def look(precision):
 CONSTANTS = dict(color="0.35", ls=":")                  # of float64 with the constants
 
 
+def curves(precisions):
+    """(what was found, its label, look) of precisions with the rule, and of the constants."""
+    return [*((f"{p} rule", p.replace("-", " "), look(p)) for p in precisions),
+            ("float64 constants", "float64 + 1e-5", CONSTANTS)]
+
+
 def draw_errors(ax, found, title, part):
     """Errors over steps with the rule; crosses where there is no guard and NaN begins."""
     n, ends = 1 + np.arange(found[0]["float64 rule"].shape[-1]), []
-    for name, text, style in (*((f"{p} rule", p.replace("-", " "), look(p)) for p in PRECISIONS),
-                              ("float64 constants", "float64 + 1e-5", CONSTANTS)):
+    for name, text, style in curves(PRECISIONS):
         mean = mean_line(ax, n, [part(off) for off in each(found, name)], **style)
         ends.append((mean[-1], text, style["color"]))
         if "rule" in name:
@@ -387,9 +392,7 @@ def draw_errors(ax, found, title, part):
 
 def draw_scales(ax, found):
     """The worst gradient in the end over the scale of the loss."""
-    few = [p for p in PRECISIONS if "float16" in p]     # bfloat16 as well
-    for name, text, style in (*((f"{p} rule", p.replace("-", " "), look(p)) for p in few),
-                              ("float64 constants", "float64 + 1e-5", CONSTANTS)):
+    for name, text, style in curves(p for p in PRECISIONS if "float16" in p):   # bfloat16 as well
         off = each(found, f"{name} scaled", slice(1, None), slice(None), -1)
         mean = mean_line(ax, SCALES, np.max(off, axis=1), **style)
         label(ax, 1, 1.15 * mean[0], text, style["color"], ha="left", va="bottom", fontsize=8)

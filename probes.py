@@ -211,12 +211,12 @@ def diagonal_share(M, d):
     return float(d * slot_table(M ** 2, d).sum() / (M ** 2).sum())
 
 
-def tuned(inverse, spec, start, target=None):
+def tuned(inverse, spec, start, target=None, after=0):
     """Positive coefficients [n], searched from `start` [n], for which N_t inverse(S_t, c) x_t is
-    nearest to the target [B, T, d] (default: the next state)."""
+    nearest, at t > `after`, to the target [B, T, d] (default: the next state)."""
     target = spec.y if target is None else target
-    theta = mesa.tune(lambda p: mesa.predict(spec, inverse(spec.s, ad.exp(p))), target,
-                      np.log(start))
+    theta = mesa.tune(lambda p: mesa.predict(spec, inverse(spec.s, ad.exp(p)))[:, after:],
+                      target[:, after:], np.log(start))
     return np.exp(theta)
 
 
