@@ -235,6 +235,24 @@ def gated_step(memory, q, k, v, log_gamma, beta, ridge):
     return p @ NT, (H, NT)
 
 
+def unsolved_attention(q, k, v, log_gamma, beta, ridge):
+    """o_t = N_t Lambda^-1 q_t, the same without H_t: linear attention that forgets.  With all the
+    weights of the layer above it solves nothing, so that a model of such layers shows what the
+    solving is worth.
+
+    Arguments and result as of gated_attention.
+    """
+    p = q / ad.reshape(ridge, len(ridge), 1, -1)
+    return fading_attention(p, ad.reshape(beta, *beta.shape, 1) * k, v, log_gamma)
+
+
+def unsolved_step(past, q, k, v, log_gamma, beta, ridge):
+    """The same for the next token, [B, heads, 1, .].   Memory: N^T [B, heads, Dk, Dv]"""
+    new = adjoint(beta[..., None] * k) @ v
+    past = new if past is None else xp.exp(log_gamma)[..., None] * past + new
+    return q / ridge[:, None] @ past, past
+
+
 # -------------------------------------------------------------------- where the gates come from
 
 
@@ -285,7 +303,8 @@ def mean_step(memory, q, k, v):
 
 # What a model whose Config has `more_kinds=KINDS` can be made of, beside mesa.KINDS.
 KINDS = {"mean": Kind(mean_attention, mean_step),
-         "gated": Kind(gated_attention, gated_step, gate_weights, gates)}
+         "gated": Kind(gated_attention, gated_step, gate_weights, gates),
+         "fading": Kind(unsolved_attention, unsolved_step, gate_weights, gates)}
 
 
 def main():

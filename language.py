@@ -18,9 +18,10 @@ nats / ln 2, of the test text.
     mesa      mesa layers, solved by Sherman-Morrison                    von Oswald et al.
     hybrid    softmax attention in the first block, mesa layers after    von Oswald et al.
     gated     mesa layers that forget, solved by conjugate gradients     MesaNet, arXiv 2506.05233
+    fading    the same without solving: linear attention that forgets
 
-The second and the last are in gated.py.  Each kind has the position code and the learning rate that
-suit it best (FORMS), which forms.py chooses on the validation text.  Beside this study stand
+The second and the last two are in gated.py.  Each kind has the position code and the learning rate
+that suit it best (FORMS), which forms.py chooses on the validation text.  Beside this study stand
 origins.py (where in the text a kind gains), price.py (what a layer costs) and precision.py.
 """
 import math
@@ -82,7 +83,8 @@ BLOCKS = {"softmax": lambda layers: ("softmax",) * layers,
           "linear": lambda layers: ("mean",) * layers,
           "mesa": lambda layers: ("mesa",) * layers,
           "hybrid": lambda layers: ("softmax",) + ("mesa",) * (layers - 1),
-          "gated": lambda layers: ("gated",) * layers}
+          "gated": lambda layers: ("gated",) * layers,
+          "fading": lambda layers: ("fading",) * layers}
 # the share of a small model's learning rate, as larger ones take smaller steps
 MODELS = {"small": dict(layers=2, width=48, heads=4, rate=1.0),
           "medium": dict(layers=3, width=88, heads=4, rate=0.5),
@@ -91,19 +93,19 @@ MODELS = {"small": dict(layers=2, width=48, heads=4, rate=1.0),
 # of one's own have the forms of the documentation.
 FORMS = {1: {"documentation": {"softmax": ("concat", 0.02), "linear": ("concat", 0.01),
                                "mesa": ("concat", 0.01), "hybrid": ("concat", 0.02),
-                               "gated": ("concat", 0.01)},
+                               "gated": ("concat", 0.01), "fading": ("concat", 0.01)},
              "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
                         "mesa": ("concat", 0.01), "hybrid": ("concat", 0.01),
-                        "gated": ("concat", 0.01)}},
+                        "gated": ("concat", 0.01), "fading": ("concat", 0.01)}},
          4: {"documentation": {"softmax": ("concat", 0.01), "linear": ("concat", 0.02),
                                "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
-                               "gated": ("concat", 0.02)},
+                               "gated": ("concat", 0.02), "fading": ("concat", 0.02)},
              "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
                         "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
-                        "gated": ("concat", 0.02)}}}
+                        "gated": ("concat", 0.02), "fading": ("concat", 0.02)}}}
 # Of softmax's steps: what a small model of the kind makes in its time.
-SHARE = {"quick": {"linear": 1.0, "mesa": 0.57, "hybrid": 0.72, "gated": 0.45},
-         "full": {"linear": 1.55, "mesa": 0.91, "hybrid": 1.0, "gated": 0.73}}
+SHARE = {"quick": {"linear": 1.0, "mesa": 0.57, "hybrid": 0.72, "gated": 0.45, "fading": 0.8},
+         "full": {"linear": 1.55, "mesa": 0.91, "hybrid": 1.0, "gated": 0.73, "fading": 1.3}}
 TRAINING = {"full": dict(T=256, batch=16, steps=5_000, warmup=250, report=125),
             "quick": dict(T=128, batch=8, steps=5_000, warmup=100, report=100),
             "smoke": dict(T=16, batch=4, steps=6, warmup=2, report=3, heldout=4)}
@@ -239,7 +241,7 @@ def compressors(size, seed, run):
 # --------------------------------------------------------------------------------------- claims
 
 SHOWN = {"softmax": "softmax", "linear": "linear", "mesa": "mesa", "hybrid": "hybrid",
-         "gated": "gated mesa"}
+         "gated": "gated mesa", "fading": "fading linear"}
 
 
 def name_of(text):
@@ -322,7 +324,8 @@ def anchor_claims(text, known, runs):
 
 RIVALS = (("hybrid", "softmax", "paper"), ("mesa", "linear", "measured"),
           ("mesa", "softmax", "measured"), ("gated", "mesa", "measured"),
-          ("gated", "softmax", "measured"))
+          ("gated", "softmax", "measured"), ("gated", "fading", "measured"),
+          ("fading", "softmax", "measured"))
 
 
 def equal_claims(text, runs, form="1-byte"):
@@ -417,7 +420,7 @@ def sizes_claims(texts, kinds, lab, *found):
 
 # -------------------------------------------------------------------------------------- figures
 
-COLOUR = lab.COLOUR | {"gated": "#5E3C99"}
+COLOUR = lab.COLOUR | {"gated": "#5E3C99", "fading": "#B2ABD2"}
 ANCHORS = {"gzip": ("gzip -9", "-"), "xz": ("xz", "--"), "order 5": ("order 5", ":"),
            "PPMd": ("PPMd", "-.")}
 

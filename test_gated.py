@@ -87,16 +87,24 @@ def test_mean_attention_is_linear_attention_over_t(layer, rng):
     assert gated.mean_attention(*single).dtype == "float32"
 
 
+def test_without_H_it_is_the_gated_layer_for_small_keys(layer, short_chunks):
+    """H_t is quadratic in the keys, N_t linear."""
+    q, k, *more = layer
+    small = q, 1e-6 * k, *more
+    assert np.allclose(gated.unsolved_attention(*small), definition(*small)[1], rtol=1e-9)
+
+
 def test_one_token_at_a_time_is_the_same(layer):
     """STEPS steps are exact for Dk = 4."""
-    q, k, v, log_gamma, beta, ridge = layer
-    memory, rows = None, []
-    for t in range(11):
-        now = [x[:, :, t:t + 1] for x in (q, k, v, log_gamma, beta)]
-        o, memory = gated.gated_step(memory, *now, ridge)
-        rows.append(o)
-    assert np.allclose(np.concatenate(rows, axis=2), gated.gated_direct(*layer), rtol=1e-9)
-    assert [a.shape for a in memory] == [(2, 2, 4, 4)] * 2
+    *inputs, ridge = layer
+    for step, whole, shape in ((gated.gated_step, gated.gated_direct, (2, 2, 2, 4, 4)),
+                               (gated.unsolved_step, gated.unsolved_attention, (2, 2, 4, 4))):
+        memory, rows = None, []
+        for t in range(11):
+            o, memory = step(memory, *(x[:, :, t:t + 1] for x in inputs), ridge)
+            rows.append(o)
+        assert np.allclose(np.concatenate(rows, axis=2), whole(*layer), rtol=1e-9)
+        assert np.shape(memory) == shape
 
 
 # ------------------------------------------------------------------------------------ gradients
@@ -107,6 +115,7 @@ def test_vjps_equal_finite_differences(layer, short_chunks, rng):
     check_gradients(gated.fading_attention, q, k, v, log_gamma, rng=rng)
     check_gradients(lambda *a: gated.solve(*a, steps=8), *system(layer), rng=rng)
     check_gradients(gated.gated_attention, *layer, rng=rng)
+    check_gradients(gated.unsolved_attention, *layer, rng=rng)
     check_gradients(gated.log_sigmoid, 3 * beta - 1, rng=rng)
 
 
