@@ -1,7 +1,7 @@
 """Forms: which position code, which tokens and which learning rate suit each kind of layer on text.
 
     python forms.py                 every form of every kind, judged on the validation text (quick:
-                                    120 small models, four hours of two cores)
+                                    144 small models, five hours of two cores)
     python forms.py tokens          tokens of one byte against tokens of four, each kind in its best
                                     form, judged on the test text
 
@@ -16,8 +16,8 @@ import language                                         # before NumPy: it sets 
 import lab
 import train
 from lab import Figure, literal
-from language import (BLOCKS, COLOUR, FORMS, SHOWN, SIZE, bits_of, measurements_of, score,
-                      settings_of)
+from language import (BLOCKS, COLOUR, FORMS, SHOWN, SIZE, bits_of, counted, measurements_of,
+                      of_two, ratio, row, score, settings_of)
 from text import CORPORA, corpus
 
 import numpy as np
@@ -31,7 +31,7 @@ OPTIONS = tuple(product(CODES, RATES))
 def validated(size, seed, run):
     """Bits per byte of the validation text, each byte predicted from half a window or more."""
     text = corpus(run.settings.corpus).validation
-    return {"bits": score(run.params, run.settings, text, size["windows"])[0]}
+    return {"bits": counted(score(run.params, run.settings, text, size["windows"])).mean()}
 
 
 def grid(found):
@@ -111,15 +111,16 @@ def tokens_claims(lab, *found):
     """Kinds against each other on tokens of four bytes, and these against tokens of one byte."""
     rows = []
     for text, _, ones, fours in by_tokens(found):
-        mine = [(f"bits per byte of {SHOWN[kind]} with 4-byte tokens "
-                 f"({int(fours[kind][0]['weights']):,} weights, "
-                 f"{language.milliseconds_of(fours[kind]):.0f} ms a step) over those with 1-byte "
-                 f"tokens ({bits_of(ones[kind]).mean():.3f}; "
-                 f"{int(ones[kind][0]['weights']):,} weights)",
-                 "measured", "< 1", bits_of(fours[kind]) / bits_of(ones[kind]),
-                 f"{kind} small 4-byte {text}", f"{kind} small 1-byte {text}") for kind in BLOCKS]
+        mine = [row(f"bits per byte of {SHOWN[kind]} with 4-byte tokens "
+                    f"({int(fours[kind][0]['weights']):,} weights, "
+                    f"{language.milliseconds_of(fours[kind]):.0f} ms a step) over those with "
+                    f"1-byte tokens ({bits_of(ones[kind]).mean():.3f}; "
+                    f"{int(ones[kind][0]['weights']):,} weights)",
+                    "measured", "< 1", of_two(fours[kind], ones[kind]), ratio,
+                    f"{kind} small 4-byte {text}", f"{kind} small 1-byte {text}")
+                for kind in BLOCKS]
         mine += language.equal_claims(text, fours, "4-byte")
-        rows += [(f"tokens, {text}", *row) for row in mine]
+        rows += [(f"tokens, {text}", *line) for line in mine]
     return rows
 
 

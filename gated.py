@@ -210,7 +210,7 @@ def conjugate_gradients(times, q, steps):
         step = xp.where(rr > solved, rr / xp.where(curvature > 0, curvature, xp.nan), 0)
         p, r = p + step * direction, r - step * image
         new = ad.row_sum(r * r)
-        direction, rr = r + new / xp.where(rr > solved, rr, 1) * direction, new
+        direction, rr = r + new / xp.where(rr > solved, rr, xp.inf) * direction, new
     if xp.module is np and not np.isfinite(p).all():
         raise FloatingPointError("conjugate gradients: H_t + Lambda is not positive definite, or "
                                  "an entry is not finite")

@@ -149,12 +149,15 @@ def losses(params, s, bytes_, piece=16):
 
 
 def score(params, s, text, most=None):
-    """(bits per byte of a text, bits by position in the window [T]).  Windows overlap by half, and
-    the second halves count, so that each byte is predicted once, from at least T/2 bytes before it;
-    less than a window in all, at the two ends, is left out.
-    most: how many windows, if not all."""
-    bits = losses(params, s, halves(text, s.T, most)) / math.log(2)
-    return bits[:, s.T // 2:].mean(), bits.mean(axis=0)
+    """Bits of every byte of windows that overlap by half, at most so many, [N, T].  Their second
+    halves count, `counted`, so that each byte is predicted once, from at least T/2 bytes before it;
+    less than a window in all, at the two ends, is left out."""
+    return losses(params, s, halves(text, s.T, most)) / math.log(2)
+
+
+def counted(bits):
+    """The means of the second halves of windows, [N, T] -> [N]."""
+    return bits[:, bits.shape[1] // 2:].mean(axis=1)
 
 
 def halves(text, T, most=None):
@@ -184,14 +187,32 @@ SIZE = {"full": FULL, "quick": FULL, "smoke": dict(windows=50, turns=2)}
 
 
 def learned(size, seed, run):
-    """What a trained model knows of the test text, on which nothing has been chosen; the residual
-    of its conjugate gradients after so many steps."""
+    """What a trained model knows of the test text, on which nothing has been chosen: bits per byte
+    [stretches], by quarter of the window [stretches, 4] and by position [T]; the residual of its
+    conjugate gradients after so many steps."""
     state, s = run.state, run.settings
-    bits, by_position = score(state.params, s, corpus(s.corpus).test, size["windows"])
-    out = {"bits": bits, "by_position": by_position, "steps": s.steps,
+    bits = score(state.params, s, corpus(s.corpus).test, size["windows"])
+    quarters = np.stack([part.mean(axis=1) for part in np.array_split(bits, 4, axis=1)], axis=1)
+    out = {"bits": by_stretch(counted(bits)), "quarters": by_stretch(quarters),
+           "by_position": bits.mean(axis=0), "steps": s.steps,
            "course": np.array(state.heldout) / (1, math.log(2)),
            "weights": sum(w.size for w in state.params.values())}
     return out | ({"residuals": residuals(state.params, s)} if "gated" in s.kinds else {})
+
+
+STRETCHES = 32          # of a text, over which errors are reckoned
+
+
+def in_stretches(values):
+    """Values [N, ...] of windows in the order of the text, cut into STRETCHES lists."""
+    return np.array_split(values, min(STRETCHES, len(values)))
+
+
+def by_stretch(values):
+    """The sums of values [N, ...] over stretches of the text, in such a unit that their mean is
+    that of all values, though some stretches have one more: [stretches, ...]."""
+    parts = in_stretches(values)
+    return np.array([part.sum(axis=0) for part in parts]) * len(parts) / len(values)
 
 
 def step_times(size, seed, *runs):
@@ -250,15 +271,52 @@ def name_of(text):
     return name if len(name) <= 40 else f"{name[:37]}..."
 
 
+def estimate(found, f):
+    """f(means over the text) of every seed [seeds], and the standard error of their mean.
+
+    found: means over stretches of the text [seeds, stretches, ...].  The error is that of the text,
+    the same one for all seeds, by leaving out one stretch at a time (the jackknife), and that of
+    the seeds, if there are several."""
+    found = np.asarray(found, float)
+    n, means = found.shape[1], found.mean(axis=1)
+    values = np.array([f(mean) for mean in means])
+    without = [[f(mean - (part - mean) / (n - 1)) for part in parts]        # [seeds, stretches]
+               for mean, parts in zip(means, found, strict=True)]
+    variance = (n - 1) * np.mean(without, axis=0).var()
+    if len(values) > 1:
+        variance += values.var(ddof=1) / len(values)
+    return values, math.sqrt(variance)
+
+
+def row(text, source, expected, found, f, *names):
+    """A row of claims about f (see `estimate`), with its standard error; what cannot be told from
+    the bound is not judged."""
+    values, error = estimate(found, f)
+    text = f"{text} (standard error {error:.2g})"
+    if expected and abs(values.mean() - float(expected.split()[-1])) < 2 * error:
+        text, expected = f"{text}: a tie with {expected.split()[-1]}, not judged", ""
+    return text, source, expected, values, *names
+
+
+def ratio(bits):
+    return bits[0] / bits[1]
+
+
+def of_two(one, other, key="bits"):
+    """What the seeds of two runs have, beside each other in the last axis."""
+    return np.stack([[r[key] for r in seeds] for seeds in (one, other)], axis=-1)
+
+
 def by_corpus(texts, found):
-    """What was found in each corpus: (text, its compressors, the results of its runs, to which the
-    time of a step is added)."""
+    """What was found in each corpus: (text, its compressors, the results of its runs, to the first
+    of which the time of a step is added)."""
     n, out = len(found) // len(texts), []
     for i, text in enumerate(texts):
         known, times, *results = found[i * n:(i + 1) * n]
         seconds = np.median([r["step seconds"] for r in times], axis=0)
-        out.append((text, known[0], [[r | {"step seconds": t} for r in seeds]
-                                     for seeds, t in zip(results, seconds, strict=True)]))
+        timed = [[r | {"step seconds": t} for r in seeds]
+                 for seeds, t in zip(results, seconds, strict=False)]
+        out.append((text, known[0], timed + results[len(timed):]))
     return out
 
 
@@ -269,14 +327,15 @@ def timed_kinds(kinds):
 
 def by_kind(kinds, results):
     """The results of the runs of one corpus, {kind: those of its seeds}, after equal steps and
-    after equal time."""
-    return (dict(zip(kinds, results[:len(kinds)], strict=True)),
-            dict(zip(timed_kinds(kinds), results[len(kinds):], strict=True)))
+    after equal time, in which a step takes as long."""
+    runs = dict(zip(kinds, results[:len(kinds)], strict=True))
+    return runs, {kind: [r | {"step seconds": runs[kind][0]["step seconds"]} for r in seeds]
+                  for kind, seeds in zip(timed_kinds(kinds), results[len(kinds):], strict=True)}
 
 
 def bits_of(seeds):
     """Bits per byte of a run's seeds."""
-    return np.array([float(r["bits"]) for r in seeds])
+    return np.array([np.mean(r["bits"]) for r in seeds])
 
 
 def milliseconds_of(seeds):
@@ -297,7 +356,7 @@ def language_claims(texts, kinds, lab, *found):
         mine = (anchor_claims(text, known, runs) + equal_claims(text, runs)
                 + context_claims(text, runs) + residual_claims(text, runs)
                 + learning_claims(text, runs))
-        rows += [(f"language, {name_of(text)}", *row) for row in mine]
+        rows += [(f"language, {name_of(text)}", *line) for line in mine]
     return rows
 
 
@@ -305,20 +364,21 @@ def anchor_claims(text, known, runs):
     """Bits per byte of compressors and models, less than gzip's."""
     gzip_bits, split = f"< {float(known['gzip']):.3f}", str(known["sha256"])[:12]
     shown = {"xz": f"xz, which sees nothing else (less than gzip -9's; test text of split {split})",
-             "order 5": "an order-5 model (Witten-Bell) of the training text",
+             "counts": f"an order-{int(known['order'])} model (Witten-Bell) of the training text",
              "PPMd": "PPMd after the training text"}
     rows = [(f"bits per byte of {shown[anchor]}", "anchor", gzip_bits, [float(known[anchor])])
             for anchor in shown if anchor in known]
-    rows += [(f"bits per byte of {SHOWN[kind]} ({int(seeds[0]['weights']):,} weights, "
-              f"{milliseconds_of(seeds):.0f} ms a step)", "anchor", gzip_bits, bits_of(seeds),
-              f"{kind} small 1-byte {text}") for kind, seeds in runs.items()]
+    rows += [row(f"bits per byte of {SHOWN[kind]} ({int(seeds[0]['weights']):,} weights, "
+                 f"{milliseconds_of(seeds):.0f} ms a step)", "anchor", gzip_bits,
+                 [r["bits"] for r in seeds], lambda bits: bits, f"{kind} small 1-byte {text}")
+             for kind, seeds in runs.items()]
     # on the validation text: on the test text a winner would be lucky
     best = min(runs, key=lambda kind: np.mean([r["course"][-1, 1] for r in runs[kind]]))
-    bits = bits_of(runs[best])
-    perplexity = 2 ** (bits.mean() * float(known["bytes per word"]))
-    rows += [(f"the best of them, {SHOWN[best]} (perplexity of a word {perplexity:.0f}), over "
-              f"{anchor}", "anchor", "< 1", bits / float(known[anchor]),
-              f"{best} small 1-byte {text}") for anchor in shown if anchor in known]
+    perplexity = 2 ** (bits_of(runs[best]).mean() * float(known["bytes per word"]))
+    rows += [row(f"the best of them, {SHOWN[best]} (perplexity of a word {perplexity:.0f}), over "
+                 f"{anchor}", "anchor", "< 1", [r["bits"] / float(known[anchor])
+                                                for r in runs[best]], lambda bits: bits,
+                 f"{best} small 1-byte {text}") for anchor in shown if anchor in known]
     return rows
 
 
@@ -330,9 +390,9 @@ RIVALS = (("hybrid", "softmax", "paper"), ("mesa", "linear", "measured"),
 
 def equal_claims(text, runs, form="1-byte"):
     """One kind against another, after equal steps."""
-    return [(f"bits per byte of {SHOWN[kind]} over those of {SHOWN[rival]}, equal steps", who,
-             "< 1", bits_of(runs[kind]) / bits_of(runs[rival]), f"{kind} small {form} {text}",
-             f"{rival} small {form} {text}")
+    return [row(f"bits per byte of {SHOWN[kind]} over those of {SHOWN[rival]}, equal steps", who,
+                "< 1", of_two(runs[kind], runs[rival]), ratio, f"{kind} small {form} {text}",
+                f"{rival} small {form} {text}")
             for kind, rival, who in RIVALS if {kind, rival} <= runs.keys()]
 
 
@@ -343,12 +403,11 @@ def time_claims(texts, kinds, lab, *found):
         runs, timed = by_kind(kinds, results)
         panel, split = f"time, {name_of(text)}", f" (split {str(known['sha256'])[:12]})"
         for kind, seeds in timed.items():
-            rows += [(panel, f"bits per byte of {SHOWN[kind]} over those of softmax, equal time"
-                      f"{split}", "measured", "< 1", bits_of(seeds) / bits_of(runs["softmax"]),
-                      f"{kind} timed 1-byte {text}", f"softmax small 1-byte {text}"),
-                     (panel, "the same over those of its own after equal steps", "measured", ">= 1",
-                      bits_of(seeds) / bits_of(runs[kind]), f"{kind} timed 1-byte {text}",
-                      f"{kind} small 1-byte {text}"),
+            own = f"{kind} timed 1-byte {text}"
+            rows += [(panel, *row(f"bits per byte of {SHOWN[kind]} over those of softmax, equal "
+                                  f"time{split}", "measured", "< 1",
+                                  of_two(seeds, runs["softmax"]), ratio, own,
+                                  f"softmax small 1-byte {text}")),
                      (panel, "time that this training takes over softmax's (medians)", "measured",
                       "0.9 .. 1.1", [minutes_of(seeds) / minutes_of(runs["softmax"])])]
             split = ""                                  # named once
@@ -359,14 +418,12 @@ def context_claims(text, runs):
     """Where in the context hybrid gains over softmax."""
     if not {"hybrid", "softmax"} <= runs.keys():
         return []
-    hybrid, softmax = (np.array([r["by_position"] for r in runs[kind]])     # [seeds, T]
-                       for kind in ("hybrid", "softmax"))
-    gains, quarter = softmax - hybrid, max(1, hybrid.shape[1] // 4)
+    bits = of_two(runs["softmax"], runs["hybrid"], "quarters")  # [seeds, stretches, 4, 2]
     names = f"hybrid small 1-byte {text}", f"softmax small 1-byte {text}"
-    return [("gain of hybrid over softmax in the last quarter of the context, in bits per byte",
-             "measured", "> 0", gains[:, -quarter:].mean(axis=1), *names),
-            ("the same in the first quarter", "measured", "> 0",
-             gains[:, :quarter].mean(axis=1), *names)]
+    return [row("gain of hybrid over softmax in the last quarter of the context, in bits per byte",
+                "measured", "> 0", bits, lambda bits: bits[3, 0] - bits[3, 1], *names),
+            row("the same in the first quarter", "measured", "> 0", bits,
+                lambda bits: bits[0, 0] - bits[0, 1], *names)]
 
 
 def residual_claims(text, runs):
@@ -390,56 +447,58 @@ def learning_claims(text, runs):
              f"{worst} small 1-byte {text}")]
 
 
-def sizes_bits(kinds, results):
-    """{kind: bits per byte [sizes, seeds]} of the runs of one corpus."""
-    bits = np.array([bits_of(seeds) for seeds in results]).reshape(len(kinds), len(MODELS), -1)
-    return dict(zip(kinds, bits, strict=True))
+def by_size(kinds, results):
+    """{kind: {size: results of its seeds}} of the runs of one corpus."""
+    runs = iter(results)
+    return {kind: {size: next(runs) for size in MODELS} for kind in kinds}
 
 
 def sizes_claims(texts, kinds, lab, *found):
     """Whether larger models are better, and whether hybrid's advantage stays."""
     rows = []
     for text, known, results in by_corpus(texts, found):
-        bits, panel = sizes_bits(kinds, results), f"sizes, {name_of(text)}"
+        runs, panel = by_size(kinds, results), f"sizes, {name_of(text)}"
         split = f" (split {str(known['sha256'])[:12]})"
-        for i, kind in enumerate(kinds):
-            sizes = results[i * len(MODELS):(i + 1) * len(MODELS)]
-            cost = ", ".join(f"{milliseconds_of(seeds):.0f}" for seeds in sizes)
-            rows.append((panel, f"{SHOWN[kind]}, {cost} ms a step: bits per byte, large over "
-                         f"small{split}", "measured", "< 1", bits[kind][-1] / bits[kind][0],
-                         f"{kind} large 1-byte {text}", f"{kind} small 1-byte {text}"))
+        for kind, sizes in runs.items():
+            cost = ", ".join(f"{milliseconds_of(seeds):.0f}" for seeds in sizes.values())
+            rows.append((panel, *row(f"{SHOWN[kind]}, {cost} ms a step: bits per byte, large over "
+                                     f"small{split}", "measured", "< 1",
+                                     of_two(sizes["large"], sizes["small"]), ratio,
+                                     f"{kind} large 1-byte {text}", f"{kind} small 1-byte {text}")))
             split = ""                                  # named once
         for kind, rival, who in RIVALS:
-            if rival == "softmax" and {kind, rival} <= bits.keys():
-                ratios = zip(MODELS, bits[kind] / bits[rival], strict=True)
-                rows += [(panel, f"bits per byte of {SHOWN[kind]} over those of softmax, {size}",
-                          who, "< 1", ratio, f"{kind} {size} 1-byte {text}",
-                          f"softmax {size} 1-byte {text}") for size, ratio in ratios]
+            if rival == "softmax" and {kind, rival} <= runs.keys():
+                rows += [(panel, *row(f"bits per byte of {SHOWN[kind]} over those of softmax, "
+                                      f"{size}", who, "< 1",
+                                      of_two(runs[kind][size], runs[rival][size]), ratio,
+                                      f"{kind} {size} 1-byte {text}",
+                                      f"softmax {size} 1-byte {text}")) for size in MODELS]
     return rows
 
 
 # -------------------------------------------------------------------------------------- figures
 
 COLOUR = lab.COLOUR | {"gated": "#5E3C99", "fading": "#B2ABD2"}
-ANCHORS = {"gzip": ("gzip -9", "-"), "xz": ("xz", "--"), "order 5": ("order 5", ":"),
+ANCHORS = {"gzip": ("gzip -9", "-"), "xz": ("xz", "--"), "counts": ("order {}", ":"),
            "PPMd": ("PPMd", "-.")}
 
 
 def anchors_of(known):
     """(bits per byte, name, line style) of the anchors of a corpus."""
-    return [(float(known[key]), *ANCHORS[key]) for key in ANCHORS if key in known]
+    return [(float(known[key]), name.format(known["order"]), style)
+            for key, (name, style) in ANCHORS.items() if key in known]
 
 
 def draw_language(texts, kinds, lab, *found):
-    """Bits per byte of five kinds of layers, of equal width, over training and context."""
+    """Bits per byte of six kinds of layers, of equal width, over training and context."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(len(texts), 3, figsize=(10, 3.1 * len(texts)), squeeze=False)
-    for (text, known, results), row in zip(by_corpus(texts, found), axes, strict=True):
+    for (text, known, results), places in zip(by_corpus(texts, found), axes, strict=True):
         runs = dict(zip(kinds, results, strict=True))
-        draw_bits(row[0], known, runs)
-        row[0].set(title=f"{literal(name_of(text))}: test text", xlabel="bits per byte")
-        draw_training(row[1], runs)
-        draw_context(row[2], runs)
+        draw_bits(places[0], known, runs)
+        places[0].set(title=f"{literal(name_of(text))}: test text", xlabel="bits per byte")
+        draw_training(places[1], runs)
+        draw_context(places[2], runs)
     return fig
 
 
@@ -447,12 +506,12 @@ def draw_time(texts, kinds, lab, *found):
     """The same models beside models that were trained for as long as softmax is."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(len(texts), 2, figsize=(9, 3.1 * len(texts)), squeeze=False)
-    for (text, known, results), row in zip(by_corpus(texts, found), axes, strict=True):
+    for (text, known, results), places in zip(by_corpus(texts, found), axes, strict=True):
         runs, timed = by_kind(kinds, results)
-        draw_bits(row[0], known, runs, timed)
-        row[0].set(title=f"{literal(name_of(text))}: test text",
+        draw_bits(places[0], known, runs, timed)
+        places[0].set(title=f"{literal(name_of(text))}: test text",
                    xlabel="bits per byte (open: equal time)")
-        draw_training(row[1], runs, timed)
+        draw_training(places[1], runs, timed)
     return fig
 
 
@@ -517,10 +576,10 @@ def draw_sizes(texts, kinds, lab, *found):
     fig, axes = plt.subplots(1, len(texts), figsize=(4.5 * len(texts), 3.3), squeeze=False)
     for ax, (text, known, results) in zip(axes[0], by_corpus(texts, found), strict=True):
         ends = []
-        for i, (kind, bits) in enumerate(sizes_bits(kinds, results).items()):
-            sizes = results[i * len(MODELS):(i + 1) * len(MODELS)]
-            weights = [int(seeds[0]["weights"]) for seeds in sizes]
-            mean = mean_line(ax, weights, bits.T, color=COLOUR[kind], marker="o", ms=4)
+        for kind, sizes in by_size(kinds, results).items():
+            weights = [int(seeds[0]["weights"]) for seeds in sizes.values()]
+            bits = np.transpose([bits_of(seeds) for seeds in sizes.values()])
+            mean = mean_line(ax, weights, bits, color=COLOUR[kind], marker="o", ms=4)
             ends.append((mean[-1], SHOWN[kind], COLOUR[kind]))
         for bits, name, style in anchors_of(known):
             ax.axhline(bits, color="0.6", lw=1, ls=style)
@@ -536,9 +595,11 @@ def draw_sizes(texts, kinds, lab, *found):
 # --------------------------------------------------------------------------------- command line
 
 
-def measurements_of(names, anchor):
-    """What `by_corpus` takes apart again: of runs on one corpus, of which `anchor` is one."""
-    return [(compressors, anchor), (step_times, *names), *((learned, name) for name in names)]
+def measurements_of(names, anchor, timed=()):
+    """What `by_corpus` takes apart again: of runs on one corpus, of which `anchor` is one.  Of the
+    timed ones no step is timed."""
+    return [(compressors, anchor), (step_times, *names),
+            *((learned, name) for name in (*names, *timed))]
 
 
 def declare(texts=tuple(CORPORA), kinds=tuple(BLOCKS)):
@@ -546,14 +607,15 @@ def declare(texts=tuple(CORPORA), kinds=tuple(BLOCKS)):
     def of(f):
         return update_wrapper(partial(f, texts, kinds), f)                  # with its docstring
 
-    def learned_by(names):
+    def learned_by(names, timed=()):
         return [m for text in texts for m in measurements_of(
-            [f"{name} {text}" for name in names], f"{kinds[0]} small 1-byte {text}")]
+            [f"{name} {text}" for name in names], f"{kinds[0]} small 1-byte {text}",
+            [f"{name} {text}" for name in timed])]
     small = [f"{kind} small 1-byte" for kind in kinds]
     timed = [f"{kind} timed 1-byte" for kind in timed_kinds(kinds)]
     all_sizes = [f"{kind} {size} 1-byte" for kind in kinds for size in MODELS]
     return {"language": Figure(learned_by(small), of(language_claims), of(draw_language)),
-            "time": Figure(learned_by(small + timed), of(time_claims), of(draw_time)),
+            "time": Figure(learned_by(small, timed), of(time_claims), of(draw_time)),
             "sizes": Figure(learned_by(all_sizes), of(sizes_claims), of(draw_sizes))}
 
 

@@ -26,13 +26,12 @@ import mesa
 import probes
 import train
 from lab import Figure, literal
-from language import BLOCKS, COLOUR, SHOWN, settings_of
+from language import (BLOCKS, COLOUR, SHOWN, by_stretch, estimate, in_stretches, row, settings_of)
 from text import CORPORA, corpus, tokens, windows
 
 import numpy as np
 
 LAGS = 4                # bytes before that are looked for in the stream
-STRETCHES = 32          # of the text, over which errors are reckoned
 FULL = dict(windows=None, repetition=8, again=640, read=384, steps=400)
 SIZE = {"full": FULL, "quick": FULL,
         "smoke": dict(windows=40, repetition=2, again=32, read=16, steps=5)}
@@ -105,16 +104,6 @@ def bytes_read(params, s, text, size, rng):
             "commonest": np.bincount(scored).max() / len(scored)}
 
 
-def in_stretches(values):
-    """Values [N, ...] of windows in the order of the text, cut into STRETCHES lists."""
-    return np.array_split(values, min(STRETCHES, len(values)))
-
-
-def by_stretch(values):
-    """The means of values [N, ...] over stretches of the text: [stretches, ...]."""
-    return np.array([part.mean(axis=0) for part in in_stretches(values)])
-
-
 def repeated(b, n):
     """Whether the n bytes before each byte of windows b [N, T + 1] but the first are not all the
     same and stand earlier in the window, too (they may overlap): booleans [N, T]."""
@@ -154,41 +143,14 @@ def named(acts, b, lag, rng, steps=400, batch=1024):
 
     def loss(params, x, y):
         return ad.cross_entropy(x @ params["W"] + params["bias"], y)
-    for step in range(steps):
-        some = rng.integers(len(inputs), size=batch)
+    for step in range(steps):           # train.fit, which shares out every batch, takes 3.5 times
+        some = rng.integers(len(inputs), size=batch)    # as long with so few weights
         _, grads = ad.value_and_grad(loss, params, inputs[some], targets[some])
         params, slots = update(params, grads, slots, step)
     return ((x[half:] @ params["W"] + params["bias"]).argmax(axis=-1) == y[half:]).mean(axis=1)
 
 
 # --------------------------------------------------------------------------------------- claims
-
-
-def estimate(found, f):
-    """f(means over the text) of every seed [seeds], and the standard error of their mean.
-
-    found: means over stretches of the text [seeds, stretches, ...].  The error is that of the text,
-    the same one for all seeds, by leaving out one stretch at a time (the jackknife), and that of
-    the seeds, if there are several."""
-    found = np.asarray(found, float)
-    n, means = found.shape[1], found.mean(axis=1)
-    values = np.array([f(mean) for mean in means])
-    without = [[f(mean - (part - mean) / (n - 1)) for part in parts]        # [seeds, stretches]
-               for mean, parts in zip(means, found, strict=True)]
-    variance = (n - 1) * np.mean(without, axis=0).var()
-    if len(values) > 1:
-        variance += values.var(ddof=1) / len(values)
-    return values, math.sqrt(variance)
-
-
-def row(panel, text, source, expected, found, f, *names):
-    """A row of claims about f (see `estimate`), with its standard error; what cannot be told from
-    the bound is not judged."""
-    values, error = estimate(found, f)
-    text = f"{text} (standard error {error:.2g})"
-    if expected and abs(values.mean() - float(expected.split()[-1])) < 2 * error:
-        text, expected = f"{text}: a tie with {expected.split()[-1]}, not judged", ""
-    return panel, text, source, expected, values, *names
 
 
 def by_corpus(found):
@@ -227,12 +189,13 @@ def origin_claims(lab_, *found):
         for kind in list(BLOCKS)[1:]:
             names = f"{kind} small 1-byte {text}", f"softmax small 1-byte {text}"
             gain, share = gains(runs, kind), 100 * np.mean(runs[kind][0]["after"][:, 2])
-            rows += [row(panel, f"gain of {SHOWN[kind]} over softmax after a repetition of "
-                         f"{int(runs[kind][0]['repetition'])} bytes ({share:.0f} % of all), bits "
-                         "per byte", "measured", "", gain, after, *names),
-                     row(panel, "on all other bytes", "measured", "", gain, elsewhere, *names),
-                     row(panel, "the first less the second", "measured", "> 0", gain,
-                         lambda g: after(g) - elsewhere(g), *names)]
+            mine = [row(f"gain of {SHOWN[kind]} over softmax after a repetition of "
+                        f"{int(runs[kind][0]['repetition'])} bytes ({share:.0f} % of all), bits "
+                        "per byte", "measured", "", gain, after, *names),
+                    row("on all other bytes", "measured", "", gain, elsewhere, *names),
+                    row("the first less the second", "measured", "> 0", gain,
+                        lambda g: after(g) - elsewhere(g), *names)]
+            rows += [(panel, *line) for line in mine]
         for kind, seeds in runs.items():
             rows += kind_claims(panel, SHOWN[kind], seeds, f"{kind} small 1-byte {text}")
     return rows
@@ -241,7 +204,7 @@ def origin_claims(lab_, *found):
 def kind_claims(panel, kind, seeds, name):
     """What the models of one kind do with a text, after these bytes and others."""
     def line(text, expected, key, f, source="measured"):
-        return row(panel, f"{kind}: {text}", source, expected, [r[key] for r in seeds], f, name)
+        return panel, *row(f"{kind}: {text}", source, expected, [r[key] for r in seeds], f, name)
     ns, rows = [int(n) for n in seeds[0]["periods"]], []
     for i, n in enumerate(ns):
         itself, before, other = np.mean([r["again"][:, i] for r in seeds], axis=(0, 1))

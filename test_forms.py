@@ -51,7 +51,7 @@ def test_no_setting_and_no_choice_depends_on_the_test_text(monkeypatch):
         size = language.SIZE["smoke"]
         return ([x.tobytes(), y.tobytes(), s.judge()(run.params),
                  float(forms.validated(size, 0, run)["bits"])], replace(s, sha256=""),
-                float(language.score(run.params, s, language.corpus(s.corpus).test, 50)[0]))
+                float(language.score(run.params, s, language.corpus(s.corpus).test, 50).mean()))
     before, whole = numbers(), text.corpus("documentation")
     changed = whole._replace(test=whole.test[::-1].copy(), sha256="0" * 64)
     for module in (language, forms):

@@ -116,7 +116,8 @@ def test_settings_bring_their_kinds_along(tmp_path):
     here, there = (run.params for run in runs)
     assert all(np.array_equal(here[k], there[k]) for k in here)
     found = store.load_arrays(tmp_path / "found.npz")
-    assert found["bits"] == language.learned(language.SIZE["smoke"], 0, runs[0])["bits"]
+    again = language.learned(language.SIZE["smoke"], 0, runs[0])
+    assert np.array_equal(found["bits"], again["bits"])
     assert (found["residuals"] < 1e-3).all()
 
 
@@ -158,14 +159,13 @@ def test_a_text_run_is_resumed_to_the_same_bits(tmp_path):
 def test_bits_per_byte_are_those_of_uniform_guessing_before_training():
     s = replace(tiny("softmax"), init_std=1e-9)
     params = train.start(s).params
-    bits, by_position = language.score(params, s, corpus(s.corpus).test, most=20)
-    assert bits == pytest.approx(8, rel=1e-6) and by_position.shape == (s.T,)
+    bits = language.score(params, s, corpus(s.corpus).test, most=20)
+    assert bits.shape == (20, s.T) and bits == pytest.approx(8, rel=1e-6)
     assert s.judge()(params) == pytest.approx(8 * np.log(2), rel=1e-6)
 
 
 def test_every_byte_is_scored_once_from_half_a_window(rng):
-    """Of a model that knows something: the second halves of windows that overlap by half, and the
-    mean of each position."""
+    """Of a model that knows something: the second halves of windows that overlap by half."""
     s = tiny("linear")
     params = moved(s, rng, 0.3)
     text, T = corpus(s.corpus).validation, s.T
@@ -173,11 +173,11 @@ def test_every_byte_is_scored_once_from_half_a_window(rng):
     def losses_from(start):
         window = text[None, start:start + T + 1].astype(int)
         return language.losses(params, s, window)[0]
-    bits, by_position = language.score(params, s, text, most=5)
+    bits = language.score(params, s, text, most=5)
     each = [losses_from(i * T // 2) / np.log(2) for i in range(5)]
-    assert np.allclose(by_position, np.mean(each, axis=0)) and by_position.std() > 0.01
-    assert bits == pytest.approx(np.mean([row[T // 2:] for row in each]))
-    assert abs(bits - by_position.mean()) > 1e-3
+    assert np.allclose(bits, each) and bits.mean(axis=0).std() > 0.01
+    assert np.allclose(language.counted(bits), [row[T // 2:].mean() for row in each])
+    assert abs(language.counted(bits).mean() - bits.mean()) > 1e-3
     # the course of training: all positions of some windows of the validation text
     starts = np.linspace(0, len(text) - T - 1, s.heldout).astype(int)
     assert s.judge()(params) == pytest.approx(np.mean([losses_from(i) for i in starts]))
@@ -232,6 +232,32 @@ def test_residual_is_what_the_solve_leaves():
     assert language.residuals(train.start(few).params, few)[1] > 1e-9
 
 
+def test_standard_errors_are_those_of_means_and_of_seeds(rng):
+    x = rng.standard_normal((1, 40, 2)) + 5
+    values, error = language.estimate(x, lambda mean: mean[0])
+    assert values == pytest.approx(x[:, :, 0].mean(axis=1))
+    assert error == pytest.approx(x[0, :, 0].std(ddof=1) / 40 ** 0.5)
+    # several seeds read one text: its error does not shrink, and theirs is added
+    _, same = language.estimate(np.repeat(x, 4, axis=0), lambda mean: mean[0])
+    assert same == pytest.approx(error)
+    _, more = language.estimate(np.concatenate([x, x + 1]), lambda mean: mean[0])
+    assert more == pytest.approx((error ** 2 + 0.5 / 2) ** 0.5)
+    # of a ratio: against many texts
+    texts = rng.standard_normal((500, 1, 40, 2)) + [5, 2]
+    found = [language.estimate(text, lambda mean: mean[0] / mean[1]) for text in texts]
+    values, errors = (np.array(part).ravel() for part in zip(*found))
+    assert np.mean(errors) == pytest.approx(values.std(), rel=0.1)
+
+
+def test_what_cannot_be_told_from_its_bound_is_not_judged(rng):
+    x = rng.standard_normal((1, 32))
+    x = (x - x.mean()) / x.std(ddof=1) * 32 ** 0.5      # mean 0, standard error 1
+    for shift, judged in ((1.9, False), (-1.9, False), (2.1, True), (-2.1, True)):
+        text, _, expected, values = language.row("gain", "s", "> 0", x + shift, float)
+        assert "(standard error 1)" in text and ("tie" in text) == (not judged)
+        assert lab.holds(expected, values[0]) == (shift > 0 if judged else None)
+
+
 # ---------------------------------------------------------------------------------- the command
 
 
@@ -280,7 +306,7 @@ def test_figure_smoke_and_drawing_again_give_the_same_claims(name, smoke, tmp_pa
     assert all(np.isfinite(c["measured"]) for c in claims)
     for c in claims:                                    # None: models that are still learning
         assert c["holds"] in (lab.holds(c["expected"], c["measured"]), None)
-        assert c["holds"] is not None or "not judged" in c
+        assert c["holds"] is not None or "not judged" in c or "a tie with" in c["claim"]
     sha256 = corpus("documentation").sha256[:12]
     assert [sha256 in c["claim"] for c in claims].count(True) == 1
     monkeypatch.delattr(language, "corpus")             # drawing again does not need the text
@@ -290,14 +316,16 @@ def test_figure_smoke_and_drawing_again_give_the_same_claims(name, smoke, tmp_pa
 def test_rows_are_about_runs_of_their_figure():
     """Claims name the runs as the measurements do; those about time and compressors name none."""
     texts, kinds = ("documentation", "source"), ("softmax", "hybrid")
-    run = {"bits": 2.0, "weights": 9, "by_position": np.ones(8), "course": np.ones((2, 2)),
-           "steps": 9}
-    text = dict(gzip=3.0, xz=2.9, sha256="0" * 64) | {"order 5": 2.5, "bytes per word": 5.0}
+    run = {"bits": np.full(6, 2.0), "quarters": np.ones((6, 4)), "weights": 9, "steps": 9,
+           "by_position": np.ones(8), "course": np.ones((2, 2))}
+    text = dict(gzip=3.0, xz=2.9, counts=2.5, order=5, sha256="0" * 64) | {"bytes per word": 5.0}
     for name, figure in language.declare(texts, kinds).items():
         others = {language.compressors: lambda names: text,
                   language.step_times: lambda names: {"step seconds": np.ones(len(names))}}
         found = [[others[f](names) if f in others else run] for f, *names in figure.measurements]
         runs = {run for _, *runs in figure.measurements for run in runs}
+        if name == "time":                              # the others are only drawn
+            runs = {run for run in runs if "timed" in run or "softmax" in run}
         assert {run for row in figure.claims(None, *found) for run in row[5:]} == runs, name
 
 

@@ -190,7 +190,9 @@ def test_anchors_are_what_compressors_leave_of_the_test_text():
     data, found = bytes(c.test), anchors(c)
     assert found["gzip"] == 8 * len(gzip.compress(data, 9)) / len(data) < 8
     assert found["xz"] == 8 * len(lzma.compress(data, preset=9)) / len(data) < 8
-    assert found["order 5"] == witten_bell(c.train, c.test) < 8
+    assert found["counts"] == witten_bell(c.train, c.test, found["order"]) < 8
+    rivals = [witten_bell(c.train, c.validation, n) for n in range(3, 7)]
+    assert found["order"] == 3 + np.argmin(rivals) != 3 + np.argmax(rivals)
 
 
 def test_ppmd_has_read_the_training_text_and_its_order_is_chosen_on_validation(monkeypatch):
@@ -220,4 +222,4 @@ def test_a_corpus_is_shown_with_its_split_and_anchors(monkeypatch, capsys):
     main()
     said, c = capsys.readouterr().out, corpus("documentation")
     assert f"{len(c.train):,}" in said and c.sha256[:12] in said
-    assert f"{anchors(c)['order 5']:.3f}" in said
+    assert f"{anchors(c)['counts']:.3f} ({anchors(c)['order']})" in said
