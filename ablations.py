@@ -438,7 +438,7 @@ GRID = tuple(dict.fromkeys(run_of(factor, level) for factor, levels in FACTORS.i
 def of_levels(factor, found, key):
     """Number `key` of every level of a factor: [levels, seeds].  Runs that have not arrived count,
     too: here what training comes to is the question, and a condition may be what delays it."""
-    return np.array([[float(r[key]) for r in found[GRID.index(run_of(factor, level))]]
+    return np.array([[float(r[key]) for r in found[run_of(factor, level)]]
                      for level in FACTORS[factor]])
 
 
@@ -467,7 +467,7 @@ def spread(factor, found, key):
     values = of_levels(factor, found, key)[[level in levels for level in FACTORS[factor]]]
     values = values[np.isfinite(values).all(axis=1)]
     if len(values) < 2:
-        return np.zeros(len(found[0])), 0.0, np.nan
+        return np.zeros(len(found["base"])), 0.0, np.nan
     seeds = values.shape[1]
     noise = np.sqrt(values.var(axis=1, ddof=1).mean() / seeds) if seeds > 1 else np.nan
     return np.ptp(values, axis=0), np.ptp(values.mean(axis=1)), RANGE[len(values)] * noise
@@ -476,7 +476,7 @@ def spread(factor, found, key):
 def best_methods(found, name):
     """Which optimiser the outputs of a run are nearest to, of every seed once."""
     best = [max((r2, method) for method, r2 in zip(r["methods"], r["r2"])
-                if method not in RIVALS)[1] for r in found[GRID.index(name)]]
+                if method not in RIVALS)[1] for r in found[name]]
     return dict.fromkeys(map(str, best))
 
 
@@ -513,28 +513,29 @@ def learners(results):
 def in_all_seeds(found, which):
     """(how many conditions `learners` finds in every seed [seeds], those that it finds in all)."""
     levels = [(factor, level) for factor in FACTORS for level in own_levels(factor)]
-    seeds = [learners({of: found[GRID.index(run_of(*of))][seed] for of in levels})[which]
-             for seed in range(len(found[0]))]
+    seeds = [learners({of: found[run_of(*of)][seed] for of in levels})[which]
+             for seed in range(len(found["base"]))]
     return [len(named) for named in seeds], [of for of in levels
                                              if all(of in named for named in seeds)]
 
 
 def grid_claims(lab, *found):
     """Which factor decides; whether the numbers tell apart what is known to differ."""
+    found = dict(zip(GRID, found, strict=True))
     def values(name, key):
-        return [float(r[key]) for r in found[GRID.index(name)]]
+        return [float(r[key]) for r in found[name]]
 
     def r2(name, method):
-        return [r2_on(r, method) for r in found[GRID.index(name)]]
+        return [r2_on(r, method) for r in found[name]]
 
     def alike_in(name, rival=False):
-        return [best_alike(r, rival) for r in found[GRID.index(name)]]
+        return [best_alike(r, rival) for r in found[name]]
 
     def listed(levels, key):
         return "; ".join(f"{factor} {level}: {mean(values(run_of(factor, level), key)):.2f}"
                          for factor, level in levels) or "none"
     one, two = "constructed tokens one linear layer", "constructed tokens one mesa layer"
-    memory, base = run_of("task diversity M", "1"), found[GRID.index("base")]
+    memory, base = run_of("task diversity M", "1"), found["base"]
     (others, in_all), (not_at_all, in_all_not) = (in_all_seeds(found, i) for i in (0, 1))
     rows = [("base: R² on the best optimiser (of 26) less R² on the best rival (of 2)", "> 0",
              np.subtract(values("base", "optimiser"), values("base", "rival")), "base"),
@@ -560,7 +561,7 @@ def grid_claims(lab, *found):
                [r["outside"][i] / r["learns"] for r in base], "base")
               for i, where in enumerate(("at singular values 0.95", "at twice the range"))),
             ("the same, control (M = 1): number 1 at twice the range", "< 0.1",
-             [r["outside"][1] for r in found[GRID.index(memory)]], memory),
+             [r["outside"][1] for r in found[memory]], memory),
             ("conditions in which it learns in context but is no gradient-like optimiser "
              f"(in all seeds, with R²: {listed(in_all, 'optimiser')})", ">= 1", others),
             ("conditions in which it does not learn in context at all, where it could (in all "
@@ -682,6 +683,7 @@ COLUMNS = (("1  learns\n(new W)", lambda r: r["learns"]),
 def draw_grid(lab, *found):
     """One factor at a time: the four numbers of every level, and which factor decides."""
     import matplotlib.pyplot as plt
+    found = dict(zip(GRID, found, strict=True))
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 9.6), width_ratios=(2.3, 1))
     draw_levels(left, found)
     draw_spreads(right, found)
@@ -696,7 +698,7 @@ def draw_levels(ax, found):
         ax.text(-3.9, y + (len(levels) - 1) / 2, textwrap.fill(factor, 12), fontsize=8,
                 weight="bold", va="center")
         for level in levels:
-            results = found[GRID.index(run_of(factor, level))]
+            results = found[run_of(factor, level)]
             base = run_of(factor, level) == "base"
             ax.text(-0.6, y, level + (" *" if late_seeds(results) else ""), fontsize=7.5,
                     ha="right", va="center", style="italic" if base else "normal")

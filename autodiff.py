@@ -574,6 +574,7 @@ def to_numpy(a):
 
 
 def main():
+    """A function of two numbers, its value and gradient, beside the derivatives by hand."""
     print("f(a, b) = tanh(a b) + a  at a = 0.5, b = 2:\n"
           "  df/da = b (1 - tanh^2(ab)) + 1,  df/db = a (1 - tanh^2(ab))")
     a, b = Tensor(0.5), Tensor(2.0)

@@ -445,6 +445,7 @@ def draw_similar(ax, found, j, title):
 
 
 def main():
+    """The corpus of code: its splits and what is to be predicted in them."""
     corpus = code("")
     print(f"to train on: {len(corpus.train):,} characters of {corpus.language} functions, nested "
           f"at most {NESTING} deep")

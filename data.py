@@ -210,6 +210,7 @@ def regression_pairs(rng, B, n, d=10, noise=0.01, tasks=1):
 
 
 def main():
+    """A rotation and its states; W from two pairs of them; what each kind of token holds."""
     print("A rotation in the plane (d = 2, no noise): W = haar_orthogonal(rng, 1, 2) and the "
           "states it generates.\n")
     x = linear_sequences(np.random.default_rng(6), 1, 5, d=2, noise=0.0)[0]

@@ -261,6 +261,7 @@ def closings_of(params, config, groups, types):
 
 
 def main():
+    """Strings of a Dyck language with what a hand-written Transformer would close next."""
     rng, types, m = np.random.default_rng(3), 3, 10
     pairs = ("(", ")"), ("[", "]"), ("{", "}")
     shown = ["", "", *(a for a, _ in pairs), *(b for _, b in pairs)]

@@ -308,6 +308,7 @@ KINDS = {"mean": Kind(mean_attention, mean_step),
 
 
 def main():
+    """The mesa layer that forgets on three tokens: its states, its solution, its output."""
     np.set_printoptions(precision=4, suppress=True)
     K = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
     V = np.array([[1.0, 0.0], [2.0, 1.0], [2.0, 2.0]])

@@ -928,6 +928,7 @@ def show_inverses():
 
 
 def main():
+    """The mesa layer and both propositions in numbers that can be checked by hand."""
     np.set_printoptions(precision=4, suppress=True)
     show_mesa_layer()
     show_proposition_1()

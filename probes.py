@@ -446,6 +446,7 @@ def report(name, params, s):
 
 
 def main():
+    """What probes say of trained models in results/weights."""
     folder = Path(__file__).parent / "results" / "weights"
     for name in sys.argv[1:] or ("linear-1", "mesa-1", "softmax-3", "hybrid-2"):
         report(name, *store.load_model(folder / f"{name}.npz", train.Settings))

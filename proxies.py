@@ -101,6 +101,7 @@ def share(hits, of):
 
 
 def main():
+    """How far a simplified attention is from the exact one."""
     rng, config = np.random.default_rng(0), mesa.Config(("softmax",), heads=2, key_size=8)
     params, x = mesa.init_params(rng, config, 0.3), rng.standard_normal((200, 20, 40))
     q, k = queries_and_keys(params, config, 0, x)

@@ -274,6 +274,7 @@ def short(loss):
 
 
 def main():
+    """The table of models under shifts of the data."""
     parser = train.Parser(prog="python shifts.py",
                           description="How faithful the proxies of a model are under each shift.")
     parser.add_argument("names", nargs="*", metavar="NAME",

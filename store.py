@@ -362,6 +362,7 @@ def alone_in(folder):
 
 
 def main():
+    """Arrays written and read, and three files that are refused."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "arrays.npz"
         save_arrays(path, {"x": np.arange(3.0), "name": np.array("three")})

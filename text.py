@@ -299,6 +299,7 @@ def lookup(keys, numbers, wanted):
 
 
 def main():
+    """Both corpora: their sizes, splits and anchors; a few bytes as tokens."""
     print("Bits per byte of the test text, for who sees it alone (gzip -9, xz), for a model that "
           "has\ncounted what follows so many bytes of the training text (Witten-Bell), and for "
           "PPMd after that text.\n")

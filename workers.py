@@ -190,6 +190,7 @@ class Workers:
 
 
 def main():
+    """The same gradient from one process and from many."""
     keep_memory()
     config, batch, rng = mesa.Config(("linear",) * 2), 256, np.random.default_rng(0)
     params = {k: w.astype("float32") for k, w in mesa.init_params(rng, config).items()}
