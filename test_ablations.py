@@ -303,22 +303,22 @@ def test_claims_hold_where_they_should_and_fail_where_they_should(name):
 
 
 def test_conditions_are_named_by_what_they_do():
-    found = [[numbers([name], True)] * 2 for name in ab.GRID]
+    found = {name: [numbers([name], True)] * 2 for name in ab.GRID}
     counts, named = ab.in_all_seeds(found, 0)
     assert counts == [1, 1] and named == [("position code", "none")]
-    by_pool = found[ab.GRID.index("task diversity M 4")]    # which of four: that is learning
+    by_pool = found["task diversity M 4"]                   # which of four: that is learning
     by_pool[1] = by_pool[1] | {"learns": 0.0, "learns on the pool": 0.5, "optimiser": 0.2}
     assert ab.in_all_seeds(found, 0) == ([1, 2], named)     # in one seed of two
     # who ignores the context; not where there is nothing to learn in it, as at M = 1
     assert ab.in_all_seeds(found, 1) == ([1, 1], [("depth", "1")])
-    one = found[ab.GRID.index("depth 1")]
+    one = found["depth 1"]
     one[0] = one[0] | {"losses": np.array([0.8, 0.01, 1, np.nan])}      # that is learning
     assert ab.in_all_seeds(found, 1) == ([0, 1], [])
 
 
 def test_all_runs_count_in_the_grid_also_those_that_are_still_learning():
-    found = [[numbers([name], True)] for name in ab.GRID]
-    found[ab.GRID.index("noise 0.3")][0] |= {"learns": -5.0, "course 0": LATE}
+    found = {name: [numbers([name], True)] for name in ab.GRID}
+    found["noise 0.3"][0] |= {"learns": -5.0, "course 0": LATE}
     assert ab.spread("noise", found, "learns")[0] == [pytest.approx(5.9)]
     assert np.isnan(ab.spread("noise", found, "learns")[2])     # one seed tells nothing of chance
 
@@ -329,8 +329,8 @@ def test_what_chance_alone_makes_of_levels_that_are_equal(rng):
     for _ in range(400):
         found = {ab.run_of("heads", level): [{"learns": v} for v in rng.standard_normal(3)]
                  for level in levels}
-        rows = [found.get(name, [{"learns": 0.0}] * 3) for name in ab.GRID]
-        _, means, chance = ab.spread("heads", rows, "learns")
+        others = dict.fromkeys(ab.GRID, [{"learns": 0.0}] * 3)
+        _, means, chance = ab.spread("heads", others | found, "learns")
         seen.append(means)
         expected.append(chance)
     assert np.mean(seen) == pytest.approx(np.mean(expected), rel=0.15)
