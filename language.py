@@ -363,9 +363,11 @@ def language_claims(texts, kinds, lab, *found):
 def anchor_claims(text, known, runs):
     """Bits per byte of compressors and models, less than gzip's."""
     gzip_bits, split = f"< {float(known['gzip']):.3f}", str(known["sha256"])[:12]
+    counts = f"the order-{int(known['order'])} model"
     shown = {"xz": f"xz, which sees nothing else (less than gzip -9's; test text of split {split})",
-             "counts": f"an order-{int(known['order'])} model (Witten-Bell) of the training text",
+             counts: f"{counts} (Witten-Bell) of the training text",
              "PPMd": "PPMd after the training text"}
+    known = {counts if name == "counts" else name: bits for name, bits in known.items()}
     rows = [(f"bits per byte of {shown[anchor]}", "anchor", gzip_bits, [float(known[anchor])])
             for anchor in shown if anchor in known]
     rows += [row(f"bits per byte of {SHOWN[kind]} ({int(seeds[0]['weights']):,} weights, "
@@ -478,7 +480,7 @@ def sizes_claims(texts, kinds, lab, *found):
 
 # -------------------------------------------------------------------------------------- figures
 
-COLOUR = lab.COLOUR | {"gated": "#5E3C99", "fading": "#B2ABD2"}
+COLOUR = lab.COLOUR | {"gated": "#5E3C99", "fading": "#998EC3"}
 ANCHORS = {"gzip": ("gzip -9", "-"), "xz": ("xz", "--"), "counts": ("order {}", ":"),
            "PPMd": ("PPMd", "-.")}
 
