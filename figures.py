@@ -912,8 +912,8 @@ OVER_DIMENSIONS = ("least squares", "kernel regression")
 
 def swap_rows(name, swaps, bound):
     """What figure 5A claims of a model: layer 1 cannot be linear, the later ones can."""
-    row = about("5A", "paper, 5A", name)
-    ratio, d = np.array(each(swaps, "ratios")), int(swaps[0]["d"])          # [seeds, layers]
+    row, d = about("5A", "paper, 5A", name), int(swaps[0]["d"])
+    ratio, means = (np.array(each(swaps, key)) for key in ("ratios", "means"))     # [seeds, layers]
     ends = listed(each(swaps, "course 0", -1, 1), ".3f")
     after = listed(np.mean([r["r2"][1:, 1, 0] for r in bound], axis=0))
     later = listed(ratio[:, 1:].mean(axis=0))
@@ -925,20 +925,26 @@ def swap_rows(name, swaps, bound):
                 "< 1.1" if name == ATTENTION[-1] else "", ratio[:, 1:].max(axis=1)),
             measured(f"layer 1's ratio over the largest of the later layers', d = {d} (ratios with "
                      f"nothing in the place of layer 1, 2, ...: {removed})", "> 1",
-                     ratio[:, 0] / ratio[:, 1:].max(axis=1))]
+                     ratio[:, 0] / ratio[:, 1:].max(axis=1)),
+            measured(f"loss with layer 1 made linear attention divided by t, d = {d}", "> 1.5",
+                     means[:, 0]),
+            measured(f"the same for the later layers, d = {d} "
+                     f"({listed(means[:, 1:].mean(axis=0))}): largest", "< 1.1",
+                     means[:, 1:].max(axis=1))]
 
 
 def fig5_claims(lab, *found):
     """A linear layer replaces the first softmax layer (5A); interpolation fails in high d (5B)."""
     *by_model, dimensions = found
-    rows, later = [], []
+    rows, row = [], about("5B", "paper, 5B")
     for name, swaps, bound in zip(ATTENTION, by_model[::2], by_model[1::2]):
         rows += swap_rows(name, swaps, bound)
-        later.append([np.mean(r["ratios"][1:]) for r in swaps])
-    ends, row = about("5A", "paper, 5A", ATTENTION[0], ATTENTION[-1]), about("5B", "paper, 5B")
-    means = listed(np.mean(later, axis=1))
-    rows.append(ends(f"rank correlation of the mean ratio of the later layers ({means}) with d",
-                     "< -0.99", [falls(of_seed) for of_seed in np.transpose(later)]))
+    for key, text, source in (("ratios", "linear", "paper, 5A"),
+                              ("means", "linear attention divided by t", "measured")):
+        later = np.array([[np.mean(r[key][1:]) for r in swaps] for swaps in by_model[::2]])
+        rows.append(about("5A", source, ATTENTION[0], ATTENTION[-1])(
+            f"rank correlation with d of the mean ratio of the later layers, made {text} "
+            f"({listed(later.mean(axis=1))})", "< -0.99", [falls(of_seed) for of_seed in later.T]))
     log_d = np.log(dimensions[0]["dims"])
     for i, (name, expected) in enumerate(zip(OVER_DIMENSIONS, ("< 0.3", "> 0.3"))):
         slopes = [np.polyfit(log_d, np.log(r["rows"][:, i]), 1)[0] for r in dimensions]
@@ -947,16 +953,15 @@ def fig5_claims(lab, *found):
     return rows
 
 
-def draw_swaps(ax, by_model):
+def draw_swaps(ax, by_model, key):
     """Loss with one layer made linear, over layers, for several sizes of the model."""
-    ends, layers = [], np.arange(1, len(by_model[0][0]["ratios"]) + 1)
+    ends, layers = [], np.arange(1, len(by_model[0][0][key]) + 1)
     for swaps, colour, marker in zip(by_model, shades("softmax", len(by_model)), "os^"):
-        mean = mean_line(ax, layers, each(swaps, "ratios"), color=colour, marker=marker, ms=5)
+        mean = mean_line(ax, layers, each(swaps, key), color=colour, marker=marker, ms=5)
         ends.append((mean[-1], f"d = {int(swaps[0]['d'])}", colour))
     ax.axhline(1, color="0.7", lw=1)
     ax.set_yscale("log")
-    ax.set(title="A  A linear layer in the place of one softmax layer", xlabel="layer",
-           ylabel="loss / loss of the original")
+    ax.set(xlabel="layer")
     ax.set_xticks(layers)
     for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
         set_formatter(lambda value, _: f"{value:g}")
@@ -981,9 +986,13 @@ def draw_dimensions(ax, dimensions):
 def draw_fig5(lab, *found):
     """Softmax layers that are linear in disguise (5A); interpolation and regression over d (5B)."""
     import matplotlib.pyplot as plt
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3.2))
     *by_model, dimensions = found
-    draw_swaps(left, by_model[::2])
+    middle.sharey(left)
+    for ax, key in ((left, "ratios"), (middle, "means")):
+        draw_swaps(ax, by_model[::2], key)
+    left.set(title="A  One softmax layer made linear", ylabel="loss / loss of the original")
+    middle.set_title("A  made linear, divided by t")
     draw_dimensions(right, dimensions)
     return fig
 

@@ -12,11 +12,14 @@ same sequences.  Losses are 1/2 E|prediction - x_{t+1}|^2; a probe gives [R², R
 control]; layer 0 of a stream is its input.  The frame in lab.py calls these functions in parallel
 and keeps what they return.
 """
+from dataclasses import replace
+
 import autodiff  # noqa: F401  (before NumPy: it sets the number of BLAS threads)
 
 import numpy as np
 
 import data
+import gated
 import mesa
 import probes
 import train
@@ -296,18 +299,28 @@ def first_layer(size, seed, run):
             "sensitivity": probes.sensitivity(run.params, s, x[:64], s.T, min(8, s.T))}
 
 
+class WithMeans(train.Settings):
+    """Settings of a model that can have the layers of gated.py, too."""
+
+    @property
+    def config(self):
+        return replace(super().config, more_kinds=gated.KINDS)
+
+
 def linearised(size, seed, run):
-    """loss(changed) / loss(original) with a distilled linear layer in the place of each softmax
-    layer, and with nothing in its place: ratios, removed [layers]."""
-    s, params, ratios, removed = run.settings, run.params, [], []
+    """loss(changed) / loss(original) with a distilled layer in the place of each softmax layer, of
+    linear attention and of its mean, linear attention divided by t; and with nothing in its place:
+    ratios, means, removed [layers]."""
+    s, params, found = WithMeans(**vars(run.settings)), run.params, []
     x = train.heldout_sequences(s)
-    original = train.heldout_loss(params, s, x)
     for l in range(len(s.kinds)):
-        swapped = probes.distil(params, s, l, size["distil"], seed=seed, workers=1)
-        ratios.append(train.heldout_loss(*swapped, x) / original)
         nothing = {f"blocks.{l}.wo": 0 * params[f"blocks.{l}.wo"]}
-        removed.append(train.heldout_loss(params | nothing, s, x) / original)
-    return {"ratios": ratios, "removed": removed, "d": s.d}
+        swapped = [probes.distil(params, s, l, size["distil"], kind, seed=seed, workers=1)
+                   for kind in ("linear", "mean")]
+        found.append([train.heldout_loss(*changed, x)
+                      for changed in (*swapped, (params | nothing, s))])
+    ratios, means, removed = np.transpose(found) / train.heldout_loss(params, s, x)
+    return {"ratios": ratios, "means": means, "removed": removed, "d": s.d}
 
 
 def over_dimensions(size, seed):

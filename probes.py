@@ -311,14 +311,14 @@ def distances(curve, other, zero):
 # ---------------------------------------------------- is a softmax layer a linear one in disguise
 
 
-def distil(params, s, l, steps, batch=64, lr=5e-3, seed=0, **fit):
-    """Fit one linear-attention layer to what the attention of block l adds to the stream, given the
-    model's own inputs to it; `fit` goes to train.fit.
+def distil(params, s, l, steps, kind="linear", batch=64, lr=5e-3, seed=0, **fit):
+    """Fit one layer of linear attention, or of its mean (gated.py), to what the attention of block
+    l adds to the stream, given the model's own inputs to it; `fit` goes to train.fit.
 
     Returns (params, settings) of the model with that layer swapped in.
     """
     b, names = f"blocks.{l}.", ("wq", "wk", "wv", "wo")
-    student, rng = replace(s.config, kinds=("linear",)), np.random.default_rng([seed, l])
+    student, rng = replace(s.config, kinds=(kind,)), np.random.default_rng([seed, l])
     code = None
     if s.positional == "concat" and l == 0:
         code = mesa.position_code(0, s.T, s.config.width, s.dtype)
@@ -329,19 +329,20 @@ def distil(params, s, l, steps, batch=64, lr=5e-3, seed=0, **fit):
         return tuple(mesa.activations(params, tokens, s.config, (b + "in", b + "out")).values())
 
     def loss_fn(layer, z, target):
-        answer = mesa.attention_block(layer, "", "linear", z, student, code)
+        answer = mesa.attention_block(layer, "", kind, z, student, code)
         return mesa.squared_error(answer, target)
 
     layer = {}
     for name in names:
         shape = params[b + name].shape
         layer[name] = to_backend(0.3 * rng.standard_normal(shape) / shape[0] ** 0.5, s.dtype)
-    layer["wq"] = layer["wq"] / s.T                     # a sum over t terms starts like a mean
+    if kind == "linear":
+        layer["wq"] = layer["wq"] / s.T                 # a sum over t terms starts like a mean
     state = store.State(layer, rng)
     schedule = replace(s, lr=lr, lr_end=lr / 100, steps=steps, warmup=steps // 20)
     train.fit(loss_fn, state, sample, train.adamw(train.warmup_cosine(schedule)), steps, batch,
               **fit)
-    kinds = s.kinds[:l] + ("linear",) + s.kinds[l + 1:]
+    kinds = s.kinds[:l] + (kind,) + s.kinds[l + 1:]
     return params | {b + name: state.params[name] for name in names}, replace(s, kinds=kinds)
 
 

@@ -123,7 +123,8 @@ def linearised(names, good):
     small = "small" in names[0]
     later = (1.2 if small else 1.02 if "large" in names[0] else 1.1) if good else 3.0 - small
     ratios = np.array([3.0 if good else 1.0] + [later] * 6)
-    return {"ratios": ratios, "removed": ratios, "d": 5 if small else 10,
+    means = np.append(ratios[0], 1 + 0.4 * (ratios[1:] - 1) if good else ratios[1:])
+    return {"ratios": ratios, "means": means, "removed": ratios, "d": 5 if small else 10,
             "course 0": np.ones((2, 2))}
 
 

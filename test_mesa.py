@@ -1747,6 +1747,22 @@ def test_distillation_recovers_a_linear_layer(rng):
     assert probes.distil(params, s, 0, 0)[1].kinds == ("linear", "linear")
 
 
+def test_distillation_recovers_a_mean(rng):
+    """Softmax attention with keys so small that all weights are 1/t is a mean of values: linear
+    attention divided by t can be that, in all positions, and the sum cannot."""
+    s = replace(train.PRESETS["softmax-3"], kinds=("softmax",), d=2, T=8, width=8, key_size=4,
+                mlp_width=0)
+    s = measure.WithMeans(**vars(s))
+    params = {k: w.astype("float32") for k, w in mesa.init_params(rng, s.config, std=0.5).items()}
+    params["blocks.0.wk"] = 0 * params["blocks.0.wk"]
+    x, y = data.linear_sequences(rng, 64, 8, d=2), None
+    whole, distance = train.predictions(params, s, x), []
+    for kind in ("mean", "linear"):
+        swapped = probes.distil(params, s, 0, 600, kind, batch=32)
+        distance.append(np.abs(train.predictions(*swapped, x) - whole).mean())
+    assert distance[0] < 0.2 * distance[1]
+
+
 def test_few_shot_tokens_are_laid_out_as_pairs(rng):
     """[P, x y E x y E x y], and for two tasks [P, x y E x y, P, x' y' E x' y']: no EOS between
     tasks, the prefix again."""
