@@ -23,9 +23,10 @@ from text import CORPORA, corpus
 import numpy as np
 
 CODES, RATES = ("none", "concat"), (0.005, 0.01, 0.02)
-# what is chosen: corpus, bytes in a token, kind;  from what: position code, learning rate
+# what is chosen: corpus, size and tokens, kind;  from what: position code, learning rate
 CHOICES = tuple(product(CORPORA, FORMS, BLOCKS))
-OPTIONS = tuple(product(CODES, RATES))
+OPTIONS = {form: tuple(product(CODES, RATES)) for form in FORMS}
+OPTIONS["timed 1-byte"] = tuple(product(CODES[1:], RATES))  # what no code is worth is known by then
 
 
 def validated(size, seed, run):
@@ -37,32 +38,33 @@ def validated(size, seed, run):
 def grid(found):
     """Bits per byte of the validation text, {choice: {option: mean over seeds}}."""
     bits = iter(bits_of(seeds).mean() for seeds in found)
-    return {choice: {option: next(bits) for option in OPTIONS} for choice in CHOICES}
+    return {choice: {option: next(bits) for option in OPTIONS[choice[1]]} for choice in CHOICES}
 
 
 def chosen(of):
     """A table like language.FORMS: of every choice in `of`, which is as from `grid`, the option
     with the fewest bits."""
-    table = {lags: {text: {} for text in CORPORA} for lags in FORMS}
-    for (text, lags, kind), bits in of.items():
-        table[lags][text][kind] = min(bits, key=bits.get)
+    table = {form: {text: {} for text in CORPORA} for form in FORMS}
+    for (text, form, kind), bits in of.items():
+        table[form][text][kind] = min(bits, key=bits.get)
     return table
 
 
 def forms_claims(lab, *found):
     """What a position code is worth to each kind, and whether the rates enclose the best one."""
     rows, inside = [], []
-    for (text, lags, kind), bits in grid(found).items():
-        panel, who, best = f"forms, {text}", f"{SHOWN[kind]}, {lags}-byte tokens", {}
-        for code in CODES:
+    for (text, form, kind), bits in grid(found).items():
+        panel, who, best = f"forms, {text}", f"{SHOWN[kind]}, {form} tokens", {}
+        for code in dict.fromkeys(code for code, _ in bits):
             rates = {rate: bits[code, rate] for rate in RATES}
             rate = min(rates, key=rates.get)
             best[code] = rates[rate]
             shown = ", ".join(f"{rate:g}: {b:.3f}" for rate, b in rates.items())
             rows.append((panel, f"{who}, code {code}: bits per byte of the validation text at the "
                          f"best rate, {rate:g} ({shown})", "measured", "", [best[code]]))
-        rows.append((panel, f"{who}: with a position code over without, each at its best rate",
-                     "measured", "< 1", [best["concat"] / best["none"]]))
+        if len(best) > 1:
+            rows.append((panel, f"{who}: with a position code over without, each at its best rate",
+                         "measured", "< 1", [best["concat"] / best["none"]]))
         _, rate = min(bits, key=bits.get)
         inside.append(RATES[0] < rate < RATES[-1])
     return [*rows, ("forms", "share of the choices whose rate lies between two that are worse",
@@ -73,17 +75,18 @@ def draw_forms(lab, *found):
     """Bits per byte of the validation text: every kind with and without code, at three rates."""
     import matplotlib.pyplot as plt
     of, kinds, marks = grid(found), list(BLOCKS), "osD"
-    fig, axes = plt.subplots(1, len(CORPORA) * len(FORMS), figsize=(10, 3.2), sharey=True)
-    for ax, (text, lags) in zip(axes, product(CORPORA, FORMS), strict=True):
+    fig, axes = plt.subplots(len(CORPORA), len(FORMS), figsize=(10, 2.9 * len(CORPORA)),
+                             sharey=True)
+    for ax, (text, form) in zip(axes.flat, product(CORPORA, FORMS), strict=True):
         for k, kind in enumerate(kinds):
-            bits = of[text, lags, kind]
+            bits = of[text, form, kind]
             for (code, rate), x in bits.items():
                 ax.plot(x, (0.18 if code == "concat" else -0.18) - k, marks[RATES.index(rate)],
                         ms=8 if x == min(bits.values()) else 4.5, color=COLOUR[kind],
                         mfc=None if code == "concat" else "white")
-        ax.set(title=f"{literal(text)}, {lags}-byte tokens", xlabel="bits per byte")
+        ax.set(title=f"{literal(text)}, {form} tokens", xlabel="bits per byte")
         ax.set_yticks(-np.arange(len(kinds)), [SHOWN[kind] for kind in kinds])
-    axes[0].set_ylim(-len(kinds) + 0.4, 0.6)
+    axes[0, 0].set_ylim(-len(kinds) + 0.4, 0.6)
     shown = ", ".join(f"{mark} {rate:g}" for mark, rate in zip("○□◇", RATES, strict=True))
     fig.supxlabel(f"filled: with position code, open: without; learning rate {shown}; "
                   "large: chosen", fontsize=8)
@@ -95,7 +98,7 @@ def draw_forms(lab, *found):
 
 def tokens_names(text):
     """The runs of one corpus, in the order that `by_tokens` expects."""
-    return [f"{kind} small {lags}-byte {text}" for lags in FORMS for kind in BLOCKS]
+    return [f"{kind} small {lags}-byte {text}" for lags in (1, 4) for kind in BLOCKS]
 
 
 def by_tokens(found):
@@ -135,8 +138,8 @@ def draw_tokens(lab, *found):
 
 
 FIGURES = {
-    "forms": Figure([(validated, f"{kind} small {lags}-byte,{code},{rate} {text}")
-                     for text, lags, kind in CHOICES for code, rate in OPTIONS],
+    "forms": Figure([(validated, f"{kind} {form},{code},{rate} {text}")
+                     for text, form, kind in CHOICES for code, rate in OPTIONS[form]],
                     forms_claims, draw_forms),
     "tokens": Figure([m for text in CORPORA for m in measurements_of(
         tokens_names(text), f"softmax small 1-byte {text}")],

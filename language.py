@@ -89,23 +89,34 @@ BLOCKS = {"softmax": lambda layers: ("softmax",) * layers,
 MODELS = {"small": dict(layers=2, width=48, heads=4, rate=1.0),
           "medium": dict(layers=3, width=88, heads=4, rate=0.5),
           "large": dict(layers=4, width=160, heads=8, rate=0.25)}
-# What forms.py chose: {bytes in a token: {corpus: {kind: (position code, learning rate)}}}; texts
-# of one's own have the forms of the documentation.
-FORMS = {1: {"documentation": {"softmax": ("concat", 0.02), "linear": ("concat", 0.01),
+# What forms.py chose: {size and tokens: {corpus: {kind: (position code, learning rate)}}}; all
+# sizes have the forms of the small one, and texts of one's own those of the documentation.
+FORMS = {"small 1-byte": {
+             "documentation": {"softmax": ("concat", 0.02), "linear": ("concat", 0.01),
                                "mesa": ("concat", 0.01), "hybrid": ("concat", 0.02),
                                "gated": ("concat", 0.01), "fading": ("concat", 0.01)},
              "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
                         "mesa": ("concat", 0.01), "hybrid": ("concat", 0.01),
                         "gated": ("concat", 0.01), "fading": ("concat", 0.01)}},
-         4: {"documentation": {"softmax": ("concat", 0.01), "linear": ("concat", 0.02),
+         "small 4-byte": {
+             "documentation": {"softmax": ("concat", 0.01), "linear": ("concat", 0.02),
                                "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
                                "gated": ("concat", 0.02), "fading": ("concat", 0.02)},
              "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
                         "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
-                        "gated": ("concat", 0.02), "fading": ("concat", 0.02)}}}
+                        "gated": ("concat", 0.02), "fading": ("concat", 0.02)}},
+         "timed 1-byte": {
+             "documentation": {"softmax": ("concat", 0.02), "linear": ("concat", 0.01),
+                               "mesa": ("concat", 0.01), "hybrid": ("concat", 0.01),
+                               "gated": ("concat", 0.01), "fading": ("concat", 0.01)},
+             "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
+                        "mesa": ("concat", 0.01), "hybrid": ("concat", 0.01),
+                        "gated": ("concat", 0.01), "fading": ("concat", 0.01)}}}
 # Of softmax's steps: what a small model of the kind makes in its time.
-SHARE = {"quick": {"linear": 1.0, "mesa": 0.57, "hybrid": 0.72, "gated": 0.45, "fading": 0.8},
-         "full": {"linear": 1.55, "mesa": 0.91, "hybrid": 1.0, "gated": 0.73, "fading": 1.3}}
+SHARE = {"quick": {"softmax": 1.0, "linear": 1.0, "mesa": 0.57, "hybrid": 0.72, "gated": 0.45,
+                   "fading": 0.8},
+         "full": {"softmax": 1.0, "linear": 1.55, "mesa": 0.91, "hybrid": 1.0, "gated": 0.73,
+                  "fading": 1.3}}
 TRAINING = {"full": dict(T=256, batch=16, steps=5_000, warmup=250, report=125),
             "quick": dict(T=128, batch=8, steps=5_000, warmup=100, report=100),
             "smoke": dict(T=16, batch=4, steps=6, warmup=2, report=3, heldout=4)}
@@ -120,7 +131,8 @@ def settings_of(name, profile):
     kind, size, form, text = name.split(" ", 3)
     length, *form = form.split(",")
     lags = int(length.removesuffix("-byte"))
-    code, rate = form or FORMS[lags].get(text, FORMS[lags]["documentation"])[kind]
+    forms = FORMS[f"{'timed' if size == 'timed' else 'small'} {length}"]
+    code, rate = form or forms.get(text, forms["documentation"])[kind]
     model = (MODELS | {"timed": MODELS["small"]})[size]
     layers, width, heads = (model[k] for k in ("layers", "width", "heads"))
     lr = float(rate) * model["rate"]
@@ -322,7 +334,7 @@ def by_corpus(texts, found):
 
 def timed_kinds(kinds):
     """The kinds that are also compared with softmax after equal time."""
-    return tuple(kind for kind in SHARE["quick"] if {kind, "softmax"} <= set(kinds))
+    return tuple(kind for kind in kinds if kind != "softmax" and "softmax" in kinds)
 
 
 def by_kind(kinds, results):

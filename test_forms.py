@@ -18,12 +18,12 @@ def test_chosen_is_the_option_with_the_fewest_bits():
     names = [name for _, name in forms.FIGURES["forms"].measurements]
     bits = dict(zip(names, np.random.default_rng(0).permutation(len(names)), strict=True))
     table = forms.chosen(forms.grid([[{"bits": bits[name]}] for name in names]))
-    for corpus, lags, kind in forms.CHOICES:
-        code, rate = table[lags][corpus][kind]
-        mine = {name: b for name, b in bits.items() if name.startswith(f"{kind} small {lags}-byte")
+    for corpus, form, kind in forms.CHOICES:
+        code, rate = table[form][corpus][kind]
+        mine = {name: b for name, b in bits.items() if name.startswith(f"{kind} {form},")
                 and name.endswith(corpus)}
-        assert len(mine) == len(forms.OPTIONS)
-        assert min(mine, key=mine.get) == f"{kind} small {lags}-byte,{code},{rate} {corpus}"
+        assert len(mine) == len(forms.OPTIONS[form])
+        assert min(mine, key=mine.get) == f"{kind} {form},{code},{rate} {corpus}"
 
 
 def test_the_forms_of_the_study_are_those_that_the_stored_grid_chooses():
@@ -34,9 +34,9 @@ def test_the_forms_of_the_study_are_those_that_the_stored_grid_chooses():
     found = [seeds_of(f, names) for f, *names in forms.FIGURES["forms"].measurements]
     of = forms.grid([seeds or [{"bits": np.inf}] for seeds in found])
     known = {choice: each for choice, each in of.items() if min(each.values()) < np.inf}
-    for corpus, lags, kind in known:
-        assert forms.chosen(of)[lags][corpus][kind] == language.FORMS[lags][corpus][kind]
-    assert {choice for choice in of if choice[1] == 1} <= known.keys()
+    for corpus, form, kind in known:
+        assert forms.chosen(of)[form][corpus][kind] == language.FORMS[form][corpus][kind]
+    assert {choice for choice in of if "1-byte" in choice[1]} <= known.keys()
 
 
 def test_no_setting_and_no_choice_depends_on_the_test_text(monkeypatch):
@@ -81,9 +81,9 @@ def test_a_code_that_helps_and_rates_at_the_edge_are_seen():
                    * of_rate[float(name.split(",")[2].split()[0])]}]
                  for _, name in forms.FIGURES["forms"].measurements]
         rows = forms.forms_claims(None, *found)
-        assert len(forms.draw_forms(None, *found).axes) == 4
+        assert len(forms.draw_forms(None, *found).axes) == 6
         *codes, edge = [(row[4][0], lab.holds(row[3], row[4][0])) for row in rows if row[3]]
-        assert len(codes) == len(forms.CHOICES)
+        assert len(codes) == sum(form != "timed 1-byte" for _, form, _ in forms.CHOICES)
         assert all(value == pytest.approx(0.9) and held for value, held in codes)
         return edge
     assert verdicts({0.005: 1.1, 0.01: 1.0, 0.02: 1.1}) == (1, True)

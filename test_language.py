@@ -138,7 +138,7 @@ def test_kinds_have_about_equal_parameters_and_the_sizes_they_claim():
 def test_settings_are_those_that_a_name_asks_for():
     s = language.settings_of("mesa medium 4-byte,none,0.01 documentation", "quick")
     assert (s.kinds, s.lags, s.positional, s.lr) == (("mesa",) * 3, 4, "none", 0.005)
-    code, rate = language.FORMS[1]["source"]["gated"]
+    code, rate = language.FORMS["small 1-byte"]["source"]["gated"]
     s = language.settings_of("gated small 1-byte source", "quick")
     assert (s.corpus, s.positional, s.lr) == ("source", code, rate)
     assert s.sha256 == corpus("source").sha256

@@ -1755,7 +1755,7 @@ def test_distillation_recovers_a_mean(rng):
     s = measure.WithMeans(**vars(s))
     params = {k: w.astype("float32") for k, w in mesa.init_params(rng, s.config, std=0.5).items()}
     params["blocks.0.wk"] = 0 * params["blocks.0.wk"]
-    x, y = data.linear_sequences(rng, 64, 8, d=2), None
+    x = data.linear_sequences(rng, 64, 8, d=2)
     whole, distance = train.predictions(params, s, x), []
     for kind in ("mean", "linear"):
         swapped = probes.distil(params, s, 0, 600, kind, batch=32)
