@@ -131,8 +131,10 @@ def settings_of(name, profile):
     kind, size, form, text = name.split(" ", 3)
     length, *form = form.split(",")
     lags = int(length.removesuffix("-byte"))
-    forms = FORMS[f"{'timed' if size == 'timed' else 'small'} {length}"]
-    code, rate = form or forms.get(text, forms["documentation"])[kind]
+    if not form:
+        forms = FORMS[f"{'timed' if size == 'timed' else 'small'} {length}"]
+        form = forms.get(text, forms["documentation"])[kind]
+    code, rate = form
     model = (MODELS | {"timed": MODELS["small"]})[size]
     layers, width, heads = (model[k] for k in ("layers", "width", "heads"))
     lr = float(rate) * model["rate"]
