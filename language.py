@@ -200,20 +200,6 @@ FULL = dict(windows=None, turns=5)
 SIZE = {"full": FULL, "quick": FULL, "smoke": dict(windows=50, turns=2)}
 
 
-def learned(size, seed, run):
-    """What a trained model knows of the test text, on which nothing has been chosen: bits per byte
-    [stretches], by quarter of the window [stretches, 4] and by position [T]; the residual of its
-    conjugate gradients after so many steps."""
-    state, s = run.state, run.settings
-    bits = score(state.params, s, corpus(s.corpus).test, size["windows"])
-    quarters = np.stack([part.mean(axis=1) for part in np.array_split(bits, 4, axis=1)], axis=1)
-    out = {"bits": by_stretch(counted(bits)), "quarters": by_stretch(quarters),
-           "by_position": bits.mean(axis=0), "steps": s.steps,
-           "course": np.array(state.heldout) / (1, math.log(2)),
-           "weights": sum(w.size for w in state.params.values())}
-    return out | ({"residuals": residuals(state.params, s)} if "gated" in s.kinds else {})
-
-
 STRETCHES = 32          # of a text, over which errors are reckoned
 
 
@@ -227,6 +213,20 @@ def by_stretch(values):
     that of all values, though some stretches have one more: [stretches, ...]."""
     parts = in_stretches(values)
     return np.array([part.sum(axis=0) for part in parts]) * len(parts) / len(values)
+
+
+def learned(size, seed, run):
+    """What a trained model knows of the test text, on which nothing has been chosen: bits per byte
+    [stretches], by quarter of the window [stretches, 4] and by position [T]; the residual of its
+    conjugate gradients after so many steps."""
+    state, s = run.state, run.settings
+    bits = score(state.params, s, corpus(s.corpus).test, size["windows"])
+    quarters = np.stack([part.mean(axis=1) for part in np.array_split(bits, 4, axis=1)], axis=1)
+    out = {"bits": by_stretch(counted(bits)), "quarters": by_stretch(quarters),
+           "by_position": bits.mean(axis=0), "steps": s.steps,
+           "course": np.array(state.heldout) / (1, math.log(2)),
+           "weights": sum(w.size for w in state.params.values())}
+    return out | ({"residuals": residuals(state.params, s)} if "gated" in s.kinds else {})
 
 
 def step_times(size, seed, *runs):
