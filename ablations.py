@@ -522,6 +522,7 @@ def in_all_seeds(found, which):
 def grid_claims(lab, *found):
     """Which factor decides; whether the numbers tell apart what is known to differ."""
     found = dict(zip(GRID, found, strict=True))
+
     def values(name, key):
         return [float(r[key]) for r in found[name]]
 

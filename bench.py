@@ -653,6 +653,7 @@ ASKED_FOR = {"device": device}          # tables that are made only if they are 
 
 
 def main():
+    """The tables that the command line asks for."""
     parser = train.Parser(prog="python bench.py",
                           description="Benchmarks; without arguments, all but device.")
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES | ASKED_FOR))

@@ -248,9 +248,8 @@ def unsolved_attention(q, k, v, log_gamma, beta, ridge):
 
 def unsolved_step(past, q, k, v, log_gamma, beta, ridge):
     """The same for the next token, [B, heads, 1, .].   Memory: N^T [B, heads, Dk, Dv]"""
-    new = adjoint(beta[..., None] * k) @ v
-    past = new if past is None else xp.exp(log_gamma)[..., None] * past + new
-    return q / ridge[:, None] @ past, past
+    faded = None if past is None else xp.exp(log_gamma)[..., None] * past
+    return mesa.linear_step(faded, q / ridge[:, None], beta[..., None] * k, v)
 
 
 # -------------------------------------------------------------------- where the gates come from

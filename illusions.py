@@ -483,6 +483,7 @@ def sizes():
 
 
 def main():
+    """The figures that the command line asks for."""
     names = list(declare())
     parser = lab.parser_for("illusions.py", names, names)
     parser.add_argument("--code", metavar="PATH", help="code of your own for the figure code: a "

@@ -652,6 +652,7 @@ def write(here, prompt, texts, kinds):
 
 
 def main():
+    """The figures, or the continued text, that the command line asks for."""
     default = ["language"]
     parser = lab.parser_for("language.py", list(declare()), default)
     parser.add_argument("--corpus", metavar="PATH", help="a text of your own instead of "

@@ -572,6 +572,7 @@ def parsed():
 
 
 def main():
+    """One training that the command line asks for."""
     args, changes = parsed()
     if args.resume:
         if args.preset or args.out or changes.keys() - {"lr"}:
