@@ -108,37 +108,34 @@ class Run:
 
 
 @lru_cache
-def definitions():
-    """What the modules beside this one define: a dict (module, name) -> (its code without
-    docstrings, the names that it uses)."""
-    found, here = {}, Path(__file__).parent
-    modules = {path.stem for path in here.glob("*.py")}
-    for module in sorted(modules):
-        tree = ast.parse((here / f"{module}.py").read_text(encoding="utf-8"))
-        imported = {}                                   # name here -> (module, name there)
-        for node in tree.body:
-            if isinstance(node, ast.Import):
-                imported |= {a.asname or a.name: (a.name, None) for a in node.names
-                             if a.name in modules}
-            elif isinstance(node, ast.ImportFrom) and node.module in modules:
-                imported |= {a.asname or a.name: (node.module, a.name) for a in node.names}
-        for node in tree.body:
-            parts = list(ast.walk(node))
-            # what is bound: not the variables of a comprehension on the right
-            left = node.targets if isinstance(node, ast.Assign) else [node]
-            names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
-                n.id for target in left for n in ast.walk(target)
-                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-            uses = {imported.get(n.id, (module, n.id)) for n in parts if isinstance(n, ast.Name)}
-            uses |= {(imported[n.value.id][0], n.attr) for n in parts
-                     if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
-                     and n.value.id in imported}
-            for n in parts:
-                if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n):
-                    n.body = n.body[1:]
-            for name in names:                          # a name may be bound more than once
-                code, before = found.get((module, name), ("", set()))
-                found[module, name] = code + ast.unparse(node) + "\n", before | uses
+def definitions(module):
+    """What a module beside this one defines: a dict name -> (its code without docstrings, the names
+    that it uses, as pairs (module, name)); nothing if there is no such module."""
+    found, path = {}, Path(__file__).with_name(f"{module}.py")
+    tree = ast.parse(path.read_text(encoding="utf-8") if path.exists() else "")
+    imported = {}                                       # name here -> (module, name there)
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            imported |= {a.asname or a.name: (a.name, None) for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {a.asname or a.name: (node.module, a.name) for a in node.names}
+    for node in tree.body:
+        parts = list(ast.walk(node))
+        # what is bound: not the variables of a comprehension on the right
+        left = node.targets if isinstance(node, ast.Assign) else [node]
+        names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
+            n.id for target in left for n in ast.walk(target)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        uses = {imported.get(n.id, (module, n.id)) for n in parts if isinstance(n, ast.Name)}
+        uses |= {(imported[n.value.id][0], n.attr) for n in parts
+                 if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
+                 and n.value.id in imported}
+        for n in parts:
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(n):
+                n.body = n.body[1:]
+        for name in names:                              # a name may be bound more than once
+            code, before = found.get(name, ("", set()))
+            found[name] = code + ast.unparse(node) + "\n", before | uses
     return found
 
 
@@ -148,11 +145,11 @@ def code_behind(f):
     are not in it: editing those keeps what was measured."""
     module = Path(f.__code__.co_filename).stem          # a script calls itself __main__
     # a study's own Settings make the models that its measurements are handed
-    known, todo, seen = definitions(), [(module, "Settings"), (module, f.__name__)], {}
+    todo, seen = [(module, "Settings"), (module, f.__name__)], {}
     while todo:
-        name = todo.pop()
-        if name in known and name not in seen:
-            seen[name], uses = known[name]
+        module, name = todo.pop()
+        if name in definitions(module) and (module, name) not in seen:
+            seen[module, name], uses = definitions(module)[name]
             todo += uses
     return sorted(seen.values())                        # wherever it stands
 

@@ -39,7 +39,8 @@ def tiny(kind, lags=2):
 
 def moved(s, rng, size=0.1):
     """The parameters that a run starts from, and some noise."""
-    return {k: w + size * rng.standard_normal(w.shape) for k, w in train.start(s).params.items()}
+    return {k: w + (size * rng.standard_normal(w.shape)).astype(w.dtype)
+            for k, w in train.start(s).params.items()}
 
 
 # ----------------------------------------------------------------------------------- the models
@@ -330,10 +331,8 @@ def test_rows_are_about_runs_of_their_figure():
 
 
 def test_all_kinds_of_layers_are_in_the_keys_of_measurements_and_drawing_is_not():
-    known = lab.definitions()
-
     def all_of(module, *names):
-        return [known[module, name][0] for name in names]
+        return [lab.definitions(module)[name][0] for name in names]
     code = lab.code_behind(language.learned)
     inside = (all_of("language", "residuals", "Settings") + all_of("text", "corpus", "tokens")
               + all_of("gated", "KINDS", "gated_attention", "gates", "mean_attention")

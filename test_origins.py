@@ -49,25 +49,25 @@ def test_bytes_that_the_stream_holds_are_named_and_no_others(rng):
     b = rng.integers(256, size=(64, 128))
     codes = rng.standard_normal((2, 256, 48)).astype("float32")
     stream = codes[0][b] + codes[1][np.roll(b, 1, axis=1)]
-    present, before, earlier = (origins.named(stream, b, lag, rng) for lag in (0, 1, 2))
+    present, before, earlier = (origins.named(stream, b, lag, rng, 100) for lag in (0, 1, 2))
     assert present.shape == (32,)
     assert min(present.mean(), before.mean()) > 0.95 and earlier.mean() < 0.02
     # fitted on one half, scored on the other: noise that has been seen is not knowledge
     noise = rng.standard_normal((64, 128, 48)).astype("float32")
-    assert origins.named(noise, b, 1, rng).mean() < 0.02
+    assert origins.named(noise, b, 1, rng, 100).mean() < 0.02
 
 
 def test_what_is_asked_of_a_model_is_asked_of_the_test_text(rng, monkeypatch):
     """Of a model whose every number is known: its bits after repetitions and elsewhere are those of
     `score`, weighted by their share."""
-    s = replace(tiny("hybrid", 1), T=32)
+    s = replace(tiny("hybrid", 1), T=32, dtype="float32")
     run = type("Run", (), {"settings": s, "params": moved(s, rng, 0.3)})
     half = [np.tile(rng.integers(20, size=8), 49), rng.integers(20, size=392)]
     b = np.concatenate(half + half)                     # 96 windows: three in each stretch
     whole = language.corpus(s.corpus)
     changed = whole._replace(test=b.astype(np.uint8))
     monkeypatch.setattr(origins, "corpus", lambda name: changed)
-    found = origins.origin(dict(windows=None, repetition=8, again=64, read=64, steps=200), 0, run)
+    found = origins.origin(dict(windows=None, repetition=8, again=64, read=64, steps=50), 0, run)
     assert found["after"].shape == (32, 4)
     after, others, share, rest = found["after"].mean(axis=0)
     bits = language.counted(language.score(run.params, s, changed.test))
@@ -78,7 +78,7 @@ def test_what_is_asked_of_a_model_is_asked_of_the_test_text(rng, monkeypatch):
     trained, start, wrong = found["read"].mean(axis=0)
     assert len(trained) == origins.LAGS
     # tokens of one byte: the stream holds its own byte, more so before the weights were moved
-    assert start[0] > trained[0] > 0.6 and wrong.max() < 0.3
+    assert start[0] > trained[0] > 0.5 and wrong.max() < 0.3
 
 
 def test_the_same_bytes_are_compared(monkeypatch, rng):

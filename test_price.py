@@ -158,10 +158,8 @@ def test_claims_fail_on_other_costs():
 
 
 def test_all_kinds_of_layers_are_in_the_keys_of_measurements_and_drawing_is_not():
-    known = lab.definitions()
-
     def all_of(module, *names):
-        return [known[module, name][0] for name in names]
+        return [lab.definitions(module)[name][0] for name in names]
     code = lab.code_behind(price.price)
     inside = (all_of("price", "operations") + all_of("language", "Settings")
               + all_of("text", "tokens")

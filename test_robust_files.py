@@ -24,6 +24,7 @@ import pytest
 
 import lab
 import language
+import measure
 import store
 import text
 import train
@@ -292,7 +293,7 @@ def as_nobody(line):
 def figure(figure_made, tmp_path_factory):
     """A folder in which a figure has been made, open to all."""
     folder = shutil.copytree(figure_made, tmp_path_factory.mktemp("open"), dirs_exist_ok=True)
-    lab.definitions()               # reads modules that nobody may read where only root may
+    lab.code_behind(measure.one_layer)  # reads modules that nobody may read where only root may
     corpus = folder / "corpus" / "part"
     corpus.mkdir(parents=True)
     (corpus / "a.txt").write_text("a text", encoding="utf-8")
