@@ -17,7 +17,7 @@ import language
 import mesa
 import store
 import train
-from test_mesa import all_measured, made, made_again
+from test_mesa import all_measured, code_of, made, made_again
 from test_text import prose
 from text import corpus, tokens, windows
 
@@ -331,14 +331,12 @@ def test_rows_are_about_runs_of_their_figure():
 
 
 def test_all_kinds_of_layers_are_in_the_keys_of_measurements_and_drawing_is_not():
-    def all_of(module, *names):
-        return [lab.definitions(module)[name][0] for name in names]
     code = lab.code_behind(language.learned)
-    inside = (all_of("language", "residuals", "Settings") + all_of("text", "corpus", "tokens")
-              + all_of("gated", "KINDS", "gated_attention", "gates", "mean_attention")
-              + all_of("mesa", "KINDS", "mesa_attention"))
+    inside = (code_of("language", "residuals", "Settings") + code_of("text", "corpus", "tokens")
+              + code_of("gated", "KINDS", "gated_attention", "gates", "mean_attention")
+              + code_of("mesa", "KINDS", "mesa_attention"))
     assert set(inside) <= set(code)
-    assert not set(code) & set(all_of("language", "draw_language", "language_claims", "declare",
-                                      "SIZE"))
+    assert not set(code) & set(code_of("language", "draw_language", "language_claims", "declare",
+                                       "SIZE"))
     # `text` is a variable there, too, of a comprehension that is not run
-    assert not set(lab.code_behind(forms.validated)) & set(all_of("forms", "FIGURES", "OPTIONS"))
+    assert not set(lab.code_behind(forms.validated)) & set(code_of("forms", "FIGURES", "OPTIONS"))

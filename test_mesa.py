@@ -1489,6 +1489,11 @@ def test_a_new_setting_does_not_orphan_finished_runs():
     assert lab.different(replace(s, seed=1)) == lab.different(s) | {"seed": 1}
 
 
+def code_of(module, *names):
+    """What a key covers of definitions of a module."""
+    return [lab.definitions(module)[name][0] for name in names]
+
+
 def test_the_key_of_a_measurement_covers_the_code_it_runs():
     """What is named, directly or through others, counts; comments, docstrings and drawing do
     not."""

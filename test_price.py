@@ -11,7 +11,7 @@ import lab
 import mesa
 import price
 from test_language import Watched, tiny
-from test_mesa import all_measured, made, made_again
+from test_mesa import all_measured, code_of, made, made_again
 
 
 @pytest.fixture
@@ -158,12 +158,10 @@ def test_claims_fail_on_other_costs():
 
 
 def test_all_kinds_of_layers_are_in_the_keys_of_measurements_and_drawing_is_not():
-    def all_of(module, *names):
-        return [lab.definitions(module)[name][0] for name in names]
     code = lab.code_behind(price.price)
-    inside = (all_of("price", "operations") + all_of("language", "Settings")
-              + all_of("text", "tokens")
-              + all_of("gated", "KINDS", "gated_attention", "gates", "mean_attention")
-              + all_of("mesa", "KINDS", "mesa_attention"))
+    inside = (code_of("price", "operations") + code_of("language", "Settings")
+              + code_of("text", "tokens")
+              + code_of("gated", "KINDS", "gated_attention", "gates", "mean_attention")
+              + code_of("mesa", "KINDS", "mesa_attention"))
     assert set(inside) <= set(code)
-    assert not set(code) & set(all_of("price", "draw_price", "price_claims", "SIZE"))
+    assert not set(code) & set(code_of("price", "draw_price", "price_claims", "SIZE"))
