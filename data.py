@@ -3,13 +3,11 @@
     x_1 ~ U(-1, 1)^d,      x_{t+1} = W x_t + noise * N(0, I),
     W a random orthogonal matrix, one per sequence.
 
-The rule x_{t+1} = W x_t is the same for all t of a sequence and different for every sequence, so a
-model that predicts the next state well must have found W from the context alone: it has to learn
-inside its forward pass (von Oswald et al., arXiv 2309.05858).  The other families change one thing
-each: what is seen of the state (partial), the map (nonlinear, contracting), whether there is
+So a model that predicts the next state well must have found W from the context alone: it has to
+learn inside its forward pass (von Oswald et al., arXiv 2309.05858).  The other families change one
+thing each: what is seen of the state (partial), the map (nonlinear, contracting), whether there is
 anything to learn in context (fixed) or only which of some rules it is (pool).  `regression_pairs`
-draws pairs for few-shot learning instead.  All data are drawn afresh for every training step; there
-is no data set.
+draws pairs for few-shot learning instead.  All data are drawn afresh for every training step.
 
 Everything here runs in NumPy and takes an explicit `numpy.random.Generator`, so that a seed means
 the same data whatever the array backend.  Sizes: B sequences of T observations in R^d.
@@ -84,8 +82,8 @@ def pool_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0, family_seed=0, p
 def contracting_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0):
     """W = U diag(mu) U^-1 with U Gaussian and mu uniform in [0.3, 0.9], but one of them 0.9.
 
-    U may be far from orthogonal, so states can grow before they decay: clipped to [-10, 10],
-    which keeps some there (4 of 100 at t = 50): an rms sees little else.
+    U may be far from orthogonal, so states can grow before they decay: clipped to [-10, 10], where
+    some stay (4 of 100 at t = 50).
     """
     U, mu = rng.standard_normal((B, d, d)), rng.uniform(0.3, 0.9, (B, 1, d))
     mu[:, :, 0] = 0.9

@@ -177,15 +177,14 @@ def context(size, seed, *runs):
 
 
 def compression(size, seed, run):
-    """CompressedAlg of a deep linear model as it trains, and at the end.
+    """CompressedAlg of a deep linear model as it trains (first three) and at the end.
 
-    rows        at each snapshot the losses of the model, of its CompressedAlg, and of the average
-                of its products and the compressed ones of the end           [snapshots, 3]
-    late        the first two at t > d alone                                 [snapshots, 2]
-    r2          R² of CompressedAlg's outputs there on the model's           [snapshots]
-    alone       losses with one layer compressed                             [layers]
-    but         losses with all compressed but what reads or writes a slot   [4]
-    entries, numbers, nonzero   of the products; of their tables; of these, above 2 % of the largest
+    rows      losses of the model, of its CompressedAlg, and of the average of its products and the
+              compressed ones of the end                            [snapshots, 3]
+    late, r2  the first two at t > d; R² of outputs there           [snapshots, 2], [snapshots]
+    alone     losses with one layer compressed                      [layers]
+    but       with all compressed but what reads or writes a slot   [4]
+    entries, numbers, nonzero   of products; of tables; of these, above 2 % of the largest in theirs
     """
     s, d, x = run.settings, run.settings.d, train.heldout_sequences(run.settings)
 

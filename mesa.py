@@ -49,8 +49,8 @@ import scipy   # its parts are loaded when they are used
 from data import constructed_tokens, linear_sequences, previous
 
 # --------------------------------------------------------------------- linear attention and softmax
-# Each attention is one primitive: a forward, and its VJP derived by hand.  Where it says mix(A, V),
-# read A @ V; the rest of `mix` is about memory and explained with "the same, faster".
+# Each attention is one primitive: a forward, and its VJP derived by hand.  mix(A, V) is A @ V, laid
+# out in memory as "the same, faster" explains.
 
 
 def tril(A):
@@ -117,7 +117,8 @@ def softmax_attention(q, k, v):
 #     Phi_t = argmin 1/2 sum_{i<=t} |v_i - Phi k_i|^2 + 1/(2 lambda) |Phi|_F^2,
 # and answers the query with it: o_t = Phi_t q_t.  In closed form, with R_t as in the glossary,
 #     Phi_t = sum_{i<=t} v_i k_i^T R_t,   hence   o_t = sum_{i<=t} v_i (k_i . p_t),  p_t = R_t q_t.
-# A mesa layer is linear attention whose query has been preconditioned.
+# A mesa layer is linear attention whose query has been preconditioned.  With k_i = x_{i-1},
+# v_i = x_i, q_t = x_t, mu = 1/lambda it predicts N_t (S_t + mu I)^-1 x_t: ridge regression.
 
 
 def mesa_attention(q, k, v, lam):
@@ -131,8 +132,7 @@ def mesa_attention(q, k, v, lam):
 def precondition_direct(Q, K, lam):
     """Rows p_t = R_t q_t by the definition of R_t: a linear solve for every t, O(T Dk^3).
 
-    Q, K [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk].  The oracle that faster forms are
-    tested against.
+    Q, K [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk].  The oracle of the tests.
     """
     gram = (K[..., :, None] * K[..., None, :].conj()).cumsum(axis=2)        # [B, heads, T, Dk, Dk]
     ridge = xp.eye(K.shape[-1], dtype=K.dtype) / lam[:, None, None, None]
@@ -334,8 +334,7 @@ def attention_block(params, b, kind, z, config, code=None, keep=lambda name, a: 
     """What one attention layer adds to the stream, given its input z [B, T, D]: [B, T, D].
 
     b     the layer's prefix in params
-    code  see `projections`;  keep(name, array) is told of what `activations` names;  memory: see
-          `transformer`
+    code, memory: see `projections`, `transformer`; keep(name, a) gets what `activations` names
     """
     q, k, v, *more = projections(params, b, kind, z, config, code)
     if memory is None:
@@ -525,8 +524,8 @@ def richardson_weights(eta, mu=0.0):
 # approximation of 1/s.  One diagonalisation therefore serves them all, and an algorithm is a line
 # or two, a function of s; of s + mu for the ridge problem.  They run in NumPy, on states
 # x [B, T+1, d] as data.linear_sequences returns them, for all sequences and all t at once.
-# Figures hold models against `ridge`, `paper_steps` (tuned by probes.band), `kernel_regression` and
-# `identity_block_optimum`; the other iterations are the textbook's, for comparison by hand.
+# Figures hold models against `ridge`, `paper_steps` (in probes.band), `kernel_regression`,
+# `identity_block_optimum`; the other iterations are the textbook's, to compare.
 
 # s, then x_t and N_t in the coordinates of S_t's eigenvectors, and the target x_{t+1}
 Spectrum = namedtuple("Spectrum", "s x N y")
@@ -568,8 +567,7 @@ def predict(spec, inverse):
 def preconditioned_inputs(x, inverses):
     """inverse(S_t) x_t for every function of the list and states x [B, T, d]: a list of [B, T, d].
 
-    What a solver that works on its query, as Proposition 2's layers do on slot 1, arrives at; for
-    1 / (s + mu), a function in `inverses`, it is (S_t + mu I)^-1 x_t.
+    For 1 / (s + mu) that is (S_t + mu I)^-1 x_t; for a polynomial, what an iteration makes of x_t.
     """
     s, vectors = eigen(previous(x))
     x_there = (x[..., None, :] @ vectors)[..., 0, :]
@@ -634,8 +632,8 @@ def paper_steps(a, alpha, beta=None):
 
     On eigenvalues a of the normalised matrix (`frobenius`), from the identity,
         inverse <- inverse + prod_{i<=j} (1 - alpha_i a) + beta_j (inverse - before).
-    Without beta the paper's code calls it Richardson, with a learned beta Chebyshev (no relation of
-    `chebyshev`); divided by the norm it stands for 1/s.
+    The authors call it Richardson without beta, Chebyshev with a learned one (not `chebyshev`);
+    divided by the norm it stands for 1/s.
     """
     inverse = before = product = np.ones_like(a)
     for j in range(len(alpha)):
@@ -814,8 +812,8 @@ def square_root_sweep(K, lam):
     The loop over time is a Python loop, so each of its steps should do much: the batch goes last,
     and every entry of the root is then one contiguous vector over all sequences and heads.  In
     float32 errors grow with T, and with how much R shrinks in a chunk: by lambda sum |k|^2 at most.
-    Up to 8 chunks with less than 1e6 they stay near 1e-4; beyond, and on a device, which asking for
-    that bound would interrupt, the sweep runs in double precision.
+    Up to 8 chunks of less than 1e6 they stay near 1e-4.  Otherwise, and on a device, which asking
+    for that bound would interrupt, the sweep runs in double precision.
     """
     B, heads, _, Dk = K.shape
     K = cut(K)                                          # [B, heads, chunks, C, Dk]

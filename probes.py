@@ -44,7 +44,7 @@ def loss(prediction, target):
 
 
 def by_position(prediction, target):
-    """The same for each position t: [T]."""
+    """`loss` at each position t: [T]."""
     return 0.5 * ((prediction - target) ** 2).sum(axis=-1).mean(axis=0)
 
 

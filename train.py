@@ -37,8 +37,8 @@ from workers import PIECE, Workers, keep_memory, pieces
 # -------------------------------------------------------------------------------------- settings
 
 
-# (settings, what must hold, how that is said).  The upper bounds are far beyond use: what is larger
-# is a slip, or comes from a file made to exhaust a machine.  Memory is another matter: need_memory.
+# (settings, what must hold, how that is said).  Upper bounds, far beyond use, stop slips and files
+# made to exhaust a machine.
 BOUNDS = (
     ("d T d_state f_width pool heads key_size batch report heldout",
      lambda v: v >= 1, "be at least 1"),
@@ -269,7 +269,7 @@ class Diverged(UserError):
 
 
 def diverged(step):
-    """What is raised then."""
+    """The Diverged that tells of a step."""
     return Diverged(f"the run diverged at step {step}: the loss or its gradient is not a finite "
                     f"number; try a smaller --lr or a longer --warmup")
 
