@@ -277,7 +277,7 @@ def matmul(a, b):
 
 
 def total(a, axis=None, keepdims=False):
-    """Sum over `axis` (an int, a tuple, or None for all); the method `.sum()` of a Tensor."""
+    """Sum over `axis` (int, tuple, None for all): a Tensor's `.sum()`; `sum` is Python's own."""
     A = value(a)
 
     def vjp(g):
@@ -364,17 +364,17 @@ def gelu(a):
 
 
 def row_sum(A):
-    """Sums over the last axis, which stays with length 1.
+    """Sums over the last axis, which stays with length 1: [..., n] -> [..., 1].
 
-    Over rows as short as those of an attention map or of a layer norm a product with ones takes
-    BLAS a fifth of the time that NumPy's reduction takes.
+    Over rows as short as those of an attention map or a layer norm BLAS takes a fifth of the time
+    of NumPy's reduction.
     """
     return A @ xp.ones((A.shape[-1], 1), A.dtype)
 
 
 def softmax(a):
-    """exp(x_i) / sum_j exp(x_j) over the last axis; real. The largest entry is taken off first: no
-    overflow."""
+    """y_i = exp(x_i) / sum_j exp(x_j) over the last axis; real. Less the largest x: no overflow.
+    dy_i = y_i (dx_i - sum_j y_j dx_j), a symmetric map: the VJP applies it to g."""
     A = value(a)
     Y = xp.exp(A - A.max(axis=-1, keepdims=True))
     Y /= Y.sum(axis=-1, keepdims=True)

@@ -1,15 +1,13 @@
 """The sequences the models are trained on: dynamical systems, a new one for every sequence.
 
-    x_1 ~ U(-range, range)^d,      x_{t+1} = W x_t + noise * N(0, I),
+    x_1 ~ U(-1, 1)^d,      x_{t+1} = W x_t + noise * N(0, I),
     W a random orthogonal matrix, one per sequence.
 
-The rule x_{t+1} = W x_t is the same for all t of a sequence and different for every sequence, so a
-model that predicts the next state well must have found W from the context alone: it has to learn
-inside its forward pass (von Oswald et al., arXiv 2309.05858).  The other families change one thing
-each: what is seen of the state (partial), the map (nonlinear, contracting), whether there is
-anything to learn in context (fixed) or only which of some rules it is (pool), or how pairs to learn
-from are laid out (few-shot).  All data are drawn afresh for every training step; there is no data
-set.
+So a model that predicts the next state well must have found W from the context alone: it has to
+learn inside its forward pass (von Oswald et al., arXiv 2309.05858).  The other families change one
+thing each: what is seen of the state (partial), the map (nonlinear, contracting), whether there is
+anything to learn in context (fixed) or only which of some rules it is (pool).  `regression_pairs`
+draws pairs for few-shot learning instead.  All data are drawn afresh for every training step.
 
 Everything here runs in NumPy and takes an explicit `numpy.random.Generator`, so that a seed means
 the same data whatever the array backend.  Sizes: B sequences of T observations in R^d.
@@ -84,7 +82,8 @@ def pool_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0, family_seed=0, p
 def contracting_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0):
     """W = U diag(mu) U^-1 with U Gaussian and mu uniform in [0.3, 0.9], but one of them 0.9.
 
-    U may be far from orthogonal, so states can grow before they decay: clipped to [-10, 10].
+    U may be far from orthogonal, so states can grow before they decay: clipped to [-10, 10], where
+    some stay (4 of 100 at t = 50).
     """
     U, mu = rng.standard_normal((B, d, d)), rng.uniform(0.3, 0.9, (B, 1, d))
     mu[:, :, 0] = 0.9
@@ -107,7 +106,7 @@ def partial_sequences(rng, B, T, d=5, d_state=15, noise=0.01, init_range=1.0, ob
 
 
 def feature(x, f_width=20, family_seed=0, normalised=True):
-    """f(x) / |f(x)| with f(x) = gelu(x V_1) V_2: [..., d] -> [..., d]; or f(x) itself.
+    """f(x) / |f(x)|, or f(x) if not normalised; f(x) = gelu(x V_1) V_2: [..., d] -> [..., d].
 
     V_1 [d, f_width] and V_2 [f_width, d] ~ N(0, 1) / sqrt(fan-in) belong to the family: they are
     the same for all sequences.

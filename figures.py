@@ -6,8 +6,6 @@ measures, judges and draws.
     python figures.py --list            the figures there are, and the runs they need
     python figures.py NAME ... | all    some, or all;  --full for the paper's sizes, --seeds 3 for
                                         mean and spread
-    python figures.py NAME --redraw     draw and judge again what is in OUT/data, without training
-                                        anything
 
 Per figure, next to each other: what it claims (rows of data, made from what was measured), and how
 it is drawn; FIGURES at the end says what is measured of which runs.  lab.py is the frame,
@@ -121,7 +119,7 @@ def settings_of(name, profile):
 
 
 def mean_of(found, key, *index):
-    """Its mean over seeds (and over all that it holds)."""
+    """The mean of what `each` finds, over seeds and all that it holds."""
     return np.mean(each(found, key, *index))
 
 

@@ -424,8 +424,8 @@ def not_arrived(courses):
 
 
 def late_seeds(results):
-    """The same, from what a measurement of one run found in every seed: measure_run adds the run's
-    held-out losses."""
+    """`not_arrived`, from what a measurement of one run found in every seed ("course 0":
+    measure_run)."""
     return not_arrived(dict(enumerate(r["course 0"] for r in results)))
 
 

@@ -8,9 +8,9 @@ asked of trained models.
 Rivals are tuned on sequences of their own (x_tune, their spectrum spec_tune) and judged, like the
 models, on others that nobody has seen (x, spec, and the next states y) - but for one: the
 closed-form optimum is fitted to the sequences it bounds the loss of.  All seeds are judged on the
-same sequences.  Losses are 1/2 E|prediction - x_{t+1}|^2; a probe gives [R², R² of its shuffled
-control]; layer 0 of a stream is its input.  The frame in lab.py calls these functions in parallel
-and keeps what they return.
+same sequences; generators 101, 102, ... have one use each.  Losses are
+1/2 E|prediction - x_{t+1}|^2; a probe gives [R², R² of its shuffled control]; layer 0 of a stream
+is its input.  The frame in lab.py calls these functions in parallel and keeps what they return.
 """
 from dataclasses import replace
 
@@ -107,8 +107,8 @@ def one_layer(size, seed, run):
 
 
 def mesa_layer(size, seed, run):
-    """mesa-1 beside the best ridge regression, mu, and the one nearest to it, near: losses mesa,
-    lsq, ridge [T], and R² of the layer's outputs on those of the two."""
+    """mesa-1 beside two ridge regressions, the best (ridge mu) and that nearest to the layer's
+    outputs (near): losses mesa, lsq, ridge [T], and R² of its outputs on those of the two."""
     s = run.settings
     x_tune, x = tuning_sequences(size, s), judging_sequences(size, s)
     spec_tune, spec, y = mesa.spectrum(x_tune), mesa.spectrum(x), x[:, 1:]
@@ -130,10 +130,10 @@ def context(size, seed, *runs):
 
     models, early                   at the end of the training, and at step EARLY  [runs, T]
                                     (not a number without that snapshot)
-    nearness                        R² for the models' outputs at t > d of those of k Chebyshev
-                                    steps, for k in STEPS, of least squares, and of the ridge
-                                    regression nearest to them                     [runs, 10]
-    ridges                          the ridges of these                            [runs]
+    nearness                        R² on the models' outputs at t > d of k Chebyshev steps', for k
+                                    in STEPS; least squares'; the nearest ridge regression's
+                                                                                   [runs, 10]
+    ridges                          the ridges of the last                         [runs]
     parameters                      how many weights                               [runs]
     richardson, chebyshev, steps    for k in STEPS                                 [8, T]
     lsq, kernel, zero               zero: of predicting nothing                    [T]
@@ -177,13 +177,15 @@ def context(size, seed, *runs):
 
 
 def compression(size, seed, run):
-    """CompressedAlg of a deep linear model as it trains: at each snapshot the losses of the model,
-    of its CompressedAlg, and of the average of the weights then and of the compressed ones at the
-    end, half and half (rows [snapshots, 3]), the first two at t > d alone (late [snapshots, 2]),
-    and R² of CompressedAlg's outputs there on the model's (r2 [snapshots]).  At the end, the losses
-    with one layer alone compressed (alone [layers]) and with everything but what reads or writes
-    one slot (but [4]); and how many entries its matrices have, how many numbers their tables, how
-    many of these are above 2 % of the largest in their table (nonzero)."""
+    """CompressedAlg of a deep linear model as it trains (first three) and at the end.
+
+    rows      losses of the model, of its CompressedAlg, and of the average of its products and the
+              compressed ones of the end                            [snapshots, 3]
+    late, r2  the first two at t > d; R² of outputs there           [snapshots, 2], [snapshots]
+    alone     losses with one layer compressed                      [layers]
+    but       with all compressed but what reads or writes a slot   [4]
+    entries, numbers, nonzero   of products; of tables; of these, above 2 % of the largest in theirs
+    """
     s, d, x = run.settings, run.settings.d, train.heldout_sequences(run.settings)
 
     def loss_of(P):
@@ -256,8 +258,8 @@ def probed(size, run, inverses, rng):
 
 
 def bindings(size, seed, run):
-    """How well x_{t-j} can be read from the stream before and after the first layers: probes, r2
-    [layers+1, lags, 2].  needed: the number of lags that determine the hidden state."""
+    """How well x_{t-j} can be read from the stream before and after the first three layers: probes,
+    r2 [4 at most, lags, 2].  needed: the number of past lags that determine the hidden state."""
     s, rng = run.settings, np.random.default_rng(104)
     x, names = train.sequences(s, rng, size["judge"] // 2), stream(s)[:4]
     acts, lags = probes.activations(run.params, s, x, names), min(8, s.T)
@@ -271,7 +273,7 @@ def learned_features(size, seed, run):
     s, rng = run.settings, np.random.default_rng(105)
     x, names = train.sequences(s, rng, size["judge"]), stream(s)
     targets = [data.feature(x[:, -2:-1], s.f_width, s.family_seed, normalised)
-               for normalised in (False, True)]                             # each [B, 1, n]
+               for normalised in (False, True)]                             # each [B, 1, d]
     found = []
     for step in s.snapshots:
         acts = probes.activations(run.weights_at(step), s, x, names)

@@ -7,8 +7,8 @@ Glossary.  Rows run over time: Q, K, V, P are matrices whose row t is q_t, k_t, 
     d             dimension of an observation x_t; the target at time t is x_{t+1}
     D             width of a token e_t in the residual stream                   e [B, T, D]
     heads, Dk     number of heads, key size (Dv: value size, mostly the same)
-    z             input of a layer; its wq, wk, wv [D, heads, Dk] make of it:   [B, T, D]
-    q, k, v       queries, keys, values                                         [B, heads, T, Dk]
+    z             input of a layer                                              [B, T, D]
+    q, k, v       queries, keys, values: z times wq, wk, wv [D, heads, Dk]      [B, heads, T, Dk]
     o             what attention answers: o_t = sum_{i<=t} A_ti v_i             [B, heads, T, Dv]
     A             attention map                                                 [B, heads, T, T]
     wo            a head's way back into the residual stream                    [heads, Dv, D]
@@ -17,13 +17,13 @@ Glossary.  Rows run over time: Q, K, V, P are matrices whose row t is q_t, k_t, 
     p_t           R_t q_t, the preconditioned query                             rows of P
     Phi_t         the mesa layer's linear map: o_t = Phi_t q_t                  [Dv, Dk]
     u_t, nu_t     R_{t-1} k_t and 1 + k_t . u_t, from R_{t-1} to R_t            [Dk], scalar
-    G, M, H       cotangents: g_t of o_t or p_t; M of A; h_t = R_t g_t          like O, A, P
-    KV            sum k_i v_i^T of tokens so far, or so far before a chunk      [Dk, Dv]
+    G, M, H       cotangents: g_t of o_t, p_t; M of A, scores; h_t = R_t g_t    like O, A, P
+    KV            KV_t = sum_{i<=t} k_i v_i^T; KV_c: over i before chunk c      [Dk, Dv]
     root          a square root of R_t, root_t root_t^T = R_t (last section)    [Dk, Dk]
     N_t, S_t      sum_{i<=t} x_i x_{i-1}^T, sum_{i<=t} x_{i-1} x_{i-1}^T; x_0=0 [B, T, d, d]
-    W             the map learned in context: x_{t+1} is predicted as W x_t     [d, d]
-    s             an eigenvalue of S_t                                          scalar
-    mu            the ridge of a regression in context                          scalar
+    W             the map learned in context (data.py's W: the true one)        [d, d]
+    s             an eigenvalue of S_t; a, of the normalised S_t (`frobenius`)  scalar
+    mu            the ridge of a regression in context; a mesa layer's 1/lambda scalar
     eta           step sizes of an iteration in context                         [steps]
     slots         the four stretches of a constructed token [0, x_t, x_t, x_{t-1}]  d entries each
     r             residual of an iteration, slot 1 (Proposition 2)              [d]
@@ -49,8 +49,8 @@ import scipy   # its parts are loaded when they are used
 from data import constructed_tokens, linear_sequences, previous
 
 # --------------------------------------------------------------------- linear attention and softmax
-# Each attention is one primitive: a forward, and its VJP derived by hand.  Where it says mix(A, V),
-# read A @ V; the rest of `mix` is about memory and explained with "the same, faster".
+# Each attention is one primitive: a forward, and its VJP derived by hand.  mix(A, V) is A @ V, laid
+# out in memory as "the same, faster" explains.
 
 
 def tril(A):
@@ -86,12 +86,12 @@ def softmax_attention(q, k, v):
 
     With E the exponentials of the scores, less their row's maximum, and `sums` the row sums of E:
     A = E / sums, O = A V.  A row's factor 1/sums is cheaper to apply to O and G, [T, Dv], than to
-    E, [T, T]: G' = G / sums.  Then the cotangents are
+    E, [T, T]: G' = G / sums, which is called G from then on.  The cotangents are
         of V: A^T G = E^T G'
-        of A: M = G V^T
-        of the scores, as a softmax has dA_i = A_i (dscore_i - sum_j A_j dscore_j), row by row:
-              A_i (M_i - sum_j A_j M_j) = E_i (G' V^T - G' . O)_i,  for sum_j A_tj M_tj = g_t . o_t
-        of Q and K: from those of the scores as in linear attention.
+        of A: G V^T
+        of the scores, by the VJP of ad.softmax, and as sum_j A_tj (g_t . v_j) = g_t . o_t:
+              M_ti = A_ti (g_t . v_i - g_t . o_t) = E_ti (g'_t . v_i - g'_t . o_t)
+        of Q and K: from M as in linear attention.
     """
     scale = value(k).shape[-1] ** -0.5
     Q, K, V = value(q) * scale, value(k), value(v)
@@ -117,7 +117,8 @@ def softmax_attention(q, k, v):
 #     Phi_t = argmin 1/2 sum_{i<=t} |v_i - Phi k_i|^2 + 1/(2 lambda) |Phi|_F^2,
 # and answers the query with it: o_t = Phi_t q_t.  In closed form, with R_t as in the glossary,
 #     Phi_t = sum_{i<=t} v_i k_i^T R_t,   hence   o_t = sum_{i<=t} v_i (k_i . p_t),  p_t = R_t q_t.
-# A mesa layer is linear attention whose query has been preconditioned.
+# A mesa layer is linear attention whose query has been preconditioned.  With k_i = x_{i-1},
+# v_i = x_i, q_t = x_t, mu = 1/lambda it predicts N_t (S_t + mu I)^-1 x_t: ridge regression.
 
 
 def mesa_attention(q, k, v, lam):
@@ -131,8 +132,7 @@ def mesa_attention(q, k, v, lam):
 def precondition_direct(Q, K, lam):
     """Rows p_t = R_t q_t by the definition of R_t: a linear solve for every t, O(T Dk^3).
 
-    Q, K [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk].  The oracle that faster forms are
-    tested against.
+    Q, K [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk].  The oracle of the tests.
     """
     gram = (K[..., :, None] * K[..., None, :].conj()).cumsum(axis=2)        # [B, heads, T, Dk, Dk]
     ridge = xp.eye(K.shape[-1], dtype=K.dtype) / lam[:, None, None, None]
@@ -144,7 +144,7 @@ def sherman_morrison(K, X, lam):
 
         R_t = R_{t-1} - u_t u_t^T / nu_t,   u_t = R_{t-1} k_t,   nu_t = 1 + k_t . u_t,
 
-    from R_0 = lambda I, in O(Dk^2) per token.  X may be the queries, or any other rows.
+    from R_0 = lambda I, in O(Dk^2) per token.  x_t is a row of X: queries, or cotangents.
     K, X [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk]
     """
     R = xp.eye(K.shape[-1], dtype=K.dtype) * lam[:, None, None]     # later [B, heads, Dk, Dk]
@@ -160,7 +160,7 @@ def sherman_morrison(K, X, lam):
 def precondition(q, k, lam):
     """p_t = R_t q_t.   q, k [B, heads, T, Dk], lam [heads] > 0 -> [B, heads, T, Dk]
 
-    What `sherman_morrison` says, by a square root of R_t (see "the same, faster"), and its VJP.
+    What `sherman_morrison` says, steadier (see "The square root of R" below), and its VJP.
     A matrix and its inverse change by  dR = -R d(R^-1) R,  so that
 
         dp_t = R_t dq_t - R_t d(R_t^-1) p_t.
@@ -223,7 +223,7 @@ class Config:
     positional: str = "none"    # code: "add" to tokens, "concat" to z of the first block's q and k
     layer_norm: bool = False    # before attention and before the MLP
     mlp_width: int = 0          # 0: no MLP
-    qk_norm: bool = False       # q and k of unit length; not in softmax layers, which need longer
+    qk_norm: bool = False       # |q| = |k| = 1; not in softmax layers, whose maps would be flat
     clamp: float = 0.0          # the stream is clipped to [-clamp, clamp] after each block; 0: not
     more_kinds: dict = field(default_factory=dict, repr=False, compare=False)   # name -> Kind
 
@@ -260,14 +260,13 @@ def softmax_step(memory, q, k, v):
     return ad.softmax(q @ adjoint(K) * K.shape[-1] ** -0.5) @ V, (K, V)
 
 
-# A weight: its shape, and how it starts.  Without a number it is drawn from N(0, std^2), and decays
-# under weight decay; with one, all its entries start there, and none decays: zero means nothing
-# special for them.
+# A weight: its shape, and how it starts.  None: drawn from N(0, std^2), and weight decay pulls it
+# to zero.  A number: all entries start there, and none decays.
 Weight = namedtuple("Weight", "shape start", defaults=(None,))
 
-# What makes a kind of attention: the function, the same one token at a time, the Weights it has
-# beyond wq, wk, wv and wo, and how its further arguments follow from these and from the layer's
-# input z [B, T, D].
+# What makes a kind of attention: the function (q, k, v, *more) -> o; the same one token at a time;
+# config -> {name: Weight}, what it has beyond wq, wk, wv, wo; and (weight, z) -> more, where
+# weight(name) is one of these and z [B, T, D] the layer's input.
 Kind = namedtuple("Kind", "attention step weights arguments",
                   defaults=(lambda config: {}, lambda weight, z: ()))
 KINDS = {"linear": Kind(linear_attention, linear_step),
@@ -335,7 +334,7 @@ def attention_block(params, b, kind, z, config, code=None, keep=lambda name, a: 
     """What one attention layer adds to the stream, given its input z [B, T, D]: [B, T, D].
 
     b     the layer's prefix in params
-    code, keep, memory: of `projections`, of a trace and of a stream in `transformer`
+    code, memory: see `projections`, `transformer`; keep(name, a) gets what `activations` names
     """
     q, k, v, *more = projections(params, b, kind, z, config, code)
     if memory is None:
@@ -474,10 +473,11 @@ def proposition_2(w, alpha, d=10, heads=4, n=None):
     constructed token starts it at x_t).  Layer j, with the old r in both lines:
         r          <- r - alpha_j S_t r
         prediction <- prediction + w_j N_t r
-    by one head whose query is r, its key x_{i-1} and its value (x_{i-1}, x_i).  For gradient
-    descent and ridge regression `richardson_weights` chooses w and alpha.  With the same alpha, not
-    0, in all layers and w free, J layers reach N_t polynomial(S_t) x_t for every polynomial of
-    degree J - 1 or less.  (`paper_steps`, the paper's J steps, have degree J.)
+    by one head whose query is r, its key x_{i-1} and its value (x_{i-1}, x_i): it answers
+    sum_{i<=t} (x_{i-1}, x_i) (x_{i-1} . r) = (S_t r, N_t r).  `richardson_weights` chooses w and
+    alpha for gradient descent and ridge regression.  With one alpha, not 0, in all layers and w
+    free, J layers reach N_t polynomial(S_t) x_t for every polynomial of degree J - 1 or less.  (The
+    paper's J steps, `paper_steps`, have degree J.)
 
     With n, the same on tokens [0, phi_t, x_t, phi_{t-1}], phi_t in R^n, for regression on phi_t.
     """
@@ -503,13 +503,14 @@ def richardson_weights(eta, mu=0.0):
 
         p_j = p_{j-1} + eta_j (x_t - (S_t + mu I) p_{j-1}),  p_0 = 0.
 
-    For suitable eta p_j approaches (S_t + mu I)^-1 x_t, which a mesa layer of ridge mu computes at
-    once.
+    For suitable eta p_j approaches a mesa layer's p_t = (S_t + mu I)^-1 x_t.
 
-    mu = 0 is gradient descent on W from 0 with step sizes eta_j.  For mu > 0 the residual is also
-    rescaled, r_j = (1 - eta_j mu) r_{j-1} - eta_j S_t r_{j-1}, which attention cannot do; the
-    factor c_j = prod_{i<=j} (1 - eta_i mu) is carried in the weights instead: w_j = eta_j c_{j-1},
-    alpha_j = eta_j / (1 - eta_j mu).  eta_j mu must not be 1.
+    mu = 0 is gradient descent, W_j = W_{j-1} + eta_j (N_t - W_{j-1} S_t) from 0: N_t p_j = W_j x_t,
+    as polynomials of S_t commute.  What p_j lacks is the residual r_j = x_t - (S_t + mu I) p_j:
+        p_j = p_{j-1} + eta_j r_{j-1},   r_j = (1 - eta_j mu) r_{j-1} - eta_j S_t r_{j-1}.
+    For mu > 0 that rescales r, which attention cannot do: slot 1 holds r_j / c_j instead, with
+    c_j = prod_{i<=j} (1 - eta_i mu), so that w_j = eta_j c_{j-1}, alpha_j = eta_j / (1 - eta_j mu).
+    eta_j mu must not be 1.
     """
     eta = np.asarray(eta, float)
     c = np.cumprod(1 - eta * mu)
@@ -517,14 +518,14 @@ def richardson_weights(eta, mu=0.0):
 
 
 # ----------------------------------------------------------------------------- reference algorithms
-# Textbook iterations, and what figures hold curves against: `paper_steps` (in probes.band, whose
-# Chebyshev is the best polynomial, not `chebyshev` below), `ridge`, `kernel_regression`,
-# `identity_block_optimum`.  Least squares, gradient descent and their relatives all predict
+# Least squares, gradient descent and their relatives all predict
 #     x_{t+1} ~ N_t inverse(S_t) x_t,
 # where inverse(S), a polynomial mostly, approximates S^-1: on the eigenvalues s of S_t it is an
 # approximation of 1/s.  One diagonalisation therefore serves them all, and an algorithm is a line
 # or two, a function of s; of s + mu for the ridge problem.  They run in NumPy, on states
 # x [B, T+1, d] as data.linear_sequences returns them, for all sequences and all t at once.
+# Figures hold models against `ridge`, `paper_steps` (in probes.band), `kernel_regression`,
+# `identity_block_optimum`; the other iterations are the textbook's, to compare.
 
 # s, then x_t and N_t in the coordinates of S_t's eigenvectors, and the target x_{t+1}
 Spectrum = namedtuple("Spectrum", "s x N y")
@@ -566,8 +567,7 @@ def predict(spec, inverse):
 def preconditioned_inputs(x, inverses):
     """inverse(S_t) x_t for every function of the list and states x [B, T, d]: a list of [B, T, d].
 
-    What a solver that works on its query, as Proposition 2's layers do on slot 1, arrives at; for
-    1 / (s + mu), a function in `inverses`, it is (S_t + mu I)^-1 x_t.
+    For 1 / (s + mu) that is (S_t + mu I)^-1 x_t; for a polynomial, what an iteration makes of x_t.
     """
     s, vectors = eigen(previous(x))
     x_there = (x[..., None, :] @ vectors)[..., 0, :]
@@ -632,8 +632,8 @@ def paper_steps(a, alpha, beta=None):
 
     On eigenvalues a of the normalised matrix (`frobenius`), from the identity,
         inverse <- inverse + prod_{i<=j} (1 - alpha_i a) + beta_j (inverse - before).
-    Without beta it is called Richardson there, with alpha and beta learned Chebyshev; divided by
-    the norm it stands for 1/s.
+    The authors call it Richardson without beta, Chebyshev with a learned one (not `chebyshev`);
+    divided by the norm it stands for 1/s.
     """
     inverse = before = product = np.ones_like(a)
     for j in range(len(alpha)):
@@ -680,9 +680,9 @@ def tune(algorithm, target, start):
 def identity_block_optimum(x):
     """The best one-layer linear-attention model whose weights are multiples of identity blocks.
 
-    On tokens [0, 0, x_t, x_{t-1}], with two or more heads and key size at least 2d, and on exactly
-    these sequences x [B, T+1, d], for it is fitted to them: (predictions [B, T, d], coefficients
-    [2, 2, 2]).
+    On tokens [0, 0, x_t, x_{t-1}], with two or more heads (one for each v) and key size at least 2d
+    (for any k and q), and on exactly these sequences x [B, T+1, d], for it is fitted to them:
+    (predictions [B, T, d], coefficients [2, 2, 2]).
 
     Such a model is a linear combination of the eight sums  sum_{i<=t} v (k . q)  with v, k in
     {x_i, x_{i-1}} and q in {x_t, x_{t-1}} (that order of axes), so least squares finds the optimum.
@@ -696,8 +696,8 @@ def identity_block_optimum(x):
 
 
 # --------------------------------------------------------------------------------- the same, faster
-# Layout.  A product with a head's map comes out where merging the heads, which comes next, needs no
-# copy: copying would take half as long as the product.
+# Layout.  After the product with a head's map heads are merged.  The product is written to where
+# that needs no copy, which would take half as long as the product.
 
 
 def mix(A, X):
@@ -733,7 +733,7 @@ def from_heads(o, w):
 
 
 # Chunks.  A sequence is cut into chunks of C tokens.  Within a chunk attention is as above; all
-# earlier chunks c' < c act through one matrix,
+# tokens before it act through one matrix,
 #     KV_c = sum_{i before chunk c} k_i v_i^T  [Dk, Dv]:    O_c = tril(Q_c K_c^T) V_c + Q_c KV_c.
 
 CHUNK = 64              # longer sequences are cut into chunks of at most this length
@@ -806,14 +806,14 @@ def square_root_sweep(K, lam):
     """The recurrence root_t = root_{t-1} - gain_t f_t^T for keys K [B, heads, T, Dk], in chunks.
 
     Returns F and gains [B, heads, chunks, C, Dk], the vectors f_t and gain_t, and roots
-    [B, heads, chunks, Dk, Dk], the root at the start of every chunk.  Raises FloatingPointError
-    where a key is not finite or overflows.
+    [B, heads, chunks, Dk, Dk], the root at the start of every chunk.  On the CPU it raises
+    FloatingPointError where a key is not finite or overflows.
 
     The loop over time is a Python loop, so each of its steps should do much: the batch goes last,
     and every entry of the root is then one contiguous vector over all sequences and heads.  In
-    float32 errors stay near 1e-4 while lambda sum |k|^2 over a chunk, which bounds how much R can
-    shrink in it, is below 1e6, and over up to 8 chunks, as they grow with T; beyond, and on a
-    device, where asking for that bound would interrupt it, the sweep runs in double precision.
+    float32 errors grow with T, and with how much R shrinks in a chunk: by lambda sum |k|^2 at most.
+    Up to 8 chunks of less than 1e6 they stay near 1e-4.  Otherwise, and on a device, which asking
+    for that bound would interrupt, the sweep runs in double precision.
     """
     B, heads, _, Dk = K.shape
     K = cut(K)                                          # [B, heads, chunks, C, Dk]

@@ -3,17 +3,19 @@ weights and some sequences.
 
     where does it find x_{t-1}?             probe(activations, lagged states), sensitivity,
                                             attention_map
-    what does it compute, layer by layer?   probe(activations, x_{t+1} or q(S_t) x_t), per position
+    what does it compute, layer by layer?   position_probe(activations, x_{t+1}, or a polynomial of
+                                            S_t times x_t)
     is it the algorithm of the theory?      products, compressed: CompressedAlg;  band, best_steps:
-                                            k steps of what
+                                            k steps, the paper's and plain ones
     is a softmax layer linear attention?    distil a linear one from it, and swap it in
     does it learn from few shots?           few_shot_tokens, and EOS and prefix tokens tuned with
                                             the model frozen
 
-A model is (params, s), weights and settings, as store.load_model returns it.  Sizes are those of
-mesa.py's glossary: B sequences of T tokens, states of d entries, a stream of width D.  Probes are
-linear regressions, fitted on the first half of the sequences and scored on the second, beside the
-same regression with targets shuffled among sequences.  NumPy throughout, but for what is trained.
+A model is (params, s), weights and settings, as store.load_model returns it (mesa.py's s is spec.s
+here).  Sizes are those of mesa.py's glossary.  Probes are linear regressions, fitted on the first
+half of the sequences and scored on the second, beside the same with targets shuffled among
+sequences.  NumPy throughout, but for what is trained.
+
 Run it: `python probes.py` reports on four of the trained models in results/weights, and `python
 probes.py NAME ...` on others.
 """
@@ -42,7 +44,7 @@ def loss(prediction, target):
 
 
 def by_position(prediction, target):
-    """The same for each position t: [T]."""
+    """`loss` at each position t: [T]."""
     return 0.5 * ((prediction - target) ** 2).sum(axis=-1).mean(axis=0)
 
 
@@ -212,7 +214,7 @@ def diagonal_share(M, d):
 
 
 def tuned(inverse, spec, start, target=None, after=0):
-    """Positive coefficients [n], searched from `start` [n], for which N_t inverse(S_t, c) x_t is
+    """Positive coefficients c [n], searched from `start` [n], for which N_t inverse(S_t, c) x_t is
     nearest, at t > `after`, to the target [B, T, d] (default: the next state)."""
     target = spec.y if target is None else target
     theta = mesa.tune(lambda p: mesa.predict(spec, inverse(spec.s, ad.exp(p)))[:, after:],
@@ -233,15 +235,16 @@ def columns_of(spec, basis, norm):
 
 
 def best_steps(spec, k, scale=lambda eigenvalues: (eigenvalues, 1.0)):
-    """k gradient steps with the best step sizes on these sequences, as a function of eigenvalues s
-    of S_t, s -> q(s), what stands for 1/s.
+    """k gradient steps with the best step sizes on these sequences, as a function q of eigenvalues
+    of S_t that stands for 1/s.
 
     Steps of sizes eta_j make q(s) = (1 - prod_j (1 - eta_j s)) / s, a polynomial of degree k - 1,
     in which the prediction is linear: so the best one is found by least squares, where a search
-    over step sizes would get stuck.  (That polynomial is made of real step sizes, up to noise:
-    x_{t+1} - N_t q(S_t) x_t = W prod_j (1 - eta_j S_t) x_t, so the squared error weighs the values
-    of the product at the eigenvalues with positive weights, and the best product is a polynomial
-    orthogonal under positive weights, whose roots 1/eta_j are real and positive.)
+    over step sizes would get stuck.  (The best one has real step sizes, up to noise: as N_t = W S_t
+    for the true W, x_{t+1} - N_t q(S_t) x_t = W P(S_t) x_t with P(s) = prod_j (1 - eta_j s), so the
+    squared error is a sum of P(s)^2 with positive weights over all eigenvalues.  The best P with
+    P(0) = 1 is orthogonal, under these weights times s, to all of lower degree: its roots 1/eta_j
+    are real and positive.)
     scale: mesa.frobenius, for steps on the normalised problem.
     """
     a, norm = scale(spec.s)                             # eigenvalues of what the steps work on
@@ -261,15 +264,14 @@ def best_steps(spec, k, scale=lambda eigenvalues: (eigenvalues, 1.0)):
 
 def band(spec, k):
     """The paper's k steps (mesa.paper_steps), tuned for the best prediction on these sequences:
-    (Richardson, Chebyshev), each as a function of eigenvalues s of S_t, s -> q(s), what stands for
-    1/s.  The paper holds a model of k layers against the two; k linear layers of Proposition 2 have
-    degree k - 1 and no norm.
+    (Richardson, Chebyshev), each a function q as in `best_steps`.  The paper holds a model of k
+    layers against the two; k linear layers of Proposition 2 have degree k - 1 and no norm.
 
-    Both are polynomials of degree k in the normalised eigenvalues.  From k = 3 on, Chebyshev's free
-    coefficients reach the best of all of them, and for k = 2 its loss within 0.2 %; that one is a
-    linear problem.  (The first step has no momentum: for k = 1 the two are the same.)  The
-    loss of a polynomial is a quadratic form in its coefficients, which is gathered once; to search
-    Richardson's k step sizes, from several starts, then costs almost nothing.
+    Both are polynomials of degree k in the normalised eigenvalues.  The best of all of these is a
+    linear problem, and is called Chebyshev: his free coefficients reach it from k = 3 on, and for
+    k = 2 its loss within 0.2 %.  (The first step has no momentum: for k = 1 the two are the same.)
+    The loss of a polynomial is a quadratic form in its coefficients, which is gathered once; to
+    search Richardson's k step sizes, from several starts, then costs almost nothing.
     """
     def basis(a):                                       # [..., k+1]
         """Chebyshev's polynomials on [0, 1], where normalised eigenvalues lie."""
@@ -312,8 +314,9 @@ def distances(curve, other, zero):
 
 
 def distil(params, s, l, steps, kind="linear", batch=64, lr=5e-3, seed=0, **fit):
-    """Fit one layer of linear attention, or of its mean (gated.py), to what the attention of block
-    l adds to the stream, given the model's own inputs to it; `fit` goes to train.fit.
+    """Fit a layer of linear attention, or with kind="mean" (gated.py) of that divided by t, to what
+    the attention of block l adds to the stream, on the model's own inputs to it; `fit` goes to
+    train.fit.
 
     Returns (params, settings) of the model with that layer swapped in.
     """

@@ -37,8 +37,8 @@ from workers import PIECE, Workers, keep_memory, pieces
 # -------------------------------------------------------------------------------------- settings
 
 
-# (settings, what must hold, how that is said).  The upper bounds are far beyond use: what is larger
-# is a slip, or comes from a file made to exhaust a machine.  Memory is another matter: need_memory.
+# (settings, what must hold, how that is said).  Upper bounds, far beyond use, stop slips and files
+# made to exhaust a machine.
 BOUNDS = (
     ("d T d_state f_width pool heads key_size batch report heldout",
      lambda v: v >= 1, "be at least 1"),
@@ -269,7 +269,7 @@ class Diverged(UserError):
 
 
 def diverged(step):
-    """What is raised then."""
+    """The Diverged that tells of a step."""
     return Diverged(f"the run diverged at step {step}: the loss or its gradient is not a finite "
                     f"number; try a smaller --lr or a longer --warmup")
 
@@ -434,14 +434,14 @@ def need_memory(s):
 
 
 def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lines_every=None):
-    """Train the model of settings s in `folder`, or go on with, or just return, what is there
-    already: a State.  It is saved at the start, every `save_seconds`, at the end, and when Ctrl-C
-    interrupts or the run diverges.
+    """Train the model of settings s in `folder`; a run that is there already is continued, one that
+    is finished is returned: a State.  It is saved at the start, every `save_seconds`, at the end,
+    and when Ctrl-C interrupts or the run diverges.
 
     What is saved on the way is the state before the last step: its loss and gradient are known to
     be finite, where the update may have led anywhere.  The last state has been evaluated.
 
-    Raises UserError if the folder holds a run with other settings; nothing is overwritten then.
+    Raises what `fit` does; UserError, and overwrites nothing, if the folder holds another run.
     """
     need_memory(s)
     folder, saved_at, good, now = Path(folder), -math.inf, None, None
