@@ -25,15 +25,9 @@ import contextlib
 import importlib
 import itertools
 import os
-import signal
 import sys
 
-# Ctrl-C while a command of this folder is still being loaded ends it without a traceback; what it
-# does later is up to train.command.
-_script = getattr(sys.modules["__main__"], "__file__", None) or ""
-if (os.path.dirname(_script) == os.path.dirname(__file__)
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+import signals  # noqa: F401  (before NumPy: Ctrl-C ends what is still being loaded)
 
 # Several processes (workers.py), each with single-threaded BLAS, beat one with multi-threaded BLAS
 # on the small matrices of this project.  BLAS reads these when NumPy loads, so they are set here,

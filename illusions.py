@@ -475,7 +475,7 @@ def settings_of(name, profile):
     return (shifts if name == shifts.WIDE else completion).settings_of(name, profile)
 
 
-def sizes():
+def all_sizes():
     """Sizes of the measurements of all figures, for each profile."""
     models = {"models": shifts.models()}
     return {profile: size | completion.SIZE[profile] | shifts.SIZE[profile] | models
@@ -495,7 +495,7 @@ def main():
         raise UserError("--code is for the figure code alone: python illusions.py code --code "
                         f"{args.code}")
     path = str(Path(args.code).resolve()) if args.code else ""
-    lab.reproduce(args, declare(path), names, settings_of, sizes())
+    lab.reproduce(args, declare(path), names, settings_of, all_sizes())
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ import numpy as np
 import signals
 import store
 import train
-from workers import SIGNALS, cores
+from workers import cores
 
 # One colour per algorithm, the same in every figure (Okabe and Ito's palette, made for colour-blind
 # readers too).
@@ -207,7 +207,7 @@ def follow(word, parents_end):
     handle.  When the parent closes its end of a pipe, or is no more, the job is interrupted, which
     saves a run, and then the process ends."""
     parents_end.close()                                 # this process has inherited it
-    for number in SIGNALS:
+    for number in signals.SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     sys.stdout, sys.stderr = signals.Output(sys.stdout), signals.Output(sys.stderr)
 

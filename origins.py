@@ -34,7 +34,7 @@ import numpy as np
 LAGS = 4                # bytes before that are looked for in the stream
 FULL = dict(windows=None, repetition=8, again=640, read=384, steps=400)
 SIZE = {"full": FULL, "quick": FULL,
-        "smoke": dict(windows=40, repetition=2, again=32, read=16, steps=5)}
+        "smoke": dict(windows=40, repetition=2, again=8, read=16, steps=2)}
 
 # --------------------------------------------------------------------------------- measurements
 

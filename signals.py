@@ -4,13 +4,25 @@ steps of training, and output that cannot be written stops no work.
     heeding       around a command: signals that would end it raise KeyboardInterrupt
     interrupts    around the training loop: they are noted instead, and the loop looks
     Output        around stdout and stderr
+
+It is imported before all that takes time to load.
 """
 import contextlib
 import os
 import signal
+import sys
 import threading
 
-from workers import SIGNALS
+# What asks a process to stop; there is no SIGHUP on Windows.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+           if hasattr(signal, name)]
+
+# Ctrl-C while a command of this folder is still being loaded ends it without a traceback; what it
+# does later is up to train.command.
+_script = getattr(sys.modules["__main__"], "__file__", None) or ""
+if (os.path.dirname(_script) == os.path.dirname(__file__)
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop(number, frame):

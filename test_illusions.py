@@ -246,7 +246,7 @@ def test_names_of_sizes_are_those_of_one_module_each():
     for profile in illusions.SIZE:
         parts = [module.SIZE[profile] for module in (illusions, completion, shifts)]
         assert len(set().union(*parts)) == sum(map(len, parts))
-        assert illusions.sizes()[profile].keys() == set().union(*parts, {"models"})
+        assert illusions.all_sizes()[profile].keys() == set().union(*parts, {"models"})
 
 
 def test_reached_is_the_first_snapshot_with_the_accuracy():
@@ -456,8 +456,8 @@ def test_losses_fit_their_cells():
 
 
 def test_a_model_that_is_trained_anew_is_measured_anew(monkeypatch, tmp_path):
-    here = lab.Lab(illusions.settings_of, illusions.sizes(), "smoke", cache=tmp_path)
-    other = illusions.sizes()
+    here = lab.Lab(illusions.settings_of, illusions.all_sizes(), "smoke", cache=tmp_path)
+    other = illusions.all_sizes()
     other["smoke"]["models"] = other["smoke"]["models"] | {"linear-6": "another"}
     place = here.place(shifts.own, (), 0)
     here.sizes = other

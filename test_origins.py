@@ -67,7 +67,7 @@ def test_what_is_asked_of_a_model_is_asked_of_the_test_text(rng, monkeypatch):
     whole = language.corpus(s.corpus)
     changed = whole._replace(test=b.astype(np.uint8))
     monkeypatch.setattr(origins, "corpus", lambda name: changed)
-    found = origins.origin(dict(windows=None, repetition=8, again=64, read=64, steps=100), 0, run)
+    found = origins.origin(dict(windows=None, repetition=8, again=32, read=64, steps=50), 0, run)
     assert found["after"].shape == (32, 4)
     after, others, share, rest = found["after"].mean(axis=0)
     bits = language.counted(language.score(run.params, s, changed.test))

@@ -24,12 +24,9 @@ import numpy as np
 import data
 import mesa
 import store
+from signals import SIGNALS
 
 PIECE = 32          # sequences per piece of a batch
-
-# What asks a process to stop; there is no SIGHUP on Windows.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
-           if hasattr(signal, name)]
 
 
 def cores():
