@@ -215,6 +215,25 @@ def compression(size, seed, run):
             "nonzero": (tables > 0.02 * tables.max(axis=(-1, -2), keepdims=True)).sum()}
 
 
+def trained_on(size, seed, run):
+    """Whether the numbers of CompressedAlg could do what the model does: losses, and those at
+    t > d, of the model, of its CompressedAlg, and of both after as many more steps of training, in
+    which CompressedAlg stays one.
+
+    losses    [4, 2]
+    steps     how many
+    """
+    s, steps, x = run.settings, size["more"], train.heldout_sequences(run.settings)
+    P = probes.products(run.params, s.config)
+    P_short, fit = probes.compressed(P, s.d), dict(seed=seed, workers=1)
+    outputs = [*(probes.predictions_of_products(some, s, x) for some in (P, P_short)),
+               *(train.predictions(*model, x) for model in (
+                   probes.train_products_on(P, s, steps, **fit),
+                   probes.train_products_on(P_short, s, steps, short=True, **fit)))]
+    return {"losses": [[loss(o[:, t:], x[:, t + 1:]) for t in (0, s.d)] for o in outputs],
+            "steps": steps}
+
+
 DRAWS = 5               # of sequences, where a probe's R² depends on which are drawn
 
 

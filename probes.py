@@ -199,6 +199,34 @@ def predictions_of_products(P, s, x):
     return train.predictions(params, replace(s, key_size=config.key_size), x)
 
 
+def train_products_on(P, s, steps, short=False, lr=1e-3, batch=64, seed=0, **fit):
+    """(params, settings) of the model with products P [layers, 2, heads, D, D] after `steps` steps
+    of Adam, with W_k = W_o = I as they are.
+
+    short: P is CompressedAlg's and remains one: what is trained is its slot tables, for Adam on
+    gradients that are multiples of I in every block keeps them so.  `fit` goes to train.fit.
+    """
+    params, config = product_model(P, s.config)
+    params = {name: to_backend(w, s.dtype) for name, w in params.items()}
+    s = replace(s, key_size=config.key_size, lr=lr, lr_end=lr / 100, steps=steps,
+                warmup=steps // 10)
+    whole_loss, sample = s.objective()
+    adam = train.adamw(train.warmup_cosine(s))
+
+    def loss_fn(free, *arrays):
+        return whole_loss(params | free, *arrays)
+
+    def update(free, grads, slots, step):
+        if short:
+            grads = {name: to_backend(compressed(to_numpy(g).swapaxes(0, 1), s.d).swapaxes(0, 1),
+                                      s.dtype) for name, g in grads.items()}
+        return adam(free, grads, slots, step)
+    free = {name: w for name, w in params.items() if name.endswith(("wq", "wv"))}
+    state = store.State(free, np.random.default_rng(seed))
+    train.fit(loss_fn, state, sample, update, steps, batch, **fit)
+    return params | state.params, s
+
+
 def one_layer_coefficients(params, d):
     """The coefficients [v, k, q] (as in mesa.identity_block_optimum) that a trained layer on
     [0, 0, x_t, x_{t-1}] gives to sum_i v (k . q): products of its two slot tables, summed over

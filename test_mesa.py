@@ -40,6 +40,7 @@ import language
 import measure
 import mesa
 import probes
+import signals
 import store
 import train
 import workers
@@ -1004,7 +1005,7 @@ def here(program, *args, optimize=-1):
 def running(*args, cwd=HERE, **kw):
     """A process beside the test, which does not outlive it, nor do the processes it has begun."""
     def heed():         # signals work, even if these tests run where they are ignored (nohup, &)
-        for number in workers.SIGNALS:
+        for number in signals.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
     with subprocess.Popen([sys.executable, *map(str, args)], cwd=cwd, encoding="utf-8",
                           stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heed,
@@ -1319,6 +1320,20 @@ def test_compressed_alg_of_identity_blocks_is_the_model_itself(states, rng):
     out = mesa.transformer(noisy, e, config)
     assert relative(of_products(inexact), out) < 1e-12
     assert relative(of_products(probes.compressed(inexact, 4)), out) > 1e-3
+
+
+def test_compressed_alg_trained_on_stays_one_and_what_is_not_compressed_does_not(rng):
+    """Its loss falls, and W_k = W_o = I."""
+    s = replace(train.PRESETS["linear-2"], d=3, T=8, dtype="float64").check()
+    tables = 0.05 * rng.standard_normal((2, 2, s.heads, 4, 4))
+    P, x = np.kron(tables, np.eye(3)), train.heldout_sequences(s)
+    for short in (True, False):
+        params, longer = probes.train_products_on(P, s, 20, short, lr=1e-2, workers=1)
+        assert train.heldout_loss(params, longer, x) < 0.99 * train.heldout_loss(
+            *probes.train_products_on(P, s, 0, short, workers=1), x)
+        found = probes.products(params, longer.config)
+        assert short == np.allclose(probes.compressed(found, 3), found, rtol=0, atol=1e-12)
+        assert relative(found, P) > 0.1 and np.array_equal(params["blocks.1.wk"][:, 0], np.eye(12))
 
 
 def test_one_layer_coefficients_predict_what_the_layer_does(states):
