@@ -17,6 +17,7 @@ A claim or a drawing gets a list of results for each measurement, one dict r per
     mesas   mesa_layer          firsts  first_layer     compressions    compression
     slots   one_token           depths  depth           swaps           linearised
     shots   few_shot            read    learned_features                dimensions  over_dimensions
+    longer  trained_on          clamps  clamped
 """
 import json
 from dataclasses import replace
@@ -29,9 +30,9 @@ import scipy   # its parts are loaded when they are used
 
 import train
 from lab import COLOUR, Figure, command_line, each, end_labels, label, mean_line, shades
-from measure import (EARLY, STEPS, bindings, compression, context, depth, few_shot, first_layer,
-                     learned_features, linearised, mesa_layer, one_layer, one_token,
-                     over_dimensions)
+from measure import (EARLY, STEPS, bindings, clamped, compression, context, depth, few_shot,
+                     first_layer, learned_features, linearised, mesa_layer, one_layer, one_token,
+                     over_dimensions, trained_on)
 from probes import distances
 
 # loss over context of mesa-1 trained by the authors' code
@@ -92,14 +93,15 @@ RUNS = {
 SMOKE = dict(d=2, T=8, d_state=3, width=8, steps=12, warmup=2, batch=40, report=5, heldout=64)
 
 # What measurements work with: sequences to tune rivals on and to judge on, lags in a window of
-# observations, steps of distillation; steps of a round of tuning tokens, rounds at most, and
-# learning rate; tokens in a prefix, pairs in a few-shot problem; dimensions of figure 5B.
+# observations, steps of distillation, further steps of training; steps of a round of tuning tokens,
+# rounds at most, and learning rate; tokens in a prefix, pairs in a few-shot problem; dimensions of
+# figure 5B.
 SIZE = {
-    "full": dict(tune=4_096, judge=4_096, window=16, distil=2_000, round=500, rounds=10, lr=1e-3,
-                 prefix=20, pairs=20, dims=(2, 5, 10, 20, 40)),
-    "quick": dict(tune=2_048, judge=2_048, window=8, distil=500, round=100, rounds=3, lr=1e-2,
-                  prefix=5, pairs=20, dims=(2, 5, 10, 20)),
-    "smoke": dict(tune=64, judge=64, window=2, distil=3, round=3, rounds=2, lr=1e-2,
+    "full": dict(tune=4_096, judge=4_096, window=16, distil=2_000, more=1_000, round=500, rounds=10,
+                 lr=1e-3, prefix=20, pairs=20, dims=(2, 5, 10, 20, 40)),
+    "quick": dict(tune=2_048, judge=2_048, window=8, distil=500, more=50, round=100, rounds=3,
+                  lr=1e-2, prefix=5, pairs=20, dims=(2, 5, 10, 20)),
+    "smoke": dict(tune=64, judge=64, window=2, distil=3, more=3, round=3, rounds=2, lr=1e-2,
                   prefix=2, pairs=4, dims=(2, 3, 4)),
 }
 
@@ -278,7 +280,7 @@ def draw_training(ax, ones):
             (0.95, "linear layer", "linear", dict(weight="bold")),
             (0.87, "○  its CompressedAlg", "CompressedAlg", {}),
             (0.79, f"one gradient step {gd:.3f}", "gradient descent", dict(fontsize=7.5)),
-            (0.72, f"its optimum {optimum:.3f}", "optimum", dict(fontsize=7.5))):
+            (0.72, f"closed-form optimum {optimum:.3f}", "optimum", dict(fontsize=7.5))):
         label(ax, 0.98, y, text, colour, transform=ax.transAxes, **style)
 
 
@@ -814,7 +816,19 @@ def compression_rows(compressions):
                        f"{nonzero})", "", [r["numbers"] / r["entries"] for r in compressions])]
 
 
-def fig4_claims(lab, ones, compressions, curves, depths):
+def trained_on_rows(found):
+    """Whether CompressedAlg's numbers, trained on, make up for what compressing cost."""
+    rows, steps = [], int(found[0]["steps"])
+    for i, when in enumerate(("", " at t > d")):
+        own, _, longer, short = np.transpose([f["losses"][:, i] for f in found])
+        measured, control = (about("4B", source, WIDE) for source in ("measured", "control"))
+        rows += [measured(f"loss{when} of CompressedAlg, its numbers trained on for {steps:,} "
+                          f"steps, over that of {WIDE}", "< 1.05", short / own),
+                 control(f"the same of {WIDE}, all entries trained on", "> 0.95", longer / own)]
+    return rows
+
+
+def fig4_claims(lab, ones, compressions, longer, curves, depths):
     """A layer makes a gradient step (4A); CompressedAlg (4B); k steps (4C-D); probes (4E-F)."""
     row = about("4A", "paper, inner against outer objective", "linear-1")
     along = each(ones, "along")                                             # [snapshots, 4]
@@ -822,7 +836,7 @@ def fig4_claims(lab, ones, compressions, curves, depths):
             row("correlation over snapshots between linear-1's loss and 1 - R² of its outputs on "
                 "one gradient step's (both fall from where they began: no verdict)", "",
                 [np.corrcoef(course[:, 1], 1 - course[:, 2])[0, 1] for course in along]),
-            *compression_rows(compressions)]
+            *compression_rows(compressions), *trained_on_rows(longer)]
     for panel, i, k in (("4C", 1, 2), ("4D", 2, 6)):
         if np.isfinite(curves[0]["early"][i]).all():
             rows += band_rows(panel, f"linear-{k}", i, k, curves, what="early",
@@ -844,8 +858,9 @@ def draw_alignment(ax, ones):
     ax.set(title="A  outputs against one gradient step", xlabel="training step", ylim=(-0.05, 1.05))
 
 
-def draw_compression(ax, compressions):
-    """What CompressedAlg costs while the model trains."""
+def draw_compression(ax, compressions, longer):
+    """What CompressedAlg costs while the model trains, and once its own numbers have been
+    trained."""
     steps, ends = compressions[0]["snapshots"][1:], []
     ratio = [r["rows"][1:] / r["rows"][1:, :1] for r in compressions]       # [snapshots - 1, 3]
     ax.axhspan(0.95, 1.05, color="0.93", lw=0)
@@ -853,13 +868,16 @@ def draw_compression(ax, compressions):
         mean = mean_line(ax, steps, [of_seed[:, i] for of_seed in ratio], color=COLOUR[text],
                          marker=marker, ms=4, mfc="none")
         ends.append((mean[-1], text, text))
+    trained = np.mean([r["losses"][3, 0] / r["losses"][0, 0] for r in longer])
+    ax.plot(steps[-1], trained, "D", ms=5, color=COLOUR["CompressedAlg"])
+    ends.append((trained, "its numbers\ntrained on", "CompressedAlg"))
     ax.set_ylim(0.8, max(1.25, 1.05 * max(of_seed[-3:, 1:].max() for of_seed in ratio)))
     ax.set(title=f"B  {WIDE}, compressed", xlabel="training step",
            ylabel="loss / loss of the trained model")
     end_labels(ax, ends)
 
 
-def draw_fig4(lab, ones, compressions, curves, depths):
+def draw_fig4(lab, ones, compressions, longer, curves, depths):
     """Linear models of one, two and six layers: training, CompressedAlg, context, probes (4A-F)."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(3, 3, figsize=(10, 9))
@@ -867,7 +885,7 @@ def draw_fig4(lab, ones, compressions, curves, depths):
     draw_training(axes[0, 0], ones)
     axes[0, 0].set_title("A  linear-1 over training")
     draw_alignment(axes[0, 1], ones)
-    draw_compression(axes[0, 2], compressions)
+    draw_compression(axes[0, 2], compressions, longer)
     draw_context(axes[1, 0], [two], curves, (2,), "C  two layers")
     draw_context(axes[1, 1], [six], curves, (6,), "D  six layers")
     draw_distances(axes[1, 2], [two, six], curves, "C-D  distance to $k$ Chebyshev steps")
@@ -881,24 +899,38 @@ def draw_fig4(lab, ones, compressions, curves, depths):
     return fig
 
 
-def mesa_row_claims(lab, curves):
+def mesa_row_claims(lab, curves, clamps):
     """One mesa layer predicts better than linear layers, and as well as least squares."""
     mesa, rows = each(curves, "models", 3), []
     for i, name in ((0, "linear-1"), (2, "linear-6")):
         row = about("mesa", "paper, mesa against linear attention", "mesa-1", name)
         rows.append(row(f"mesa-1's mean loss over that of {name}", "< 1",
                         ratios(mesa, each(curves, "models", i))))
-    row = about("mesa", "paper, section on the mesa layer", "mesa-1")
-    return rows + least_squares_rows(row, mesa, each(curves, "lsq"), int(curves[0]["d"]))
+    row, d = about("mesa", "paper, section on the mesa layer", "mesa-1"), int(curves[0]["d"])
+    rows += least_squares_rows(row, mesa, each(curves, "lsq"), d)
+    row, clip = about("mesa", "measured", "mesa-1"), float(clamps[0]["clamp"])
+    if not clip:                                        # in the quick profile
+        return rows
+    for text, key, expected in ((f"mesa-1's loss without its clamp at ±{clip:g}", "free", "< 1.1"),
+                                ("loss of least squares, its predictions clipped alike",
+                                 "clipped lsq", "")):
+        for when, at in (("t > d", slice(d, None)), ("t = T", slice(-1, None))):
+            rows.append(row(f"{text}, over that of least squares, {when}", expected,
+                            ratios(each(clamps, key, at), each(clamps, "lsq", at))))
+    return rows
 
 
-def draw_mesa_row(lab, curves):
+def draw_mesa_row(lab, curves, clamps):
     """One mesa layer against one, two and six layers of linear attention."""
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6.5, 3.6))
     models = [(0, "linear-1", shades("linear", 2)[0]), (2, "linear-6", "linear"),
               (3, "mesa-1", "mesa")]
     draw_context(ax, models, curves, (1, 6), "One mesa layer against linear attention")
+    if clamps[0]["clamp"]:
+        free = each(clamps, "free")
+        mean_line(ax, range(1, len(free[0]) + 1), free, color=COLOUR["mesa"], ls=":")
+        label(ax, 0.98, 0.03, "dotted: without its clamp", "mesa", transform=ax.transAxes)
     return fig
 
 
@@ -1209,9 +1241,9 @@ FIGURES = {
                     *((learned_features, name) for name in FEATURES)], fig2_claims, draw_fig2),
     "fig3a": Figure([(first_layer, name) for name in LOOKED_AT], fig3a_claims, draw_fig3a),
     "fig3b": Figure([(one_layer, "linear-1")], fig3b_claims, draw_fig3b),
-    "fig4": Figure([(one_layer, "linear-1"), (compression, WIDE), _linear_models,
-                    (depth, "linear-6")], fig4_claims, draw_fig4),
-    "mesa_row": Figure([_linear_models], mesa_row_claims, draw_mesa_row),
+    "fig4": Figure([(one_layer, "linear-1"), (compression, WIDE), (trained_on, WIDE),
+                    _linear_models, (depth, "linear-6")], fig4_claims, draw_fig4),
+    "mesa_row": Figure([_linear_models, (clamped, "mesa-1")], mesa_row_claims, draw_mesa_row),
     "fig5": Figure([*((f, name) for name in ATTENTION for f in (linearised, bindings)),
                     (over_dimensions,)], fig5_claims, draw_fig5),
     "fig6": Figure([*((depth, name) for name in PROBED), _softmax_models], fig6_claims, draw_fig6),

@@ -123,6 +123,21 @@ def mesa_layer(size, seed, run):
             "r2_ridge": r_squared(model, ridge), "d": s.d, "T": s.T}
 
 
+def clamped(size, seed, run):
+    """What a clamp of the stream costs: losses [T] of a model (own), of the same without its clamp
+    (free), of the best ridge regression (lsq), and of that with predictions clipped alike."""
+    s = run.settings
+    x_tune, x = tuning_sequences(size, s), judging_sequences(size, s)
+    mu = probes.tuned(mesa.ridge, mesa.spectrum(x_tune), [0.01])
+    spec = mesa.spectrum(x)
+    lsq = mesa.predict(spec, mesa.ridge(spec.s, mu))
+    own, free = (train.predictions(run.params, replace(s, clamp=c), x) for c in (s.clamp, 0.0))
+    outputs = {"own": own, "free": free, "lsq": lsq, "clipped lsq": lsq}
+    if s.clamp:
+        outputs["clipped lsq"] = np.clip(lsq, -s.clamp, s.clamp)
+    return {name: by_position(o, x[:, 1:]) for name, o in outputs.items()} | {"clamp": s.clamp}
+
+
 def context(size, seed, *runs):
     """Loss over context of runs on the same task, and of the reference algorithms on that task's
     features: the paper's k steps (Richardson, Chebyshev), gradient steps without normalisation,
@@ -228,8 +243,8 @@ def trained_on(size, seed, run):
     P_short, fit = probes.compressed(P, s.d), dict(seed=seed, workers=1)
     outputs = [*(probes.predictions_of_products(some, s, x) for some in (P, P_short)),
                *(train.predictions(*model, x) for model in (
-                   probes.train_products_on(P, s, steps, **fit),
-                   probes.train_products_on(P_short, s, steps, short=True, **fit)))]
+                   probes.train_products_on(P, s, steps, 1e-4, **fit),      # diverges at 1e-3
+                   probes.train_products_on(P_short, s, steps, 1e-3, short=True, **fit)))]
     return {"losses": [[loss(o[:, t:], x[:, t + 1:]) for t in (0, s.d)] for o in outputs],
             "steps": steps}
 

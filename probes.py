@@ -199,7 +199,7 @@ def predictions_of_products(P, s, x):
     return train.predictions(params, replace(s, key_size=config.key_size), x)
 
 
-def train_products_on(P, s, steps, short=False, lr=1e-3, batch=64, seed=0, **fit):
+def train_products_on(P, s, steps, lr, short=False, batch=64, seed=0, **fit):
     """(params, settings) of the model with products P [layers, 2, heads, D, D] after `steps` steps
     of Adam, with W_k = W_o = I as they are.
 

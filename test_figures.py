@@ -110,6 +110,16 @@ def compression(names, good):
             "but": np.ones(4), "entries": 100, "numbers": 1, "nonzero": 1}
 
 
+def clamped(names, good):
+    lsq = steps(100)
+    return {"free": lsq if good else 2 * lsq, "lsq": lsq, "clipped lsq": lsq, "clamp": 1.5}
+
+
+def trained_on(names, good):
+    losses = [[1, 1], [2, 2], [1 if good else 0.5] * 2, [1 if good else 2] * 2]
+    return {"losses": np.array(losses), "steps": 10}
+
+
 def depth(names, good):
     layers, at = np.arange(LAYERS + 1), np.arange(2, T, 4)
     layer = layers[:, None]

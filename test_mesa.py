@@ -1328,9 +1328,9 @@ def test_compressed_alg_trained_on_stays_one_and_what_is_not_compressed_does_not
     tables = 0.05 * rng.standard_normal((2, 2, s.heads, 4, 4))
     P, x = np.kron(tables, np.eye(3)), train.heldout_sequences(s)
     for short in (True, False):
-        params, longer = probes.train_products_on(P, s, 20, short, lr=1e-2, workers=1)
+        params, longer = probes.train_products_on(P, s, 20, 1e-2, short, workers=1)
         assert train.heldout_loss(params, longer, x) < 0.99 * train.heldout_loss(
-            *probes.train_products_on(P, s, 0, short, workers=1), x)
+            *probes.train_products_on(P, s, 0, 1e-2, short, workers=1), x)
         found = probes.products(params, longer.config)
         assert short == np.allclose(probes.compressed(found, 3), found, rtol=0, atol=1e-12)
         assert relative(found, P) > 0.1 and np.array_equal(params["blocks.1.wk"][:, 0], np.eye(12))
