@@ -417,7 +417,7 @@ def few_shot(size, seed, run):
         tokens, at = probes.few_shot_tokens(x, y, eos, tasks=tasks)
         return by_position(probes.least_squares_on_neighbours(tokens, mu)[:, at], y)
     found = {"eos": eos["eos"], "prefix": prefix["prefix"]}
-    ridges, kinds = 10.0 ** np.arange(-3, 2), []        # of least squares on neighbours
+    ridges, kinds = np.logspace(-3, 1, 17), []          # of least squares on neighbours
     for text, token in ((" neighbours", None), (" neighbours, EOS", eos["eos"].astype(float))):
         on_fresh = [neighbours(*fresh, mu, token).mean() for mu in ridges]
         kinds.append((text, ridges[np.argmin(on_fresh)], token))
