@@ -1164,6 +1164,9 @@ def shot_rows(name, shots):
                 "< 0.8", [loss[2, -1] / zero[-1] for loss in single]),
             one(f"{text}: loss with EOS and prefix over that of least squares on pairs "
                 "(sub-optimal)", "", ratios(prefix, each(shots, "single pairs"))),
+            about("8A", "measured", name)(
+                f"{text}: the same over that of least squares on all neighbouring tokens",
+                "0.9 .. 1.1", ratios(prefix, each(shots, "single neighbours"))),
             two(f"{text}: loss at the last example of the second of two tasks over that of "
                 f"predicting zero, with EOS and prefix (at the last of the first, the first of the "
                 f"second: {ends})", "< 0.8", [relative[-1] for relative in both]),
