@@ -17,7 +17,7 @@ A claim or a drawing gets a list of results for each measurement, one dict r per
     mesas   mesa_layer          firsts  first_layer     compressions    compression
     slots   one_token           depths  depth           swaps           linearised
     shots   few_shot            read    learned_features                dimensions  over_dimensions
-    longer  trained_on          clamps  clamped
+    longer  trained_on          clamps  clamped         windows         windowed
 """
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ import train
 from lab import COLOUR, Figure, command_line, each, end_labels, label, mean_line, shades
 from measure import (EARLY, STEPS, bindings, clamped, compression, context, depth, few_shot,
                      first_layer, learned_features, linearised, mesa_layer, one_layer, one_token,
-                     over_dimensions, trained_on)
+                     over_dimensions, trained_on, windowed)
 from probes import distances
 
 # loss over context of mesa-1 trained by the authors' code
@@ -1093,6 +1093,18 @@ FAMILIES = (("A", "fully observed", "states", 1, ("softmax-7", "hybrid-2")),
             ("C", "nonlinear", "features", 0, ("softmax-7, nonlinear", "hybrid-2, nonlinear")))
 
 
+def window_rows(name, found):
+    """What a model of partially observed systems does, held against ridge regression on windows."""
+    row, r2 = about("7B", "measured", name), np.mean(each(found, "r2"), axis=0)
+    i = np.argmax(r2)
+    n, (best, near) = found[0]["windows"][i], np.mean(each(found, "ridges", i), axis=0)
+    return [row(f"R² on the outputs of {name} of ridge regression on windows of 1, 2, ... "
+                f"observations ({listed(r2)}): largest", "> 0.95", each(found, "r2", i)),
+            row(f"mean loss of {name} over that of ridge regression on windows of {n} (ridge "
+                f"{best:.2g}; nearest to the model: {near:.2g})", "< 1.1",
+                ratios(each(found, "own"), each(found, "best", i)))]
+
+
 def fig7_claims(lab, *found):
     """A softmax and a mesa layer predict at least as well as seven softmax layers, which make
     seven steps."""
@@ -1116,6 +1128,8 @@ def fig7_claims(lab, *found):
                  measured(f"loss of hybrid-2 over that of least squares at t = T, {family}",
                           "< 1.25", ratios(each(curves, "models", i + 1, -1),
                                            each(curves, "lsq", -1)))]
+    for name, windows in zip(FAMILIES[1][-1], found[len(FAMILIES):]):
+        rows += window_rows(name, windows)
     return rows
 
 
@@ -1250,8 +1264,8 @@ FIGURES = {
     "fig5": Figure([*((f, name) for name in ATTENTION for f in (linearised, bindings)),
                     (over_dimensions,)], fig5_claims, draw_fig5),
     "fig6": Figure([*((depth, name) for name in PROBED), _softmax_models], fig6_claims, draw_fig6),
-    "fig7": Figure([_softmax_models, *((context, *names) for *_, names in FAMILIES[1:])],
-                   fig7_claims, draw_fig7),
+    "fig7": Figure([_softmax_models, *((context, *names) for *_, names in FAMILIES[1:]),
+                    *((windowed, name) for name in FAMILIES[1][-1][:2])], fig7_claims, draw_fig7),
     "fig8": Figure([(few_shot, name) for name in FEW], fig8_claims, draw_fig8),
 }
 

@@ -191,6 +191,31 @@ def context(size, seed, *runs):
             "kernel": by_position(kernel, y), "zero": by_position(0 * y, y)}
 
 
+def windowed(size, seed, run):
+    """Is a model of partially observed systems ridge regression on a window of so many
+    observations?
+
+    windows   how many                                                          [n]
+    best      loss of the regression with the best ridge                        [n]
+    near, r2  loss of that with the ridge nearest to the model's outputs, and its R² on them  [n]
+    ridges    of the two                                                        [n, 2]
+    own       the model's loss
+    """
+    s, windows, rows = run.settings, np.arange(1, 9), []
+    x_tune, x = (f(size, s)[:512] for f in (tuning_sequences, judging_sequences))
+    outputs_tune, outputs = (train.predictions(run.params, s, some) for some in (x_tune, x))
+    for n in windows:
+        spec_tune, spec = (mesa.spectrum(some, features(size | {"window": n}, s, some))
+                           for some in (x_tune, x))
+        ridges = [probes.tuned(mesa.ridge, spec_tune, start, target)[0]
+                  for start, target in (([0.01], None), ([0.1], outputs_tune))]
+        best, near = (mesa.predict(spec, mesa.ridge(spec.s, mu)) for mu in ridges)
+        rows.append((loss(best, spec.y), loss(near, spec.y), r_squared(near, outputs), ridges))
+    best, near, r2, ridges = zip(*rows)
+    return {"windows": windows, "best": best, "near": near, "r2": r2, "ridges": ridges,
+            "own": loss(outputs, x[:, 1:])}
+
+
 def compression(size, seed, run):
     """CompressedAlg of a deep linear model as it trains (first three) and at the end.
 
