@@ -914,7 +914,7 @@ def mesa_row_claims(lab, curves, clamps):
     for text, key, expected in ((f"mesa-1's loss without its clamp at ±{clip:g}", "free", "< 1.1"),
                                 ("loss of least squares, its predictions clipped alike",
                                  "clipped lsq", "")):
-        for when, at in (("t > d", slice(d, None)), ("t = T", slice(-1, None))):
+        for when, at in (("t > d", slice(d, None)), ("t = d + 1", d), ("t = T", -1)):
             rows.append(row(f"{text}, over that of least squares, {when}", expected,
                             ratios(each(clamps, key, at), each(clamps, "lsq", at))))
     return rows
@@ -1098,11 +1098,16 @@ def window_rows(name, found):
     row, r2 = about("7B", "measured", name), np.mean(each(found, "r2"), axis=0)
     i = np.argmax(r2)
     n, (best, near) = found[0]["windows"][i], np.mean(each(found, "ridges", i), axis=0)
+    unit = np.mean(each(found, "unit r2"), axis=0)
     return [row(f"R² on the outputs of {name} of ridge regression on windows of 1, 2, ... "
                 f"observations ({listed(r2)}): largest", "> 0.95", each(found, "r2", i)),
+            row(f"the same on windows of observations of length 1 ({listed(unit)})", "> 0.95",
+                each(found, "unit r2", np.argmax(unit))),
             row(f"mean loss of {name} over that of ridge regression on windows of {n} (ridge "
-                f"{best:.2g}; nearest to the model: {near:.2g})", "< 1.1",
-                ratios(each(found, "own"), each(found, "best", i)))]
+                f"{best:.2g}; nearest to the model: {near:.2g})", "",
+                ratios(each(found, "own"), each(found, "best", i))),
+            row(f"mean loss of {name} over that of the best of these regressions", "< 1.1",
+                [r["own"] / np.min(r["best"]) for r in found])]
 
 
 def fig7_claims(lab, *found):
@@ -1161,6 +1166,7 @@ def shot_rows(name, shots):
     """What figure 8 claims of a model: EOS and prefix help, and before, loss may rise at first."""
     text = name.removesuffix(", few")
     one, two = about("8A", "paper, 8A", name), about("8B", "paper, 8B", name)
+    other, alike = about("8A", "measured", name), np.mean(each(shots, "alike"), axis=0)
     single, double = each(shots, "single"), each(shots, "double")           # [3 variants, n]
     zeros = each(shots, "single zero")                                      # [n] each
     zero, least = zeros[0], shots[0]["single pairs"].mean()
@@ -1178,9 +1184,12 @@ def shot_rows(name, shots):
                 "< 0.8", [loss[2, -1] / zero[-1] for loss in single]),
             one(f"{text}: loss with EOS and prefix over that of least squares on pairs "
                 "(sub-optimal)", "", ratios(prefix, each(shots, "single pairs"))),
-            about("8A", "measured", name)(
-                f"{text}: the same over that of least squares on all neighbouring tokens",
-                "0.9 .. 1.1", ratios(prefix, each(shots, "single neighbours"))),
+            other(f"{text}: the same over that of least squares on all neighbouring tokens",
+                  "0.9 .. 1.1", ratios(prefix, each(shots, "single neighbours"))),
+            other(f"{text}: R² on its outputs, with EOS and prefix, of least squares on all "
+                  f"neighbouring tokens, the ridge nearest to them (as trained: {alike[0, 0]:.2f}; "
+                  f"of least squares on pairs {alike[1, 1]:.2f}, as trained {alike[0, 1]:.2f})",
+                  "> 0.9", each(shots, "alike", 1, 0)),
             two(f"{text}: loss at the last example of the second of two tasks over that of "
                 f"predicting zero, with EOS and prefix (at the last of the first, the first of the "
                 f"second: {ends})", "< 0.8", [relative[-1] for relative in both]),

@@ -195,11 +195,12 @@ def windowed(size, seed, run):
     """Is a model of partially observed systems ridge regression on a window of so many
     observations?
 
-    windows   how many                                                          [n]
-    best      loss of the regression with the best ridge                        [n]
-    near, r2  loss of that with the ridge nearest to the model's outputs, and its R² on them  [n]
-    ridges    of the two                                                        [n, 2]
-    own       the model's loss
+    windows    how many                                                         [n]
+    best       loss of the regression with the best ridge                       [n]
+    near, r2   loss of that with the ridge nearest to the model's outputs, and its R² on them  [n]
+    ridges     of the two                                                       [n, 2]
+    unit r2    the R² where the observations in the windows have length 1       [n]
+    own        the model's loss
     """
     s, windows, rows = run.settings, np.arange(1, 9), []
     x_tune, x = (f(size, s)[:512] for f in (tuning_sequences, judging_sequences))
@@ -210,10 +211,16 @@ def windowed(size, seed, run):
         ridges = [probes.tuned(mesa.ridge, spec_tune, start, target)[0]
                   for start, target in (([0.01], None), ([0.1], outputs_tune))]
         best, near = (mesa.predict(spec, mesa.ridge(spec.s, mu)) for mu in ridges)
-        rows.append((loss(best, spec.y), loss(near, spec.y), r_squared(near, outputs), ridges))
-    best, near, r2, ridges = zip(*rows)
+        unit_tune, unit = (mesa.spectrum(some, data.windows(
+            some[:, :-1] / np.linalg.norm(some[:, :-1], axis=-1, keepdims=True), n))
+            for some in (x_tune, x))
+        mu = probes.tuned(mesa.ridge, unit_tune, [0.1], outputs_tune)
+        of_unit = mesa.predict(unit, mesa.ridge(unit.s, mu))
+        rows.append((loss(best, spec.y), loss(near, spec.y), r_squared(near, outputs), ridges,
+                     r_squared(of_unit, outputs)))
+    best, near, r2, ridges, unit_r2 = zip(*rows)
     return {"windows": windows, "best": best, "near": near, "r2": r2, "ridges": ridges,
-            "own": loss(outputs, x[:, 1:])}
+            "unit r2": unit_r2, "own": loss(outputs, x[:, 1:])}
 
 
 def compression(size, seed, run):
@@ -268,7 +275,7 @@ def trained_on(size, seed, run):
     P_short, fit = probes.compressed(P, s.d), dict(seed=seed, workers=1)
     outputs = [*(probes.predictions_of_products(some, s, x) for some in (P, P_short)),
                *(train.predictions(*model, x) for model in (
-                   probes.train_products_on(P, s, steps, 1e-4, **fit),      # diverges at 1e-3
+                   probes.train_products_on(P, s, steps, 2e-5, **fit),      # 1e-4 harms it
                    probes.train_products_on(P_short, s, steps, 1e-3, short=True, **fit)))]
     return {"losses": [[loss(o[:, t:], x[:, t + 1:]) for t in (0, s.d)] for o in outputs],
             "steps": steps}
@@ -412,6 +419,9 @@ def few_shot(size, seed, run):
                                             with the tuned EOS among them, its ridge tuned  [pairs]
     ... neighbours, 0.001                   the same with the authors' ridge        [pairs]
     ... zero                                predicting nothing                      [pairs]
+    alike                                   R² on the outputs, as trained and with both tokens, of
+                                            least squares on neighbours and on pairs, each with the
+                                            ridge nearest to them                   [2, 2]
     """
     s, n = run.settings, size["pairs"]
     rng, judge, params = np.random.default_rng([108, seed]), np.random.default_rng(109), run.params
@@ -419,9 +429,12 @@ def few_shot(size, seed, run):
     # to tell when tuning no longer helps, and for ridges
     fresh = data.regression_pairs(np.random.default_rng(110), 512, n, s.d)
 
-    def losses(x, y, extra, tasks=1):
+    def predictions(x, y, extra, tasks=1):
         own = (pair.astype(s.dtype) for pair in (x, y))
-        return by_position(probes.few_shot_predictions(params, s, *own, extra, tasks), y)
+        return probes.few_shot_predictions(params, s, *own, extra, tasks)
+
+    def losses(x, y, extra, tasks=1):
+        return by_position(predictions(x, y, extra, tasks), y)
 
     def in_rounds(best, frozen, lr):                    # until one gains less than half a per cent
         least = np.inf
@@ -453,6 +466,17 @@ def few_shot(size, seed, run):
         found[name + " pairs"] = by_position(probes.least_squares_on_pairs(x, y), y)
         for text, mu, token in kinds:
             found[name + text] = neighbours(x, y, mu, token, tasks)
+
+    def solvers(x, y, mu):
+        tokens, at = probes.few_shot_tokens(x, y)
+        return (probes.least_squares_on_neighbours(tokens, mu)[:, at],
+                probes.least_squares_on_pairs(x, y, mu))
+    of_fresh, of_single = ([solvers(*some, mu) for mu in ridges] for some in (fresh, single))
+    found["alike"] = []
+    for extra in ({}, eos | prefix):
+        there, here = (predictions(*some, extra) for some in (fresh, single))
+        nearest = [np.argmax([r_squared(o[i], there) for o in of_fresh]) for i in (0, 1)]
+        found["alike"].append([r_squared(of_single[n][i], here) for i, n in enumerate(nearest)])
     return found
 
 

@@ -112,7 +112,8 @@ def compression(names, good):
 
 def windowed(names, good):
     r2 = np.array([0.5, 0.96 if good else 0.9, 0.7])
-    return {"windows": np.arange(1, 4), "r2": r2, "ridges": np.ones((3, 2)), "own": 1.05,
+    return {"windows": np.arange(1, 4), "r2": r2, "unit r2": r2, "own": 1.05,
+            "ridges": np.ones((3, 2)),
             "best": np.full(3, 1.0 if good else 0.5)}
 
 
@@ -156,7 +157,8 @@ def few_shot(names, good):
     base, late = 1 / (1 + n), np.tile(1 / (1 + np.arange(10)), 2)
     ascent = base * (1 + 3 * ((n > 0) & (n < 5)))
     zero = np.full(20, 0.5)
-    same = {"single zero": zero, "double zero": zero, "single neighbours": base}
+    same = {"single zero": zero, "double zero": zero, "single neighbours": base,
+            "alike": np.full((2, 2), 0.95 if good else 0.5)}
     if good:
         return same | {"single": np.array([2 * ascent, 1.5 * base, base]),
                        "double": np.array([late] * 3),
