@@ -1,7 +1,7 @@
 """The tests, named after the equations they check. They need no network and no file but the ones in
 golden/.
 
-Run them: `python -m pytest -q`. They take about three minutes; `pytest -k golden` compares
+Run them: `python -m pytest -q`. They take over three minutes; `pytest -k golden` compares
 with the authors' code.
 """
 import dataclasses
