@@ -124,17 +124,16 @@ def mesa_layer(size, seed, run):
 
 
 def clamped(size, seed, run):
-    """What a clamp of the stream costs: losses [T] of a model (own), of the same without its clamp
-    (free), of the best ridge regression (lsq), and of that with predictions clipped alike."""
+    """What a clamp of the stream costs: losses [T] of a model without its clamp (free), of the best
+    ridge regression (lsq), and of that with predictions clipped like the model's."""
     s = run.settings
     x_tune, x = tuning_sequences(size, s), judging_sequences(size, s)
     mu = probes.tuned(mesa.ridge, mesa.spectrum(x_tune), [0.01])
     spec = mesa.spectrum(x)
     lsq = mesa.predict(spec, mesa.ridge(spec.s, mu))
-    own, free = (train.predictions(run.params, replace(s, clamp=c), x) for c in (s.clamp, 0.0))
-    outputs = {"own": own, "free": free, "lsq": lsq, "clipped lsq": lsq}
-    if s.clamp:
-        outputs["clipped lsq"] = np.clip(lsq, -s.clamp, s.clamp)
+    clip = s.clamp or np.inf                            # 0: no clamp
+    outputs = {"free": train.predictions(run.params, replace(s, clamp=0.0), x),
+               "lsq": lsq, "clipped lsq": np.clip(lsq, -clip, clip)}
     return {name: by_position(o, x[:, 1:]) for name, o in outputs.items()} | {"clamp": s.clamp}
 
 
@@ -451,32 +450,32 @@ def few_shot(size, seed, run):
     prefix = {"prefix": rng.standard_normal((size["prefix"], s.d))}
     prefix = in_rounds(prefix, eos, 0.9 * size["lr"])
 
-    def neighbours(x, y, mu, eos, tasks=1):
+    def neighbours(x, y, mu, eos=None, tasks=1):
         tokens, at = probes.few_shot_tokens(x, y, eos, tasks=tasks)
-        return by_position(probes.least_squares_on_neighbours(tokens, mu)[:, at], y)
+        return probes.least_squares_on_neighbours(tokens, mu)[:, at]
     found = {"eos": eos["eos"], "prefix": prefix["prefix"]}
-    ridges, kinds = np.logspace(-3, 1, 17), []          # of least squares on neighbours
-    for text, token in ((" neighbours", None), (" neighbours, EOS", eos["eos"].astype(float))):
-        on_fresh = [neighbours(*fresh, mu, token).mean() for mu in ridges]
-        kinds.append((text, ridges[np.argmin(on_fresh)], token))
-    kinds.append((" neighbours, 0.001", 1e-3, None))
+    ridges, token = np.logspace(-3, 1, 17), eos["eos"].astype(float)
+    of_fresh = [[neighbours(*fresh, mu) for mu in ridges],
+                [neighbours(*fresh, mu, token) for mu in ridges]]
+    best, best_with = (ridges[np.argmin([by_position(o, fresh[1]).mean() for o in some])]
+                       for some in of_fresh)
+    kinds = ((" neighbours", best, None), (" neighbours, EOS", best_with, token),
+             (" neighbours, 0.001", 1e-3, None))
     for name, (x, y), tasks in (("single", single, 1), ("double", double, 2)):
         found[name] = [losses(x, y, extra, tasks) for extra in ({}, eos, eos | prefix)]
         found[name + " zero"] = by_position(0 * y, y)
         found[name + " pairs"] = by_position(probes.least_squares_on_pairs(x, y), y)
         for text, mu, token in kinds:
-            found[name + text] = neighbours(x, y, mu, token, tasks)
-
-    def solvers(x, y, mu):
-        tokens, at = probes.few_shot_tokens(x, y)
-        return (probes.least_squares_on_neighbours(tokens, mu)[:, at],
-                probes.least_squares_on_pairs(x, y, mu))
-    of_fresh, of_single = ([solvers(*some, mu) for mu in ridges] for some in (fresh, single))
+            found[name + text] = by_position(neighbours(x, y, mu, token, tasks), y)
+    solvers = ((neighbours, of_fresh[0]),
+               (probes.least_squares_on_pairs,
+                [probes.least_squares_on_pairs(*fresh, mu) for mu in ridges]))
     found["alike"] = []
     for extra in ({}, eos | prefix):
         there, here = (predictions(*some, extra) for some in (fresh, single))
-        nearest = [np.argmax([r_squared(o[i], there) for o in of_fresh]) for i in (0, 1)]
-        found["alike"].append([r_squared(of_single[n][i], here) for i, n in enumerate(nearest)])
+        nearest = [(f, ridges[np.argmax([r_squared(o, there) for o in found_there])])
+                   for f, found_there in solvers]
+        found["alike"].append([r_squared(f(*single, mu), here) for f, mu in nearest])
     return found
 
 
