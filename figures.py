@@ -280,7 +280,7 @@ def draw_training(ax, ones):
             (0.95, "linear layer", "linear", dict(weight="bold")),
             (0.87, "○  its CompressedAlg", "CompressedAlg", {}),
             (0.79, f"one gradient step {gd:.3f}", "gradient descent", dict(fontsize=7.5)),
-            (0.72, f"closed-form optimum {optimum:.3f}", "optimum", dict(fontsize=7.5))):
+            (0.72, f"optimum {optimum:.3f}", "optimum", dict(fontsize=7.5))):
         label(ax, 0.98, y, text, colour, transform=ax.transAxes, **style)
 
 
