@@ -1391,11 +1391,11 @@ def lightly():
         yield patch
 
 
-def all_measured(study, figures, cache):
-    """A laboratory that has trained and measured, for two seeds, everything for a study's figures,
-    at its smoke size."""
+def all_measured(study, figures, cache, seeds=(0, 1)):
+    """A laboratory that has trained and measured everything for a study's figures, at its smoke
+    size."""
     settings_of = getattr(study, "settings_of", None)   # a study may train nothing
-    laboratory = lab.Lab(settings_of, study.SIZE, "smoke", (0, 1), cache=cache)
+    laboratory = lab.Lab(settings_of, study.SIZE, "smoke", seeds, cache=cache)
     with lightly() as patch:
         patch.setattr(lab, "seconds_per_step", lambda s: 0.0)               # only to be printed
         laboratory.prepare([m for figure in figures.values() for m in figure.measurements])
@@ -1441,12 +1441,12 @@ def made(name, figure, laboratory, out):
     return claims, shown
 
 
-def made_again(name, figure, sizes, out, settings=None):
+def made_again(name, figure, sizes, out, settings=None, seeds=(0, 1)):
     """The same of a figure drawn again from the arrays in a folder, without runs.  What its picture
     shows is compared, so it need not be rendered again, which takes most of the time of
     drawing."""
     stored = lab.stored(figure, out / "data")
-    assert stored == ("smoke", (0, 1))
+    assert stored == ("smoke", seeds)
     again = lab.Lab(settings, sizes, *stored, data=out / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matplotlib.figure.Figure, "savefig", lambda *_, **__: None)

@@ -117,14 +117,14 @@ def test_the_same_bytes_are_compared(monkeypatch, rng):
 @pytest.fixture(scope="module")
 def smoke(runs):
     """A laboratory that has trained and measured everything for the figure."""
-    return all_measured(origins, origins.FIGURES, runs)
+    return all_measured(origins, origins.FIGURES, runs, seeds=(0,))
 
 
 def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path, monkeypatch):
     figure = origins.FIGURES["origin"]
     found = made("origin", figure, smoke, tmp_path)
     monkeypatch.delattr(origins, "corpus")              # needs neither runs nor text
-    assert made_again("origin", figure, origins.SIZE, tmp_path) == found
+    assert made_again("origin", figure, origins.SIZE, tmp_path, seeds=(0,)) == found
 
 
 def test_gains_and_heads_are_judged_as_they_are(rng):

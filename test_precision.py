@@ -414,7 +414,7 @@ def test_H_that_is_rounded_needs_a_ridge(rng, short_chunks):
 @pytest.fixture(scope="module")
 def smoke(runs):
     """A laboratory that has trained and measured everything for the figure."""
-    return all_measured(pr, pr.FIGURES, runs)
+    return all_measured(pr, pr.FIGURES, runs, seeds=(0,))
 
 
 def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path, monkeypatch):
@@ -424,7 +424,7 @@ def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path, mo
     [control] = [c for c in claims if "control" in c["claim"]]
     assert control["measured"] < 1e-9
     monkeypatch.delattr(pr, "exact")                    # needs neither runs nor text
-    assert made_again("precision", figure, pr.SIZE, tmp_path) == (claims, shown)
+    assert made_again("precision", figure, pr.SIZE, tmp_path, seeds=(0,)) == (claims, shown)
 
 
 def test_the_worst_gradient_is_named_and_the_cheapest_is_right_in_all_seeds():
