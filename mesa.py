@@ -38,7 +38,7 @@ k^H q and ^T as ^H then (`adjoint` in the code).
 Run it: `python mesa.py` walks through small examples with numbers to be checked by hand.
 """
 from collections import namedtuple
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import autodiff as ad       # before NumPy: it sets the number of BLAS threads
 from autodiff import Tensor, adjoint, record, value, xp
@@ -517,6 +517,34 @@ def richardson_weights(eta, mu=0.0):
     return eta * np.concatenate([[1.0], c[:-1]]), eta / (1 - eta * mu)
 
 
+def with_binding(params, config, sharpness=100.0):
+    """(params, config) of a constructed model behind a softmax layer that binds neighbours.
+
+    On tokens [0, x_t, x_t, 0] that layer writes x_{t-1} into slot 3: the layers behind it see
+    constructed tokens.  Of the position code it uses the pairs (sin, cos)(omega t).  One step
+    earlier such a pair is turned by omega; so the query of head 0 is t's code, turned, its key the
+    code of i, and the score of i at t is
+        sharpness sum_omega cos(omega (t - 1 - i)),
+    largest at i = t - 1, for hundreds of tokens if keys have 8 entries or more.  The first token
+    sees only itself: let it be zeros, x_0, or the model learns from a pair (x_1, x_1), too.
+    """
+    config = replace(config, kinds=("softmax", *config.kinds), positional="concat")
+    all_params, I = no_weights(config), np.eye(config.d_out)
+    for name, w in params.items():
+        _, l, rest = name.split(".", 2)
+        all_params[f"blocks.{int(l) + 1}.{rest}"] = w
+    D, Dk = config.width, config.key_size
+    for i in range(0, min(D, Dk) - 1, 2):
+        code, pair = slice(D + i, D + i + 2), slice(i, i + 2)       # behind z; in the key
+        omega = 10000.0 ** (-i / D)
+        turned = np.array([[np.cos(omega), np.sin(omega)], [-np.sin(omega), np.cos(omega)]])
+        all_params["blocks.0.wq"][code, 0, pair] = sharpness * Dk ** 0.5 * turned
+        all_params["blocks.0.wk"][code, 0, pair] = np.eye(2)
+    all_params["blocks.0.wv"][slot(2, len(I)), 0, :len(I)] = I
+    all_params["blocks.0.wo"][0, :len(I), slot(3, len(I))] = I
+    return all_params, config
+
+
 # ----------------------------------------------------------------------------- reference algorithms
 # Least squares, gradient descent and their relatives all predict
 #     x_{t+1} ~ N_t inverse(S_t) x_t,
@@ -915,6 +943,20 @@ def show_proposition_2():
             W, r = W + eta[j] * (N - W @ S), r - eta[j] * S @ r
 
 
+def show_binding():
+    """A softmax layer that binds neighbours, in front of a gradient step."""
+    x = np.array([[0.0, 0.0], [1.0, 0.0], [0.6, 0.8], [-0.28, 0.96]])
+    tokens = np.concatenate([0 * x, x, x, 0 * x], axis=-1)[None]
+    params, config = with_binding(*proposition_1(eta=1.0, d=2, key_size=4))
+    seen = activations(params, tokens, config, ["blocks.0.map", "acts.1"])
+    print("\nA softmax layer in front, on tokens [0, x_t, x_t, 0] and x_0 = 0:\n"
+          f"  its attention map is  {seen['blocks.0.map'][0, 0].round(4).tolist()}\n"
+          f"  slot 3 holds x_(t-1): {seen['acts.1'][0, :, 6:].round(4).tolist()}")
+    out = transformer(params, tokens, config)[0, 3]
+    print(f"  one gradient step behind it says {out}; sum_i x_i (x_(i-1).x_3) is "
+          f"{sum(x[i] * (x[i - 1] @ x[3]) for i in (1, 2, 3))}")
+
+
 def show_inverses():
     """What the iterations make of 1/s."""
     s = np.array([1.0, 2.0, 4.0])
@@ -928,11 +970,12 @@ def show_inverses():
 
 
 def main():
-    """The mesa layer and both propositions in numbers that can be checked by hand."""
+    """The mesa layer, both propositions and binding in numbers that can be checked by hand."""
     np.set_printoptions(precision=4, suppress=True)
     show_mesa_layer()
     show_proposition_1()
     show_proposition_2()
+    show_binding()
     show_inverses()
 
 

@@ -666,11 +666,30 @@ def test_proposition_2c_reaches_a_chosen_polynomial(k, states):
     assert relative(out, apply(N @ q, states[:, :-1])) < 1e-10
 
 
-def mesa_layer_weights(d, lam):
+def mesa_layer_weights(d, lam, key_size=4):
     """One mesa layer with the projections of Proposition 1: keys x_{i-1}, values x_i, queries
     x_t."""
-    params, config = mesa.proposition_1(1.0, d, key_size=d)
+    params, config = mesa.proposition_1(1.0, d, key_size)
     return params | {"blocks.0.log_lam": np.array([np.log(lam)])}, replace(config, kinds=("mesa",))
+
+
+@pytest.mark.parametrize("model", [
+    mesa.proposition_1(0.03, d=4, key_size=8, heads=2),
+    mesa.proposition_2(*mesa.richardson_weights([0.02, 0.05]), d=4),
+    mesa_layer_weights(4, 100.0, key_size=8)], ids=["a linear layer", "two", "a mesa layer"])
+def test_a_softmax_layer_binds_neighbours_as_constructed_tokens_do(model, states):
+    """Behind it a model of constructed tokens says the same on [0, x_t, x_t, 0], after x_0 = 0;
+    without x_0 it learns from one pair more, (x_1, x_1)."""
+    x = states[:, :-1]
+    unbound = np.concatenate([0 * x, x, x, 0 * x], axis=-1)
+    after_x0 = np.concatenate([0 * unbound[:, :1], unbound], axis=1)
+    binding, constructed = mesa.with_binding(*model), data.constructed_tokens(x)
+    params, config = binding
+    out = mesa.transformer(params, after_x0, config)[:, 1:]
+    assert relative(out, mesa.transformer(model[0], constructed, model[1])) < 1e-12
+    constructed[:, 0, 12:] = x[:, 0]
+    out = mesa.transformer(params, unbound, config)
+    assert relative(out, mesa.transformer(model[0], constructed, model[1])) < 1e-12
 
 
 @pytest.mark.parametrize("lam", [1.0, 1000.0])
