@@ -623,7 +623,7 @@ def draw_pool_losses(ax, of_pool):
     line("on the pool", 0, pools[:-1], color=COLOUR["softmax"], ls="--", marker="o", ms=4)
     line("losses", 0, pools, color=COLOUR["softmax"], marker="o", ms=4)
     ax.margins(x=0.04)
-    texts = ("posterior (pool)", "ridge", "no context", "on the pool", "on new W")
+    texts = ("posterior (pool)", "ridge", "no context", "on the pool, dashes", "on new W")
     pool_axis(ax, title="softmax-3: loss, $t > d$", ylabel="held-out loss")
     end_labels(ax, [(y, text, colour) for (y, colour), text in zip(ends, texts)], 7.5)
 
@@ -652,16 +652,20 @@ def draw_pool_r2(ax, found):
 
 
 def draw_turning_points(ax, found):
-    """M* of every model, one dot per seed, on a bar from the pool below to the pool above."""
+    """M* of every model, one dot per seed, on a bar from the pool below to the pool above; hollow
+    where one of the runs in between was still learning."""
     for y, model in enumerate(MODELS):
         of_pool, colour = by_pool(model, found), INK[model.split(",")[0]]
         stars = turning_points(of_pool)
         between = [int(M) for M in around(of_pool, stars)]
-        ax.plot([between[0], between[-1]], [-y, -y], color=colour, lw=6, alpha=0.25)
-        ax.plot(stars, np.full(len(stars), -y), "o", color=colour, ms=5)
+        ax.plot([between[0], between[-1]], [-y, -y], color=colour, lw=6, alpha=0.25,
+                solid_capstyle="butt")
+        late = {seed for M in map(str, between) for seed in late_seeds(of_pool[M])}
+        for seed, star in sorted(enumerate(stars), key=lambda pair: pair[0] in late):
+            ax.plot(star, -y, "o", color=colour, ms=5, mfc="w" if seed in late else colour)
         ax.text(1.1, -y + 0.28, model, color=colour, fontsize=8, va="bottom")
-    ax.set(xscale="log", xlim=(1, 1_024), ylim=(0.6 - len(MODELS), 0.9), xlabel="$M^*$",
-           title="From $M^*$ on ridge is nearer")
+    ax.set(xscale="log", xlim=(1, 1_024), ylim=(0.6 - len(MODELS), 0.9),
+           xlabel="$M^*$ (hollow: still learning)", title="From $M^*$ on ridge is nearer")
     ax.set_xticks(POOLS, POOLS)
     ax.minorticks_off()
     ax.set_yticks([])
@@ -696,7 +700,7 @@ def draw_levels(ax, found):
     import matplotlib.pyplot as plt
     y = 0.0
     for factor, levels in FACTORS.items():
-        ax.text(-3.9, y + (len(levels) - 1) / 2, textwrap.fill(factor, 12), fontsize=8,
+        ax.text(-4.4, y + (len(levels) - 1) / 2, textwrap.fill(factor, 12), fontsize=8,
                 weight="bold", va="center")
         for level in levels:
             results = found[run_of(factor, level)]
@@ -716,9 +720,9 @@ def draw_levels(ax, found):
         y += 0.45
     for x, (title, *_) in enumerate(COLUMNS):
         ax.text(x, -0.8, title, fontsize=8, ha="center", va="bottom")
-    ax.text(-4, y - 0.2, "italic: the base    * in some seeds still learning when the training "
-            "ended", fontsize=8, va="top")
-    ax.set(xlim=(-4, len(COLUMNS) - 0.5), ylim=(y + 0.6, -2.6))
+    ax.text(-4.4, y - 0.2, "italic: the base    * in some seeds still learning when the training "
+            "ended    0.00 in column 2: or less", fontsize=8, va="top")
+    ax.set(xlim=(-4.4, len(COLUMNS) - 0.5), ylim=(y + 0.6, -2.6))
     ax.axis("off")
 
 

@@ -197,6 +197,11 @@ def rows_of(found):
     return rows
 
 
+# Which proxies are the paper's; it says of a first softmax layer that it is not linear.
+PAPERS = {"linear-6": ("nearest", "CompressedAlg"), "softmax-7": ("nearest", "layer"),
+          "hybrid-2": ("ridge",), "mesa-1": ("ridge",)}
+
+
 def own_claims(lab, found, others):
     """Which proxies are faithful in distribution, and stay so under every shift."""
     rows, found = [], merged([found, others])
@@ -204,8 +209,10 @@ def own_claims(lab, found, others):
         j = list(found[0][f"{model} proxies"]).index(proxy)
         r2 = np.array([f[f"{model} r2"][:, j] for f in found])              # [seeds, shifts]
         runs = [WIDE] if model == WIDE else []
+        source = "paper" if proxy.startswith(PAPERS.get(model, ())) else "measured"
         rows.append(("own", f"{model}, {proxy}: R² of its predictions on the model's, in "
-                     "distribution", "paper", "> 0.95", r2[:, 0], *runs))
+                     "distribution", source, "< 0.95" if proxy.startswith("layer 1") else "> 0.95",
+                     r2[:, 0], *runs))
         if says[0] == "faithful":
             count = ", ".join(f"{says[1:].count(name)} {name}" for name in
                               ("faithful", "overestimate", "underestimate"))
