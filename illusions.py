@@ -382,7 +382,7 @@ def draw_directions(ax, m, first):
     q, k = m["queries"], m["keys"]
     ax.scatter(k[:, first], k[:, first + 1], c=k[:, 4], marker="^", **style)
     image = ax.scatter(q[:, first], q[:, first + 1], c=q[:, 4], marker=".", **style)
-    ax.set(title="2  queries •  keys ▴" if first == 0 else "2  the same",
+    ax.set(title="2  queries •  keys ▴, one seed" if first == 0 else "2  the same",
            xlabel=f"singular direction {first + 1}", ylabel=f"direction {first + 2}")
     return image
 
