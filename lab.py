@@ -221,11 +221,14 @@ def follow(word, parents_end):
 
 
 class Pool(ProcessPoolExecutor):
-    """Processes, one per core, that do not outlive this one, nor an exception in its `with`."""
+    """Processes, one per core if not `count`, that do not outlive this one, nor an exception in
+    its `with`."""
 
-    def __init__(self):
+    def __init__(self, count=None):
         word, self.end = multiprocessing.Pipe(duplex=False)
-        super().__init__(cores(), initializer=follow, initargs=(word, self.end))
+        # a forked process cannot use the GPU that its parent has looked at
+        context = multiprocessing.get_context("spawn" if xp.module is not np else None)
+        super().__init__(count or cores(), context, initializer=follow, initargs=(word, self.end))
 
     def submit(self, job, *arguments):
         return super().submit(obedient, job, *arguments)
@@ -359,20 +362,29 @@ class Lab:
                                   self.place(f, names, seed)) for seed in self.seeds]
 
 
+def count_named(option, text):
+    """The number that follows an option of a command line."""
+    if not re.fullmatch("0*[1-9][0-9]{0,2}", text):
+        raise store.UserError(f"{option} must be a whole number of at least 1 and at most 999, not "
+                              f"'{text}'")
+    return int(text)
+
+
 def executor_named(text):
-    """The executor of that name, as a context: "processes", one per core; "serial"; "dask" or
+    """The executor of that name, as a context: "processes", one per core, or "processes:N" (N that
+    share a GPU, where there is one; without N it does one job after another); "serial"; "dask" or
     "dask:ADDRESS", a cluster's workers; or "mpi" (start with mpiexec -n N python -m mpi4py.futures
     figures.py ...).  Workers must see the same files."""
-    kind, _, address = text.partition(":")
+    kind, _, detail = text.partition(":")
     train.choose("executor", kind, ["processes", "serial", "dask", "mpi"])
-    if kind == "serial" or kind == "processes" and xp.module is not np:     # they can share no GPU
+    if kind == "serial" or text == "processes" and xp.module is not np:
         return nullcontext()
     if kind == "processes":
-        return Pool()
+        return Pool(count_named("N of --executor processes:N", detail) if detail else None)
     try:
         if kind == "dask":
             from distributed import Client
-            return Client(address or None).get_executor()
+            return Client(detail or None).get_executor()
         from mpi4py.futures import MPIPoolExecutor
         return MPIPoolExecutor()
     except ImportError as e:
@@ -643,8 +655,8 @@ def parser_for(prog, known, default):
     parser.add_argument("--redraw", action="store_true",
                         help="draw and judge again what is in OUT/data; nothing is trained")
     parser.add_argument("--executor", default="processes", metavar="E",
-                        help="who does the work: processes (one per core), serial, dask, "
-                        "dask:ADDRESS or mpi")
+                        help="who does the work: processes (one per core), processes:N (on a "
+                        "GPU: N that share it), serial, dask, dask:ADDRESS or mpi")
     return parser
 
 
@@ -677,9 +689,6 @@ def reproduce(args, figures, default, settings, sizes):
         names = list(figures)
     if args.list:
         return show({name: figures[name] for name in names}, settings, sizes)
-    if not re.fullmatch("0*[1-9][0-9]{0,2}", args.seeds):
-        raise store.UserError(f"--seeds must be a whole number of at least 1 and at most 999, not "
-                              f"'{args.seeds}'")
     if args.redraw:
         data = args.out / "data"
         for name in names:
@@ -689,7 +698,7 @@ def reproduce(args, figures, default, settings, sizes):
                                       f"without --redraw")
             make(name, figures[name], Lab(settings, sizes, profile, seeds, data=data), args.out)
         return None
-    lab = Lab(settings, sizes, profile_of(args), tuple(range(int(args.seeds))))
+    lab = Lab(settings, sizes, profile_of(args), tuple(range(count_named("--seeds", args.seeds))))
     try:
         with executor_named(args.executor) as lab.executor:
             pyplot()                                    # would it be missed in the end?

@@ -218,13 +218,24 @@ def test_streaming_on_the_device(device):
         assert relative(to_numpy(y)[:, 0], parallel[:, t]) < 1e-10
 
 
-def test_figures_train_on_the_device_and_measure_in_numpy(device, tmp_path):
-    smoke = lab.Lab(figures.settings_of, figures.SIZE, "smoke", cache=tmp_path)
-    with lab.executor_named("processes") as smoke.executor:
-        assert smoke.executor is None
-        smoke.prepare([(measure.mesa_layer, "mesa-1")])
-    assert np.isfinite(smoke.results(measure.mesa_layer, "mesa-1")[0]["mesa"]).all()
-    assert xp.module.__name__ == device
+def backend():
+    return xp.module.__name__
+
+
+def test_figures_train_on_the_device_and_measure_in_numpy(device, tmp_path, monkeypatch):
+    """In this process, or in others that share the device."""
+    monkeypatch.setenv("MESA_BACKEND", device)
+    found, measurement = [], (measure.mesa_layer, "mesa-1")
+    for executor in ("processes", "processes:1"):
+        smoke = lab.Lab(figures.settings_of, figures.SIZE, "smoke", cache=tmp_path / executor[9:])
+        with lab.executor_named(executor) as smoke.executor:
+            assert (smoke.executor is None) == (executor == "processes")
+            on = smoke.executor.submit(backend).result() if smoke.executor else backend()
+            assert on == device
+            smoke.prepare([measurement])
+        found += smoke.results(*measurement)
+    assert np.isfinite(found[0]["mesa"]).all()
+    assert relative(found[1]["mesa"], found[0]["mesa"]) < 1e-5 and backend() == device
 
 
 def test_the_stand_in_is_strict(strict):

@@ -111,6 +111,7 @@ def run(line, monkeypatch, capsys):
     ("figures --seeds three", "--seeds must be"),
     ("figures --full --smoke", "exclude each other"),
     ("figures --executor dusk", "did you mean 'dask'"),
+    ("figures --executor processes:0", "N of --executor processes:N must be a whole number"),
     ("figures --smoke --executor mpi", "pip install mpi4py"),
     ("emergence limit", "did you mean 'limits'"),
     ("language langage", "did you mean 'language'"),
