@@ -354,7 +354,7 @@ def draw_precision(lab, found):
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(2, 2, figsize=(9, 6.2), height_ratios=(1.2, 1))
     draw_errors(axes[0, 0], found, "o", lambda off: off[0])
-    draw_errors(axes[0, 1], found, "the worst gradient, best loss scale (+ 1e-5: none)",
+    draw_errors(axes[0, 1], found, "the worst gradient, best scale (+ 1e-5: none)",
                 lambda off: off[1:].max(axis=0))
     draw_scales(axes[1, 0], found)
     draw_ridges(axes[1, 1], found)
