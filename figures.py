@@ -888,7 +888,7 @@ def draw_fig4(lab, ones, compressions, longer, curves, depths):
     draw_compression(axes[0, 2], compressions, longer)
     draw_context(axes[1, 0], [two], curves, (2,), "C  two layers")
     draw_context(axes[1, 1], [six], curves, (6,), "D  six layers")
-    draw_distances(axes[1, 2], [two, six], curves, "C-D  distance to $k$ steps (dashes: plain)")
+    draw_distances(axes[1, 2], [two, six], curves, "C-D  distance to $k$ steps")
     draw_probe(axes[2, 0], depths, "next", "E  linear-6, probe for $x_{t+1}$")
     draw_probe(axes[2, 1], depths, "input", "F  probe for $(S_t+0.001 I)^{-1}x_t$")
     if np.isfinite(curves[0]["early"][1]).all():
@@ -1080,7 +1080,7 @@ def draw_fig6(lab, full, attention, curves):
     draw_context(axes[2, 0], models, curves, (3, 7), "C  loss over context")
     draw_context(axes[2, 1], [(3, "attention-7", "softmax")], curves, (7,), "C  attention only",
                  ("lsq", "kernel"))
-    draw_distances(axes[2, 2], models, curves, "C  distance to $k$ steps (dashes: plain)")
+    draw_distances(axes[2, 2], models, curves, "C  distance to $k$ steps")
     return fig
 
 
