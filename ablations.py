@@ -657,10 +657,10 @@ def draw_turning_points(ax, found):
     for y, model in enumerate(MODELS):
         of_pool, colour = by_pool(model, found), INK[model.split(",")[0]]
         stars = turning_points(of_pool)
-        between = [int(M) for M in around(of_pool, stars)]
-        ax.plot([between[0], between[-1]], [-y, -y], color=colour, lw=6, alpha=0.25,
+        between = around(of_pool, stars)
+        ax.plot([int(between[0]), int(between[-1])], [-y, -y], color=colour, lw=6, alpha=0.25,
                 solid_capstyle="butt")
-        late = {seed for M in map(str, between) for seed in late_seeds(of_pool[M])}
+        late = {seed for M in between for seed in late_seeds(of_pool[M])}
         for seed, star in sorted(enumerate(stars), key=lambda pair: pair[0] in late):
             ax.plot(star, -y, "o", color=colour, ms=5, mfc="w" if seed in late else colour)
         ax.text(1.1, -y + 0.28, model, color=colour, fontsize=8, va="bottom")

@@ -529,19 +529,19 @@ def with_binding(params, config, sharpness=100.0):
     sees only itself: let it be zeros, x_0, or the model learns from a pair (x_1, x_1), too.
     """
     config = replace(config, kinds=("softmax", *config.kinds), positional="concat")
-    all_params, I = no_weights(config), np.eye(config.d_out)
+    d, D, Dk, all_params = config.d_out, config.width, config.key_size, no_weights(config)
     for name, w in params.items():
         _, l, rest = name.split(".", 2)
         all_params[f"blocks.{int(l) + 1}.{rest}"] = w
-    D, Dk = config.width, config.key_size
+    one_step = ad.to_numpy(position_code(1, 1, D, float))[0]        # sin omega, cos omega, ...
     for i in range(0, min(D, Dk) - 1, 2):
         code, pair = slice(D + i, D + i + 2), slice(i, i + 2)       # behind z; in the key
-        omega = 10000.0 ** (-i / D)
-        turned = np.array([[np.cos(omega), np.sin(omega)], [-np.sin(omega), np.cos(omega)]])
+        sin, cos = one_step[pair]
+        turned = np.array([[cos, sin], [-sin, cos]])
         all_params["blocks.0.wq"][code, 0, pair] = sharpness * Dk ** 0.5 * turned
         all_params["blocks.0.wk"][code, 0, pair] = np.eye(2)
-    all_params["blocks.0.wv"][slot(2, len(I)), 0, :len(I)] = I
-    all_params["blocks.0.wo"][0, :len(I), slot(3, len(I))] = I
+    all_params["blocks.0.wv"][slot(2, d), 0, :d] = np.eye(d)
+    all_params["blocks.0.wo"][0, :d, slot(3, d)] = np.eye(d)
     return all_params, config
 
 

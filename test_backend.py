@@ -226,8 +226,8 @@ def test_figures_train_on_the_device_and_measure_in_numpy(device, tmp_path, monk
     """In this process, or in others that share the device."""
     monkeypatch.setenv("MESA_BACKEND", device)
     found, measurement = [], (measure.mesa_layer, "mesa-1")
-    for executor in ("processes", "processes:1"):
-        smoke = lab.Lab(figures.settings_of, figures.SIZE, "smoke", cache=tmp_path / executor[9:])
+    for n, executor in enumerate(("processes", "processes:1")):
+        smoke = lab.Lab(figures.settings_of, figures.SIZE, "smoke", cache=tmp_path / f"{n}")
         with lab.executor_named(executor) as smoke.executor:
             assert (smoke.executor is None) == (executor == "processes")
             on = smoke.executor.submit(backend).result() if smoke.executor else backend()

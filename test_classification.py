@@ -191,7 +191,8 @@ def test_runs_that_have_not_arrived_are_left_out_of_the_text_of_a_claim():
 def test_figure_smoke(runs, tmp_path):
     """Tiny models through training, measurement, claims and drawing; and drawn again."""
     name, figure = "classification", cl.FIGURES["classification"]
-    claims, shown = made(name, figure, all_measured(cl, cl.FIGURES, runs), tmp_path)
+    smoke = all_measured(cl, cl.FIGURES, runs)
+    claims, shown = made(name, figure, smoke, tmp_path)
     assert len(claims) == 2 * len(cl.FEW) * len(cl.VARIANTS) * len(cl.PROBLEMS)
     assert all(np.isfinite(c["measured"]) for c in claims)
-    assert made_again(name, figure, cl.SIZE, tmp_path) == (claims, shown)
+    assert made_again(name, figure, smoke, tmp_path) == (claims, shown)

@@ -208,7 +208,7 @@ def smoke(runs):
 @pytest.mark.parametrize("name", em.FIGURES)
 def test_figure_smoke_and_drawing_again_give_the_same_claims(name, smoke, tmp_path):
     claims, shown = made(name, em.FIGURES[name], smoke, tmp_path)
-    assert made_again(name, em.FIGURES[name], em.SIZE, tmp_path) == (claims, shown)
+    assert made_again(name, em.FIGURES[name], smoke, tmp_path) == (claims, shown)
     for c in claims:
         assert np.isfinite([c["measured"], c["spread"]]).all() and c["seeds"] == [0, 1]
         assert c["holds"] == lab.holds(c["expected"], c["measured"])

@@ -334,7 +334,7 @@ def smoke(runs):
 @pytest.mark.parametrize("name", ev.FIGURES)
 def test_figure_smoke(name, smoke, tmp_path):
     found = made(name, ev.FIGURES[name], smoke, tmp_path)
-    assert made_again(name, ev.FIGURES[name], ev.SIZE, tmp_path) == found
+    assert made_again(name, ev.FIGURES[name], smoke, tmp_path) == found
 
 
 @pytest.mark.parametrize("name", ev.FIGURES)

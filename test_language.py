@@ -311,7 +311,7 @@ def test_figure_smoke_and_drawing_again_give_the_same_claims(name, smoke, tmp_pa
     sha256 = corpus("documentation").sha256[:12]
     assert [sha256 in c["claim"] for c in claims].count(True) == 1
     monkeypatch.delattr(language, "corpus")             # drawing again does not need the text
-    assert made_again(name, FIGURES[name], language.SIZE, tmp_path) == (claims, shown)
+    assert made_again(name, FIGURES[name], smoke, tmp_path) == (claims, shown)
 
 
 def test_rows_are_about_runs_of_their_figure():

@@ -1459,13 +1459,14 @@ def made(name, figure, laboratory, out):
     return claims, shown
 
 
-def made_again(name, figure, sizes, out, settings=None, seeds=(0, 1)):
-    """The same of a figure drawn again from the arrays in a folder, without runs.  What its picture
+def made_again(name, figure, laboratory, out, settings=None):
+    """The same of a figure drawn again from the arrays in a folder, all those of the laboratory
+    that has made them, without runs.  What its picture
     shows is compared, so it need not be rendered again, which takes most of the time of
     drawing."""
     stored = lab.stored(figure, out / "data")
-    assert stored == ("smoke", seeds)
-    again = lab.Lab(settings, sizes, *stored, data=out / "data")
+    assert stored == ("smoke", laboratory.seeds)
+    again = lab.Lab(settings, laboratory.sizes, *stored, data=out / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matplotlib.figure.Figure, "savefig", lambda *_, **__: None)
         return drawn(name, figure, again, out / "again")
@@ -1569,7 +1570,7 @@ def test_figure_smoke(name, smoke, tmp_path):
         assert np.isfinite(c["measured"])
         assert c["holds"] in (None, lab.holds(c["expected"], c["measured"]))
         assert c["claim"] in table.replace(r"\|", "|")  # a bar would end the cell
-    assert made_again(name, figure, figures.SIZE, tmp_path, figures.settings_of) == (claims, shown)
+    assert made_again(name, figure, smoke, tmp_path, figures.settings_of) == (claims, shown)
 
 
 def test_arrays_of_two_profiles_lie_beside_each_other_and_are_not_mixed(tmp_path):

@@ -126,7 +126,7 @@ def test_figure_smoke_and_drawing_again_give_the_same_claims(smoke, tmp_path):
     claims, shown = made("price", figure, smoke, tmp_path)
     assert all(np.isfinite(c["measured"]) for c in claims)
     assert all(c["holds"] is lab.holds(c["expected"], c["measured"]) for c in claims)
-    assert made_again("price", figure, price.SIZE, tmp_path) == (claims, shown)
+    assert made_again("price", figure, smoke, tmp_path) == (claims, shown)
 
 
 def test_claims_fail_on_other_costs():
