@@ -8,6 +8,7 @@ import dataclasses
 import doctest
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -15,8 +16,8 @@ import subprocess
 import sys
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -1409,14 +1410,23 @@ def lightly():
         yield patch
 
 
+def forked():
+    """An executor with a process per core, each of which knows what is patched; where processes
+    cannot be forked, none."""
+    if not workers.may_fork() or workers.cores() == 1:
+        return nullcontext()
+    return ProcessPoolExecutor(workers.cores(), multiprocessing.get_context("fork"))
+
+
 def all_measured(study, figures, cache, seeds=(0, 1)):
     """A laboratory that has trained and measured everything for a study's figures, at its smoke
     size."""
     settings_of = getattr(study, "settings_of", None)   # a study may train nothing
     laboratory = lab.Lab(settings_of, study.SIZE, "smoke", seeds, cache=cache)
-    with lightly() as patch:
+    with lightly() as patch, forked() as laboratory.executor:
         patch.setattr(lab, "seconds_per_step", lambda s: 0.0)               # only to be printed
         laboratory.prepare([m for figure in figures.values() for m in figure.measurements])
+    laboratory.executor = None
     return laboratory
 
 
