@@ -551,8 +551,9 @@ def make(name, figure, lab, out):
                 store.save_arrays(out / "data" / kept(f, names, lab.profile, seed), r)
         for run_name in courses:
             run = lab.run(run_name, lab.seeds[0])
-            # a study's own models are too large; what lay in `out` needs no run
-            if type(run.settings) is train.Settings and run.steps_done():
+            # a study's own models are too large; what lay in `out` needs no run, and there may be
+            # one that was interrupted
+            if type(run.settings) is train.Settings and run.steps_left() <= 0:
                 path = out / "weights" / f"{slug(run_name)}.npz"
                 store.save_model(path, run.params, run.settings)
     store.write_whole(out / f"{name}.png", lambda f: fig.savefig(f, dpi=160, format="png"))
