@@ -1413,7 +1413,7 @@ def lightly():
 def forked():
     """An executor with a process per core, each of which knows what is patched; where processes
     cannot be forked, none."""
-    if not workers.may_fork() or workers.cores() == 1:
+    if not workers.may_fork():
         return nullcontext()
     return ProcessPoolExecutor(workers.cores(), multiprocessing.get_context("fork"))
 
@@ -1471,9 +1471,8 @@ def made(name, figure, laboratory, out):
 
 def made_again(name, figure, laboratory, out, settings=None):
     """The same of a figure drawn again from the arrays in a folder, all those of the laboratory
-    that has made them, without runs.  What its picture
-    shows is compared, so it need not be rendered again, which takes most of the time of
-    drawing."""
+    that has made them, without runs.  What its picture shows is compared, so it need not be
+    rendered again, which takes most of the time of drawing."""
     stored = lab.stored(figure, out / "data")
     assert stored == ("smoke", laboratory.seeds)
     again = lab.Lab(settings, laboratory.sizes, *stored, data=out / "data")
@@ -1631,17 +1630,35 @@ def test_what_lies_in_the_data_is_made_again_only_if_its_key_is_another(smoke, t
         assert made[-2:] == [1, other.place(measure.one_layer, names, 1)] and len(made) % 2 == 0
 
 
+def test_a_run_that_was_interrupted_does_not_replace_shipped_weights(smoke, tmp_path):
+    """Its measurements lie in the data, so that it need not go on: nor do its weights count."""
+    figure, out = figures.FIGURES["fig3b"], tmp_path / "out"
+    lab.make("fig3b", figure, smoke, out)
+    shipped = (out / "weights" / "linear-1.npz").read_bytes()
+    other = replace(smoke, cache=tmp_path / "runs")
+    run = other.run("linear-1", 0)
+    loss_fn, sample = run.settings.objective()
+    state = train.fit(loss_fn, train.start(run.settings), sample, run.settings.update(), 3,
+                      run.settings.batch)
+    store.save_checkpoint(run.folder, state, run.settings)
+    assert run.steps_done() == 3
+    other.prepare(figure.measurements, out)
+    lab.make("fig3b", figure, other, out)
+    assert (out / "weights" / "linear-1.npz").read_bytes() == shipped
+
+
 @pytest.mark.parametrize("executor", ["processes", "dask"])
-def test_measurements_do_not_depend_on_who_does_the_work(executor, smoke, tmp_path):
+def test_measurements_do_not_depend_on_who_does_the_work(executor, tmp_path):
     """The same bits from a pool of processes, and from Dask's workers, as from one process."""
     if executor == "dask":
         pytest.importorskip("distributed")
-    other = laboratory(seeds=(0, 1), cache=tmp_path)
-    wanted = [(measure.one_layer, "linear-1"), (measure.bindings, "hybrid-2")]  # not made lighter:
-    with lab.executor_named(executor) as other.executor:        # Dask's workers know no such patch
+    alone, other = (laboratory(seeds=(0, 1), cache=tmp_path / who) for who in ("alone", executor))
+    wanted = [(measure.one_layer, "linear-1"), (measure.bindings, "hybrid-2")]
+    alone.prepare(wanted)
+    with lab.executor_named(executor) as other.executor:
         other.prepare(wanted)
     for m in wanted:
-        for a, b in zip(other.results(*m), smoke.results(*m)):
+        for a, b in zip(other.results(*m), alone.results(*m)):
             assert all(np.array_equal(a[k], b[k]) for k in b)
 
 
