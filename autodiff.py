@@ -191,7 +191,8 @@ def backward(output, wrt, cotangent=None):
 
 
 def value_and_grad(f, params, *args):
-    """(loss, gradients) of f(params, *args) with respect to a dict of arrays; so are gradients."""
+    """(loss, gradients) of f(params, *args), a scalar.  params is a dict name -> array, and so are
+    the gradients, which are with respect to it."""
     leaves = {name: Tensor(a) for name, a in params.items()}
     loss = f(leaves, *args)
     return loss.data, dict(zip(leaves, backward(loss, list(leaves.values())), strict=True))

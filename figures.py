@@ -112,7 +112,7 @@ def settings_of(name, profile):
     preset, changes, quick = RUNS[name]
     changes = changes | ({} if profile == "full" else quick) | (SMOKE if profile == "smoke" else {})
     s = replace(train.PRESETS[preset], **changes)
-    if not s.embed:
+    if not s.embed:                                     # SMOKE's width is that of an embedding
         s = replace(s, width=0)
     return replace(s, snapshots=tuple(sorted({min(step, s.steps) for step in s.snapshots})))
 
@@ -394,6 +394,12 @@ def draw_binding(ax, name, bound, title):
 # ----------------------------------------------- loss over context: overview, 4C-D, mesa_row, 6C, 7
 
 
+def in_band(losses, richardson, chebyshev):
+    """Where losses lie in the band of k steps: between those of such steps with tuned sizes and of
+    the best polynomial of degree k, or within 10 % of it."""
+    return (losses <= 1.1 * richardson) & (losses >= chebyshev / 1.1)
+
+
 def band_rows(panel, name, i, k, curves, run=None, what="models", when=""):
     """The claims that a model's loss over context is that of k steps.
 
@@ -403,42 +409,48 @@ def band_rows(panel, name, i, k, curves, run=None, what="models", when=""):
     when  what distinguishes these claims, for their texts
     """
     row, text = about(panel, "paper, 4C-D, 6C", run or name), f"{name}'s{when}"
-    losses = each(curves, what, i)
-    rich, cheb = curves[0]["richardson"][k - 1], curves[0]["chebyshev"][k - 1]
-    width = rich.mean() / cheb.mean()
+    losses, d = np.array(each(curves, what, i)), int(curves[0]["d"])       # [seeds, T]
+    every, late = curves[0]["richardson"], slice(d, None)                   # [8, T]
+    rich, cheb = every[k - 1], curves[0]["chebyshev"][k - 1]                # [T]
+
+    def ratio(t):
+        """The mean loss at positions t over that of Chebyshev steps, for every seed."""
+        return losses[:, t].mean(axis=1) / cheb[t].mean()
+
+    def width(t):
+        return rich[t].mean() / cheb[t].mean()
+    rows = [row(f"{text} mean loss over that of {k} Chebyshev steps, {cheb.mean():.3f} (t <= d: "
+                f"{ratio(slice(d)).mean():.2f}; of {k} Richardson steps, the band's other end: "
+                f"{width(slice(None)):.2f})", f"0.97 .. {1.03 * width(slice(None)):.3g}",
+                ratio(slice(None))),
+            row(f"the same at t > d alone (the band's other end: {width(late):.2f})",
+                f"0.97 .. {1.03 * width(late):.3g}", ratio(late))]
+
+    inside = in_band(losses[:, None], every, curves[0]["chebyshev"]).mean(axis=2)   # [seeds, 8]
+    others = [m for m in STEPS if m != k and inside[:, m - 1].mean() > 0.9]
+    rows.append(row(f"share of positions at which {text} loss lies in the band of {k} steps, "
+                    f"within 10 % (more than 0.9 in those of other numbers of steps: "
+                    f"{listed(others, 'd') or 'none'})", "> 0.9", inside[:, k - 1]))
+
     far = np.array([[distances(loss, steps, r["zero"]) for steps in r["chebyshev"]]
                     for loss, r in zip(losses, curves)])                    # [seeds, 8, 2]
     nearest, to_k = far.argmin(axis=1) + 1, far[:, k - 1].mean(axis=0)      # [seeds, 2], [2]
     plain, logs = (listed(numbers, "d") for numbers in nearest.T)
-    # share of positions at which a loss lies in the band of each number of steps
-    within = np.array([((loss <= 1.1 * curves[0]["richardson"])
-                        & (loss >= curves[0]["chebyshev"] / 1.1)).mean(axis=1) for loss in losses])
-    others = [m for m in STEPS if m != k and within[:, m - 1].mean() > 0.9]
-    d = int(curves[0]["d"])
-    late = slice(d, None)
-    early = np.mean(losses, axis=0)[:d].mean() / cheb[:d].mean()
-    late_width = rich[late].mean() / cheb[late].mean()
-    r2 = np.array(each(curves, "nearness", i))                              # [seeds, 10]
-    r2_text = listed(r2[:, :-2].mean(axis=0), ".3f", " ")
+    rows.append(row(f"how far from {k} the number of Chebyshev steps is whose curve is nearest to "
+                    f"{text} ({plain}; in logarithms {logs}; distance to {k} steps {to_k[0]:.2g}, "
+                    f"in logarithms {to_k[1]:.2g})", "< 0.5", np.abs(nearest[:, 0] - k)))
+    if what == "early":
+        return rows
+
+    r2 = np.array(each(curves, "nearness", i))      # of the outputs on steps, least squares, ridge
     lsq, ridge = r2[:, -2:].mean(axis=0)
-    outputs = [] if what == "early" else [
-        row(f"how far from {k} the number of Chebyshev steps is to which {text} outputs at t > d "
-            f"are nearest, least squares standing for 9 (R² of 1, 2, ... steps: {r2_text}; of "
-            f"least squares: {lsq:.3f}; of the ridge regression fitted to these outputs, "
-            f"{np.mean(each(curves, 'ridges', i)):.2g}: {ridge:.3f})", "< 0.5",
-            np.abs(r2[:, :-1].argmax(axis=1) + 1 - k))]
-    return [row(f"{text} mean loss over that of {k} Chebyshev steps, {cheb.mean():.3f} (t <= d: "
-                f"{early:.2f}; of {k} Richardson steps, the band's other end: {width:.2f})",
-                f"0.97 .. {1.03 * width:.3g}", ratios(losses, [cheb] * len(losses))),
-            row(f"the same at t > d alone (the band's other end: {late_width:.2f})",
-                f"0.97 .. {1.03 * late_width:.3g}",
-                ratios([loss[late] for loss in losses], [cheb[late]] * len(losses))),
-            row(f"share of positions at which {text} loss lies in the band of {k} steps, within "
-                f"10 % (more than 0.9 in those of other numbers of steps: "
-                f"{listed(others, 'd') or 'none'})", "> 0.9", within[:, k - 1]),
-            row(f"how far from {k} the number of Chebyshev steps is whose curve is nearest to "
-                f"{text} ({plain}; in logarithms {logs}; distance to {k} steps {to_k[0]:.2g}, in "
-                f"logarithms {to_k[1]:.2g})", "< 0.5", np.abs(nearest[:, 0] - k)), *outputs]
+    rows.append(row(f"how far from {k} the number of Chebyshev steps is to which {text} outputs at "
+                    f"t > d are nearest, least squares standing for 9 (R² of 1, 2, ... steps: "
+                    f"{listed(r2[:, :-2].mean(axis=0), '.3f', ' ')}; of least squares: {lsq:.3f}; "
+                    f"of the ridge regression fitted to these outputs, "
+                    f"{np.mean(each(curves, 'ridges', i)):.2g}: {ridge:.3f})", "< 0.5",
+                    np.abs(r2[:, :-1].argmax(axis=1) + 1 - k)))
+    return rows
 
 
 def draw_context(ax, models, curves, bands, title, rivals=("lsq",), what="models"):
@@ -565,7 +577,7 @@ def fig1_claims(lab, slots):
     error = np.array(each(slots, "error"))                                  # [seeds, 3, L + 1]
     L = error.shape[-1] - 1
     model, rich, cheb = error.swapaxes(0, 1)
-    within = (model <= 1.1 * rich) & (model >= cheb / 1.1)
+    within = in_band(model, rich, cheb)
     ends = listed(error[:, :, -1].mean(axis=0), ".2g")
     return [row(f"share of layers of linear-{L} after which slot 0 is as good as so many steps, "
                 f"within the band from Richardson to Chebyshev and 10 %, t = T (after the last: "

@@ -253,7 +253,7 @@ def values(found, key, *index):
 
 def dyck_claims(lab, courses, maps):
     """How the model generalises (figure 1) and what it attends to (figures 2 and 5)."""
-    s = lab.settings("dyck", lab.profile)
+    s = lab.settings_of("dyck", lab.profile)
     rows = [("1", f"accuracy on all closing brackets at the end, {dyck.SPLITS[NAMES[split]]}",
              "paper, figure 1", ">= 0.99", values(courses, "accuracy", -1, split, ALL))
             for split in (IN, SEEN, UNSEEN, SEEN_MATCHED, UNSEEN_MATCHED)]
@@ -308,7 +308,7 @@ def gained(found):
 
 def proxies_claims(lab, trained, written, maps):
     """How faithful proxies are on each split (figures 3 and 4)."""
-    s, rows = lab.settings("dyck", lab.profile), []
+    s, rows = lab.settings_of("dyck", lab.profile), []
     gaps = (("in distribution less unseen structures", IN, UNSEEN),
             (f"in distribution less {dyck.SPLITS['deep']}", IN, DEEP),
             ("seen less unseen structures of equal lengths", SEEN_MATCHED, UNSEEN_MATCHED))
@@ -352,7 +352,7 @@ def draw_dyck(lab, courses, maps):
     Keys and queries are those of the first seed.
     """
     import matplotlib.pyplot as plt
-    m = lab.settings("dyck", lab.profile).m
+    m = lab.settings_of("dyck", lab.profile).m
     fig, axes = plt.subplots(2, 2, figsize=(9, 6.8))
     draw_course(axes[0, 0], courses, m)
     draw_errors(axes[0, 1], maps, m)
@@ -403,7 +403,7 @@ def draw_errors(ax, maps, m):
 def draw_proxies(lab, trained, written, maps):
     """Proxies on each split: trained models, and one whose algorithm is known (figures 3, 4)."""
     import matplotlib.pyplot as plt
-    m = lab.settings("dyck", lab.profile).m
+    m = lab.settings_of("dyck", lab.profile).m
     fig, axes = plt.subplots(2, 3, figsize=(10, 6.4), width_ratios=(1.1, 0.9, 1.1))
     for row, found, who in zip(axes, (trained, written), ("trained", "written by hand")):
         draw_same(row[0], found, range(len(RANKS)), RANKS, f"3  {who}: singular directions", "rank")

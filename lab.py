@@ -6,8 +6,9 @@ judges and draws:
 
     runs/TASK-BLOCKS-KEY/   a training run (linear-3-softmax-...: task linear, 3 softmax blocks);
                             its key is a digest of the settings that differ from their defaults
-    runs/measured-NAME-KEY  what a measurement found; its key covers the code it runs, the sizes
-                            that code names, the settings of its runs and the seed
+    runs/measured-NAME-KEY  what a measurement found; its key covers the code that it names
+                            (`code_behind`), the sizes that code names, the settings of its runs
+                            and the seed
     OUT/NAME.png, .json     a figure's picture and its claims: what is claimed and by whom, the
                             predicate that would make it hold, the number measured here, and whether
                             it holds;  OUT/claims.md: all of them, a table a figure
@@ -140,9 +141,11 @@ def definitions(module):
 
 
 def code_behind(f):
-    """The code that a measurement can run, of this project's modules: its own function and, in
-    turn, all that is named in it.  Comments, docstrings, drawing and whatever else it does not name
-    are not in it: editing those keeps what was measured."""
+    """The code of this project that a measurement names: its own function and, in turn, all that
+    is named there, alone or after a module's name.  Comments, docstrings, drawing and whatever
+    else it does not name are not in it: editing those keeps what was measured.  Nor are methods,
+    such as those of the settings of a run, which it reaches through an object: whoever changes what
+    these do deletes what was measured."""
     module = Path(f.__code__.co_filename).stem          # a script calls itself __main__
     # a study's own Settings make the models that its measurements are handed
     todo, seen = [(module, "Settings"), (module, f.__name__)], {}
@@ -202,10 +205,12 @@ def obedient(job, *arguments):
         return job(*arguments)
 
 
-def follow(word, parents_end):
-    """What a process of a Pool begins with.  Signals to all of a command are for its parent to
-    handle.  When the parent closes its end of a pipe, or is no more, the job is interrupted, which
-    saves a run, and then the process ends."""
+def follow(word, parents_end, backend):
+    """What a process of a Pool begins with: its parent's array backend, which a spawned process
+    would not know.  Signals to all of a command are for its parent to handle.  When the parent
+    closes its end of a pipe, or is no more, the job is interrupted, which saves a run, and then the
+    process ends."""
+    xp.use(backend)
     parents_end.close()                                 # this process has inherited it
     for number in signals.SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
@@ -228,7 +233,8 @@ class Pool(ProcessPoolExecutor):
         word, self.end = multiprocessing.Pipe(duplex=False)
         # a forked process cannot use the GPU that its parent has looked at
         context = multiprocessing.get_context("spawn" if xp.module is not np else None)
-        super().__init__(count or cores(), context, initializer=follow, initargs=(word, self.end))
+        super().__init__(count or cores(), context, initializer=follow,
+                         initargs=(word, self.end, xp.module.__name__))
 
     def submit(self, job, *arguments):
         return super().submit(obedient, job, *arguments)
@@ -243,25 +249,27 @@ class Pool(ProcessPoolExecutor):
 class Lab:
     """Where figures get their results from: profile, seeds, cache, and an executor for the work.
 
-    settings  (name, profile) -> the train.Settings of a run
-    sizes     of measurements, for each profile
-    profile   "full", the sizes of the papers; "quick", what shows the effect in minutes; "smoke",
-              models too small to show anything, to see in seconds that a figure can be made
-    executor  any concurrent.futures executor whose workers see the folder `cache`; None does one
-              job after another, each on all cores
-    data      a folder with the arrays of earlier measurements, to read instead (--redraw)
+    settings_of  (name, profile) -> the train.Settings of a run
+    sizes        of measurements, for each profile
+    profile      "full", the sizes of the papers; "quick", what shows the effect in minutes;
+                 "smoke", models too small to show anything, to see in seconds that a figure can be
+                 made
+    cache        a folder, absolute: workers of another machine may begin elsewhere
+    executor     any concurrent.futures executor whose workers see the cache; None does one job
+                 after another, each on all cores
+    data         a folder with the arrays of earlier measurements, to read instead (--redraw)
     """
-    settings: object
+    settings_of: object
     sizes: dict
     profile: str = "quick"
     seeds: tuple = (0,)
-    cache: Path = field(default_factory=lambda: Path("runs").absolute())    # workers' may differ
+    cache: Path = field(default_factory=lambda: Path("runs").absolute())
     executor: object = None
     data: Path = None
 
     def run(self, name, seed):
         """The Run of that name, trained or not."""
-        s = replace(self.settings(name, self.profile), seed=seed).check()
+        s = replace(self.settings_of(name, self.profile), seed=seed).check()
         # Names that mean the same settings share a folder. Its first words are for people, the
         # digest tells runs apart.
         blocks = "-".join(f"{len(list(same))}-{kind}" for kind, same in itertools.groupby(s.kinds))
@@ -318,9 +326,9 @@ class Lab:
                 left[run.folder] = run, f"{name} seed {seed}", seconds
         return left, len({run.folder for run in wanted.values()})
 
-    def measured(self, path, f, names, seed, out):
-        """Whether a measurement, whose place in the cache is `path`, has been made: it is there, or
-        lies in out/data with the same key, from where it is copied."""
+    def fetched(self, path, f, names, seed, out):
+        """Whether the cache has what a measurement found, at `path`: it may be fetched from
+        out/data, if it lies there with the same key."""
         if store.exists(path):
             return True
         shipped = out and out / "data" / kept(f, names, self.profile, seed)
@@ -339,7 +347,7 @@ class Lab:
                  for f, *names in measurements for seed in self.seeds}
         for folder in (self.cache, *([out, out / "data"] if out else [])):
             store.need_writable(folder)
-        missing = {path: of for path, of in every.items() if not self.measured(path, *of, out)}
+        missing = {path: of for path, of in every.items() if not self.fetched(path, *of, out)}
         wanted = {path: (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
                   for path, (f, names, seed) in missing.items()}
         left, _ = self.untrained([(n, seed) for _, names, seed in missing.values() for n in names])
@@ -374,9 +382,11 @@ def executor_named(text):
     """The executor of that name, as a context: "processes", one per core, or "processes:N" (N that
     share a GPU, where there is one; without N it does one job after another); "serial"; "dask" or
     "dask:ADDRESS", a cluster's workers; or "mpi" (start with mpiexec -n N python -m mpi4py.futures
-    figures.py ...).  Workers must see the same files."""
+    figures.py ...).  Workers of the last two must see the same files, and are told of a GPU by
+    MESA_BACKEND in their environment, not by --backend."""
     kind, _, detail = text.partition(":")
-    train.choose("executor", kind, ["processes", "serial", "dask", "mpi"])
+    with_detail = kind in ("processes", "dask")
+    train.choose("executor", kind if with_detail else text, ["processes", "serial", "dask", "mpi"])
     if kind == "serial" or text == "processes" and xp.module is not np:
         return nullcontext()
     if kind == "processes":
@@ -449,18 +459,19 @@ def judged(lab, rows, courses):
     left, all are shown and nothing is judged."""
     claims, late = [], {name: not_arrived(of_seed) for name, of_seed in courses.items()}
     for panel, text, source, expected, values, *runs in rows:
-        out = {seed: f"{store.printable(name)}, seed {seed}: {why}"
+        out = {(seed, f"{store.printable(name)}, seed {seed}: {why}")
                for name in runs for seed, why in late[name].items()}
+        seeds_out = {seed for seed, _ in out}
         values = dict(zip(lab.seeds, map(float, values)))
-        counted = {seed: v for seed, v in values.items() if seed not in out} or values
+        counted = {seed: v for seed, v in values.items() if seed not in seeds_out} or values
         measured = float(np.mean(list(counted.values())))
         spread = float(np.std(list(counted.values()), ddof=1)) if len(counted) > 1 else None
-        verdict = None if out.keys() >= values.keys() else holds(expected, measured)
+        verdict = None if seeds_out >= values.keys() else holds(expected, measured)
         claims.append({"figure": panel, "claim": text, "source": source, "expected": expected,
                        "measured": measured, "spread": spread, "seeds": list(counted),
                        "profile": lab.profile, "holds": verdict})
         if out:
-            claims[-1]["not judged"] = sorted(out.values())
+            claims[-1]["not judged"] = sorted(text for _, text in out)
     return claims
 
 
@@ -646,7 +657,8 @@ def parser_for(prog, known, default):
     parser.add_argument("names", nargs="*", metavar="NAME",
                         help=f"{', '.join(known)}, or all (default: {usual})")
     parser.add_argument("--list", action="store_true",
-                        help="list the figures, about how long they take, and what is cached")
+                        help="list the figures, which of their runs are trained, and about how "
+                        "long the others take (none is trained for what OUT/data has)")
     parser.add_argument("--full", action="store_true", help="the papers' sizes, not quick ones")
     parser.add_argument("--smoke", action="store_true",
                         help="tiny models: only to see that a figure can be made")
@@ -691,6 +703,9 @@ def reproduce(args, figures, default, settings, sizes):
     if args.list:
         return show({name: figures[name] for name in names}, settings, sizes)
     if args.redraw:
+        if args.full or args.smoke or args.seeds != "1":
+            raise store.UserError("--redraw draws what lies in OUT/data, the largest profile there "
+                                  "with all seeds: leave --full, --smoke and --seeds out")
         data = args.out / "data"
         for name in names:
             profile, seeds = stored(figures[name], data)

@@ -8,7 +8,8 @@ asked of trained models.
 Rivals are tuned on sequences of their own (x_tune, their spectrum spec_tune) and judged, like the
 models, on others that nobody has seen (x, spec, and the next states y) - but for one: the
 closed-form optimum is fitted to the sequences it bounds the loss of.  All seeds are judged on the
-same sequences; generators 101, 102, ... have one use each.  Losses are
+same sequences, except by `over_dimensions`, which trains nothing and draws others for each seed;
+generators 101, 102, ... have one use each.  Losses are
 1/2 E|prediction - x_{t+1}|^2; a probe gives [R², R² of its shuffled control]; layer 0 of a stream
 is its input.  The frame in lab.py calls these functions in parallel and keeps what they return.
 """

@@ -258,7 +258,9 @@ META = {"version": int, "step": int, "seconds": float, "rng": dict, "settings": 
 def load_checkpoint(folder, settings_class):
     """(State, settings) from folder/checkpoint.npz; a setting that an older program did not know
     has its default.  UserError if the file is missing, damaged or does not fit together."""
-    path, remedy = Path(folder) / "checkpoint.npz", "move it away and train again"
+    path = Path(folder) / "checkpoint.npz"
+    remedy = ("if a study of this project made it, give that study's command again, else move it "
+              "away and train again")
     arrays = load_arrays(path, remedy)
 
     def part(prefix):

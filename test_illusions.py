@@ -232,7 +232,7 @@ def test_claims_about_the_model_written_by_hand_are_derived_where_its_proxies_ar
     (0.02, 0.3, True), (0.3, 0.02, False), (0.02, -0.3, False)])
 def test_the_excess_of_attention_errors_beyond_the_depth_has_a_sign(within, beyond, holds):
     here = lab.Lab(illusions.settings_of, {}, "smoke")
-    m, accuracy = here.settings("dyck", "smoke").m, np.ones((4, len(dyck.SPLITS), 3))
+    m, accuracy = here.settings_of("dyck", "smoke").m, np.ones((4, len(dyck.SPLITS), 3))
     count, model = np.full(m + 6, 100), np.full(m + 6, 50)
     rank_8 = model + 100 * np.where(np.arange(m + 6) < m, within, beyond)
     maps = [{"right": 0.3, "below": 0.6, "model": np.array([count, model, model]),

@@ -1504,13 +1504,13 @@ def test_runs_that_have_not_arrived_are_named_and_not_judged():
                "mixed": {0: arrived, 1: arrived, 2: plateau},
                "bad": {0: falling, 1: falling, 2: falling}}
     rows = [("f", "text", "source", "< 2", [1.0, 1.0, 9.0], *names)
-            for names in (["good"], ["good", "mixed"], ["bad"])]
-    all_, two, none = lab.judged(laboratory(seeds=(0, 1, 2)), rows, courses)
+            for names in (["good"], ["good", "mixed"], ["bad"], ["mixed", "bad"])]
+    all_, two, none, both = lab.judged(laboratory(seeds=(0, 1, 2)), rows, courses)
     assert all_["holds"] is False and "not judged" not in all_
     assert two["holds"] is True and two["seeds"] == [0, 1]
     assert two["not judged"] == ["mixed, seed 2: on a plateau"]
     assert none["holds"] is None and none["measured"] == pytest.approx(11 / 3)
-    assert len(none["not judged"]) == 3
+    assert len(none["not judged"]) == 3 and len(both["not judged"]) == 4    # seed 2 of both
     assert "not judged" in lab.markdown([none]) and "mixed, seed 2" in lab.markdown([two])
 
 
