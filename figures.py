@@ -51,12 +51,12 @@ def _dimension(d):
 
 
 _quick = dict(d=5, T=25, steps=3_000)
-_short = _quick | dict(T=80, steps=2_500)
+_short = _quick | dict(T=50, steps=2_500)
 _partial = _quick | dict(d=3, d_state=8, T=40)
 _linear = dict(steps=2_000, batch=128, lr=1e-3, warmup=300)
 _mesa = dict(steps=600, warmup=100, lr=1e-2, lr_end=1e-3, clamp=0.0)
 _nonlinear = dict(task="nonlinear", lr=3e-3, snapshots=WHILE)
-# room for two tasks of ten pairs with EOS tokens, and two prefixes
+# room for two tasks of ten pairs with EOS tokens, and two prefixes (quick: of six pairs)
 _few = dict(T=100, steps=10_000)
 _attention = dict(layer_norm=False, mlp_width=0)
 _three = dict(kinds=("softmax",) * 3, lr=1e-2)
@@ -100,7 +100,7 @@ SIZE = {
     "full": dict(tune=4_096, judge=4_096, window=16, distil=2_000, more=1_000, round=500, rounds=10,
                  lr=1e-3, prefix=20, pairs=20, dims=(2, 5, 10, 20, 40)),
     "quick": dict(tune=2_048, judge=2_048, window=8, distil=500, more=50, round=100, rounds=3,
-                  lr=1e-2, prefix=5, pairs=20, dims=(2, 5, 10, 20)),
+                  lr=1e-2, prefix=5, pairs=12, dims=(2, 5, 10, 20)),
     "smoke": dict(tune=64, judge=64, window=2, distil=3, more=3, round=3, rounds=2, lr=1e-2,
                   prefix=2, pairs=4, dims=(2, 3, 4)),
 }

@@ -19,6 +19,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import matplotlib.figure
 import matplotlib.image
 import numpy as np
 import pytest
+import scipy.optimize
 from matplotlib.axis import Axis
 from matplotlib.spines import Spine
 
@@ -1397,14 +1399,19 @@ def fewer_pairs(rng, B, *arguments, pairs=data.regression_pairs, **options):
     return pairs(rng, min(B, 64), *arguments, **options)
 
 
+def shorter_search(f, start, max_nfev, search=scipy.optimize.least_squares):
+    return search(f, start, max_nfev=min(max_nfev, 5))
+
+
 @contextmanager
 def lightly():
     """What takes most of the time of measuring at smoke size: fewer few-shot problems, less text to
-    compress; and what is alike for all seeds or many figures is done once: rivals that are tuned,
-    steps whose time is taken."""
+    compress, searches of a few steps; and what is alike for all seeds or many figures is done once:
+    rivals that are tuned, steps whose time is taken."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "regression_pairs", fewer_pairs)
         patch.setattr(probes, "band", BAND)
+        patch.setattr(scipy.optimize, "least_squares", shorter_search)
         patch.setattr(language, "anchors", anchors_of_less)
         patch.setattr(language, "step_seconds", SECONDS)
         yield patch
@@ -1448,6 +1455,10 @@ def parts(fig):
     return repr(found)                                  # where NaN is NaN
 
 
+def smaller(savefig, file, dpi, format):
+    savefig(file, dpi=dpi / 4, format=format)
+
+
 def drawn(name, figure, laboratory, out):
     """(claims, parts of the picture) of a figure made in a folder."""
     shown = []
@@ -1455,7 +1466,8 @@ def drawn(name, figure, laboratory, out):
     def draw(*arguments):
         fig = figure.draw(*arguments)
         shown.append(parts(fig))
-        fig.set_layout_engine("none")                   # half of the time of rendering
+        fig.set_layout_engine("none")                   # these two: most of its time
+        fig.savefig = partial(smaller, fig.savefig)
         return fig
     return lab.make(name, figure._replace(draw=draw), laboratory, out), *shown
 
