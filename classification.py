@@ -27,7 +27,7 @@ from lab import COLOUR, Figure, command_line, end_labels, label, late_seeds
 
 # --------------------------------------------------------------------------------- runs and sizes
 
-FEW = {"softmax-7, few": "softmax-7", "hybrid-2, few": "hybrid-2"}      # the models of figure 8
+FEW = {"softmax-7, few": "softmax-7", "hybrid-2, few": "hybrid-2"}      # in full those of figure 8
 SHOTS = {"full": dict(T=100, steps=10_000), "quick": dict(d=5, T=80, steps=2_500),
          "smoke": dict(d=2, T=12, width=8, key_size=4, steps=12, warmup=2, batch=8, report=5,
                        heldout=64)}
