@@ -267,17 +267,17 @@ def test_a_corpus_and_a_prompt_from_the_command_line(tmp_path, monkeypatch, caps
     (tmp_path / "mine.txt").write_bytes(b"".join(text for _, text in prose(30)))
 
     def command(*args):
-        always = ["--corpus", "mine.txt", "--smoke", "--executor", "serial"]
-        monkeypatch.setattr("sys.argv", ["language.py", *always, *args])
+        monkeypatch.setattr("sys.argv", ["language.py", "--corpus", "mine.txt", *args])
         language.main()
         return capsys.readouterr().out
 
     def claims():
         return json.loads((tmp_path / "out" / "language.json").read_text(encoding="utf-8"))
     with pytest.raises(store.UserError, match="no trained models"):
-        command("--prompt", "12 ")
-    assert "language, mine.txt" in command("language", "--kinds", "linear,hybrid")
-    said = command("--prompt", "12 ")
+        command("--prompt", "12 ", "--smoke")
+    kinds = "language", "--kinds", "linear,hybrid"
+    assert "language, mine.txt" in command(*kinds, "--smoke", "--executor", "serial")
+    said = command("--prompt", "12 ", "--smoke")
     assert said.count("---") == 2 and "linear small" in said and "6 steps\n12 " in said
     first = claims()
     split = corpus(str(tmp_path / "mine.txt")).sha256[:12]
@@ -286,7 +286,7 @@ def test_a_corpus_and_a_prompt_from_the_command_line(tmp_path, monkeypatch, caps
     assert len(list((tmp_path / "out" / "data").iterdir())) == 4
     (tmp_path / "mine.txt").unlink()                    # drawing needs nothing but these
     corpus.cache_clear()
-    command("language", "--kinds", "linear,hybrid", "--redraw")
+    command(*kinds, "--redraw")
     assert claims() == first
 
 
