@@ -293,7 +293,8 @@ def as_nobody(line):
 def figure(figure_made, tmp_path_factory):
     """A folder in which a figure has been made, open to all."""
     folder = shutil.copytree(figure_made, tmp_path_factory.mktemp("open"), dirs_exist_ok=True)
-    lab.code_behind(measure.one_layer)  # reads modules that nobody may read where only root may
+    for f in (measure.one_layer, language.learned, language.step_times, language.compressors):
+        lab.code_behind(f)      # reads modules that nobody may read where only root may
     corpus = folder / "corpus" / "part"
     corpus.mkdir(parents=True)
     (corpus / "a.txt").write_text("a text", encoding="utf-8")
