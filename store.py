@@ -259,8 +259,7 @@ def load_checkpoint(folder, settings_class):
     """(State, settings) from folder/checkpoint.npz; a setting that an older program did not know
     has its default.  UserError if the file is missing, damaged or does not fit together."""
     path = Path(folder) / "checkpoint.npz"
-    remedy = ("if a study of this project made it, give that study's command again, else move it "
-              "away and train again")
+    remedy = "move it away and train again (a study's own run goes on by the study's command)"
     arrays = load_arrays(path, remedy)
 
     def part(prefix):
