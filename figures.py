@@ -410,8 +410,8 @@ def band_rows(panel, name, i, k, curves, run=None, what="models", when=""):
     """
     row, text = about(panel, "paper, 4C-D, 6C", run or name), f"{name}'s{when}"
     losses, d = np.array(each(curves, what, i)), int(curves[0]["d"])       # [seeds, T]
-    every, late = curves[0]["richardson"], slice(d, None)                   # [8, T]
-    rich, cheb = every[k - 1], curves[0]["chebyshev"][k - 1]                # [T]
+    band = curves[0]["richardson"], curves[0]["chebyshev"]                  # [8, T] each
+    (rich, cheb), every, late = (end[k - 1] for end in band), slice(None), slice(d, None)
 
     def ratio(t):
         """The mean loss at positions t over that of Chebyshev steps, for every seed."""
@@ -421,12 +421,11 @@ def band_rows(panel, name, i, k, curves, run=None, what="models", when=""):
         return rich[t].mean() / cheb[t].mean()
     rows = [row(f"{text} mean loss over that of {k} Chebyshev steps, {cheb.mean():.3f} (t <= d: "
                 f"{ratio(slice(d)).mean():.2f}; of {k} Richardson steps, the band's other end: "
-                f"{width(slice(None)):.2f})", f"0.97 .. {1.03 * width(slice(None)):.3g}",
-                ratio(slice(None))),
+                f"{width(every):.2f})", f"0.97 .. {1.03 * width(every):.3g}", ratio(every)),
             row(f"the same at t > d alone (the band's other end: {width(late):.2f})",
                 f"0.97 .. {1.03 * width(late):.3g}", ratio(late))]
 
-    inside = in_band(losses[:, None], every, curves[0]["chebyshev"]).mean(axis=2)   # [seeds, 8]
+    inside = in_band(losses[:, None], *band).mean(axis=2)                   # [seeds, 8]
     others = [m for m in STEPS if m != k and inside[:, m - 1].mean() > 0.9]
     rows.append(row(f"share of positions at which {text} loss lies in the band of {k} steps, "
                     f"within 10 % (more than 0.9 in those of other numbers of steps: "
