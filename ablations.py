@@ -581,7 +581,7 @@ def grid_claims(lab, *found):
 
 # ---------------------------------------------------------------------------------------- figures
 
-PURPLE = "#5E3C99"                                      # the pool's posterior
+VIOLET = "#8E6BBF"                                      # the pool's posterior
 INK = {"softmax-3": COLOUR["softmax"], "softmax-5": shades("softmax", 3)[2],
        "hybrid-2": COLOUR["hybrid"]}
 
@@ -617,15 +617,18 @@ def draw_pool_losses(ax, of_pool):
         for seed in late_seeds(results):
             ax.plot(*positions([M]), results[seed]["losses"][0], "o", ms=8, mfc="none", mew=0.8,
                     color=COLOUR["softmax"])
-    line("on the pool", 3, pools[:-1], color=PURPLE, lw=1.2)
+    line("on the pool", 3, pools[:-1], color=VIOLET, lw=1.2)
     line("losses", 1, pools, color="k", lw=1.2)
     line("losses", 2, pools, color=COLOUR["control"], lw=1.2)
     line("on the pool", 0, pools[:-1], color=COLOUR["softmax"], ls="--", marker="o", ms=4)
     line("losses", 0, pools, color=COLOUR["softmax"], marker="o", ms=4)
     ax.margins(x=0.04)
-    texts = ("posterior (pool)", "ridge", "no context", "on the pool, dashes", "on new W")
+    rivals = ("posterior (pool)", "ridge", "no context")
     pool_axis(ax, title="softmax-3: loss, $t > d$", ylabel="held-out loss")
-    end_labels(ax, [(y, text, colour) for (y, colour), text in zip(ends, texts)], 7.5)
+    end_labels(ax, [(y, text, colour) for (y, colour), text in zip(ends, rivals)], 7.5)
+    for key, text, up in (("losses", "on new W", 1.6), ("on the pool", "on its pool", 0.6)):
+        x, loss = positions(["16"])[0], mean([r[key][0] for r in of_pool["16"]])
+        label(ax, x + 0.15, up * loss, text, "softmax", ha="left", fontsize=8)
 
 
 def draw_pool_r2(ax, found):
@@ -643,11 +646,11 @@ def draw_pool_r2(ax, found):
     pools = list(of_pool)[:-1]
     ax.plot(positions(pools), [mean([r["ridge on posterior"] for r in of_pool[M]]) for M in pools],
             color="k", ls=":", lw=1)
-    for y, text in ((0.8, "lines: ridge's"), (0.36, "dots: those of the\npool's posterior"),
-                    (0.24, "black: ridge's on these")):
+    for y, text in ((0.8, "solid: on ridge"), (0.36, "dotted: on the\npool's posterior"),
+                    (0.24, "black: of ridge on the posterior")):
         label(ax, 0.98, y, text, "0.3", transform=ax.transAxes, fontsize=8)
     ax.set_ylim(-1.3, 1.03)
-    pool_axis(ax, title="New W: $R^2$ of the outputs on ...", ylabel="$R^2$")
+    pool_axis(ax, title="Whose outputs, on new W?", ylabel="$R^2$")
     end_labels(ax, ends, 7.5)
 
 
@@ -663,10 +666,10 @@ def draw_turning_points(ax, found):
         late = {seed for M in between for seed in late_seeds(of_pool[M])}
         for seed, star in sorted(enumerate(stars), key=lambda pair: pair[0] in late):
             ax.plot(star, -y, "o", color=colour, ms=5, mfc="w" if seed in late else colour)
-        ax.text(1.1, -y + 0.28, model, color=colour, fontsize=8, va="bottom")
-    ax.set(xscale="log", xlim=(1, 1_024), ylim=(0.6 - len(MODELS), 0.9),
+        ax.text(3.7, -y + 0.28, model, color=colour, fontsize=8, va="bottom")
+    ax.set(xscale="log", xlim=(3.5, 18), ylim=(0.6 - len(MODELS), 0.9),
            xlabel="$M^*$ (hollow: still learning)", title="From $M^*$ on ridge is nearer")
-    ax.set_xticks(POOLS, POOLS)
+    ax.set_xticks((4, 6, 8, 12, 16), (4, 6, 8, 12, 16))
     ax.minorticks_off()
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
@@ -680,7 +683,7 @@ COLUMNS = (("1  learns\n(new W)", lambda r: r["learns"]),
            ("cosine:\ngradient", best_alike),
            ("\nrival", lambda r: best_alike(r, rival=True)),
            ("3  binds\n$x_{t-1}$", lambda r: r["binding"]),
-           ("gradu-\nally", lambda r: r["gradual"]),
+           ("step by\nstep", lambda r: r["gradual"]),
            ("4  learns,\n$\\sigma$ = .95", lambda r: r["outside"][0]),
            ("range\n× 2", lambda r: r["outside"][1]))
 
@@ -720,9 +723,9 @@ def draw_levels(ax, found):
         y += 0.45
     for x, (title, *_) in enumerate(COLUMNS):
         ax.text(x, -0.8, title, fontsize=8, ha="center", va="bottom")
-    ax.text(-4.4, y - 0.2, "italic: the base    * in some seeds still learning when the training "
-            "ended    0.00 in column 2: or less", fontsize=8, va="top")
-    ax.set(xlim=(-4.4, len(COLUMNS) - 0.5), ylim=(y + 0.6, -2.6))
+    ax.text(-4.4, y - 0.2, "italic: the base    empty: not defined there    0.00 in column 2: or "
+            "less\n* in some seeds still learning when the training ended", fontsize=8, va="top")
+    ax.set(xlim=(-4.4, len(COLUMNS) - 0.5), ylim=(y + 1.2, -2.6))
     ax.axis("off")
 
 
@@ -749,7 +752,8 @@ def draw_spreads(ax, found):
            ylim=(-1.2, y + 1))
     for height, text, colour in ((0.36, "number 1, learns", "k"),
                                  (0.335, "number 2, as an optimiser", "linear"),
-                                 (0.31, "| by chance alone", "#D55E00")):
+                                 (0.31, "| by chance alone", "#D55E00"),
+                                 (0.285, "grey: from seed to seed", "0.45")):
         label(ax, 0.98, height, text, colour, transform=ax.transAxes)
     ax.spines["left"].set_visible(False)
     ax.set_yticks([])

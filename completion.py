@@ -430,12 +430,12 @@ def draw_code(lab_, course, found):
 
 
 def draw_similar(ax, found, j, title):
-    """The share of a proxy's predictions that are like the model's, by set and kind: mean and range
-    of the seeds.  Returns labels for the dots of the last set."""
+    """The share of a proxy's predictions that are like the model's, by set and kind, and of all:
+    mean and range of the seeds.  Returns labels for the dots of the last set."""
     names, ends = [str(n) for n in found[0]["sets"]], []
-    for k, (kind, colour) in enumerate(zip(KINDS, SHADES)):
-        x = np.arange(len(names)) + 0.13 * (k - 2)      # sets have no order: dots, and no lines
-        same = np.array([f["same"][:, j, 1 + k] for f in found])            # [seeds, sets]
+    for k, (kind, colour) in enumerate(zip(("all", *KINDS), ("k", *SHADES))):
+        x = np.arange(len(names)) + 0.12 * (k - 2.5)    # sets have no order: dots, and no lines
+        same = np.array([f["same"][:, j, k] for f in found])                # [seeds, sets]
         ax.plot(x, same.mean(axis=0), "o", color=colour, ms=5)
         ax.vlines(x, same.min(axis=0), same.max(axis=0), color=colour, lw=1.5)
         ends.append((same[:, -1].mean(), kind, colour))

@@ -525,12 +525,13 @@ def draw_learned(fig, row, others, name):
     d, norm = M[0].shape[1] // 2, PowerNorm(0.5, 0, np.max(M))
     centres, key = [(d - 1) / 2, d + (d - 1) / 2], ["$x_s$", "$x_{s-1}$"]
     across, down = (["$x_t$", "$x_{t-1}$"], key) if name == "KQ" else (key, ["out"])
-    for ax, m in zip(row, M):
+    for ax, m, law in zip(row, M, CONDITIONS):
         image = ax.imshow(m, cmap="Blues", norm=norm)
         ax.set_xticks(centres, across)
         ax.set_yticks([])
-        ax.set_title(f"$|W^{{{name}}}|$", fontsize=9)
+        ax.set_title(law, fontsize=9)
     row[0].set_yticks(centres[:len(down)], down)
+    row[0].set_ylabel(f"$|W^{{{name}}}|$")
     fig.colorbar(image, ax=row, fraction=0.05)
 
 
@@ -570,7 +571,8 @@ def draw_ratios(ax, found):
         mean = mean_line(ax, T, rows[:, :, i], color=colour, marker="o", ms=4)
         ax.axhline(limit, color=colour, lw=1, ls=":")
         ends.append((mean[-1], name, colour))
-    ax.set(title="Gaussian, dots: limits", xlabel="T", ylabel="prediction / truth", ylim=(0, 0.75))
+    ax.set(title="Gaussian (dotted: limits)", xlabel="T", ylabel="prediction / truth",
+           ylim=(0, 0.75))
     ax.set_xticks(T, [f"{int(n):,}" for n in T])
     ax.minorticks_off()
     end_labels(ax, ends)

@@ -393,7 +393,7 @@ def draw_flattest(lab, *found):
     """Survival of the flattest: at high mutation rates a low broad peak beats a high narrow one."""
     r, sites = merged(found)[0], np.arange(101)
     fig, (left, right) = panels(1, 2, 3.3, width_ratios=(1.4, 1))
-    left.fill_between(sites, two_peaks(0.5), step="mid", color="0.88")
+    left.fill_between(sites, two_peaks(0.5), step="mid", color="0.82")
     label(left, 22, 1.9, "fitness 2, narrow", GREY, fontsize=8)
     label(left, 70, 1.6, "fitness 1.5, broad", GREY, ha="center", fontsize=8)
     share = left.twinx()
@@ -401,7 +401,7 @@ def draw_flattest(lab, *found):
         share.plot(sites, x, color=colour, lw=1.8)
         label(share, x.argmax() + 3, at, f"where programs are at\nmutation rate {mu}", colour,
               ha="left", fontsize=8)
-    share.set(ylim=(0, 0.8), ylabel="share of all programs (lines)")
+    share.set(ylim=(0, 1.1), ylabel="share of all programs (lines)")
     share.spines["right"].set_visible(True)
     left.set(title="A  Two peaks of fitness, two outcomes", xlabel="program",
              ylabel="fitness (grey)", ylim=(0, 2.2))
@@ -587,7 +587,10 @@ def draw_limsup(lab, *found):
     curves(many, t, *((2.0 ** (np.minimum(2 * k - t, t) / t), colour, f"child {k:,}")
                       for k, colour in ((10, LIGHT), (100, PINK), (1_000, GREEN))),
            (r["endless"], "k", "parent"), log="x", dashes=(0.5, 2), ylim=(0.4, 2.1),
-           title="B  Infinitely many children", xlabel="generation $t$")
+           title="B  Infinitely many children", xlabel="generation $t$",
+           ylabel="growth $m(t)^{1/t}$")
+    pair.set_yticks((1, third, half, third ** 2, 2),
+                    ("1", "$2^{1/3}$", "$2^{1/2}$", "$2^{2/3}$", "2"))
     curves(steady, r["t"], (r["steady"], GREEN, ""), log="x", xlabel="generation $t$",
            title="C  1.4 for ever beside child 1", ylabel="share of 1.4")
     return fig
@@ -875,8 +878,8 @@ def draw_deception(lab, *found):
     plane.plot([0.2, 1], [1, 0.2], color="0.6", lw=1, ls=":")
     for run, colour, text, x, y in (
             (0, FREE, "$w$ = 1", 0.8, 0.87), (6, GREEN, "$w$ = 0", 0.95, 0.1),
-            (14, LIGHT, "$w$ = 0.5, only\nbelow the dots", 0.97, 0.34),
-            (15, PINK, "$w$ = 2,\nthe same", 0.5, 0.9)):
+            (14, DARK, "$w$ = 0.5, only\nbelow the dots", 0.97, 0.34),
+            (15, "#8C6D1F", "$w$ = 2, only\nbelow the dots", 0.66, 0.92)):
         plane.plot(c[:, run], d[:, run], color=colour, lw=1.6)
         plane.plot(c[-1, run], d[-1, run], "o", color=colour, ms=7)
         label(plane, x, y, text, colour, fontsize=8)
@@ -1033,7 +1036,8 @@ def draw_beyond(lab, *found):
     fig, ((a, b), (c, last)) = panels(2, 2, 6.2)
     shades = dict(zip((200, 1_000, 10_000), (LIGHT, LOCKED, DARK)))
     curves(a, r["grid"], *((y, colour, f"$N$ = {N:,}") for y, (N, colour) in zip(
-        r["formula"], shades.items())), log="x", title="A  Crossing a valley (lines: formula)",
+        r["formula"], shades.items())), log="x",
+        title="A  Crossing a valley (lines: formula; bars: 99 %)",
         xlabel="$N\\eta$, locks in a generation", ylabel="chance of success")
     for N, colour in shades.items():
         N, x, share, low, high = r["rows"][r["rows"][:, 0] == N, :5].T
@@ -1044,7 +1048,7 @@ def draw_beyond(lab, *found):
         log="x", title="B  A ladder of 21 rungs: too many locks freeze it", ylim=(0.9, 3.1),
         xlabel="$\\eta$, share of designs that are locked copies", ylabel="fitness in the end")
     for end, colour in zip(r["ladder"], shades.values()):
-        b.errorbar(ETAS, end[:, 0], 2 * end[:, 1], fmt="none", color=colour)
+        b.errorbar(ETAS, end[:, 0], 2.6 * end[:, 1], fmt="none", color=colour)
     fine, (k, exact) = np.linspace(0, 1.6, 33), r["noisy"].T
     curves(c, fine, ([success(1_000, 0.05, s)[0] for s in fine], "k", "formula", "--"),
            title="C  Every copy judged with noise of its own", ylabel="chance of success",

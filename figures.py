@@ -300,13 +300,13 @@ def draw_ridge(ax, ones, mesas):
         at, authors = np.array([15, 20, 50]), json.loads(AUTHORS.read_text(encoding="utf-8"))
         losses = np.array(authors["loss_by_position"])[at - 1]
         ax.plot(at, losses, "x", color=COLOUR["mesa"], ms=5)
+        label(ax, T, 1.4 * losses[-1], "authors' code, 1,500 steps", "mesa", "bottom", fontsize=7.5)
     ax.set(title="linear-1, mesa-1 over context", xlabel="context length $t$",
            ylabel="held-out loss at $t$")
     label(ax, T, 1.4 * gd[-1], "one gradient step", "gradient descent", "bottom")
     label(ax, T, 0.6 * linear[-1], "linear layer", "linear", "top", weight="bold")
     label(ax, T, 32 * mesa[-1], "mesa layer", "mesa", weight="bold")
     label(ax, T, 19 * mesa[-1], f"dots: ridge regression, {near:.2g}", "mesa", fontsize=7.5)
-    label(ax, T, 12 * mesa[-1], "×: authors' code, 1,500 steps", "mesa", fontsize=7.5)
     label(ax, T, 0.8 * lsq[-1], f"least squares (ridge {mu:.2g})", "least squares", "top")
     ax.set_ylim(bottom=0.3 * lsq[-1])
 
@@ -352,14 +352,14 @@ def depth_rows(panels, depths, name):
     return rows
 
 
-def draw_probe(ax, depths, what, title):
+def draw_probe(ax, depths, what, title, family):
     """Share of a target's variance that a probe leaves unexplained, after every layer (one curve
     each) over t."""
     errors = [1 - r[what] for r in depths]                                  # [layers + 1, at, 2]
     shuffled = np.mean([error[:, :, 1].mean(axis=0) for error in errors], axis=0)
     ax.set_yscale("log" if what == "next" else "linear")
     ends = draw_layers(ax, depths[0]["at"], [error[:, :, 0] for error in errors], shuffled,
-                       "#5E3C99", lw=1.6)
+                       family, lw=1.6)
     ax.axvline(float(depths[0]["d"]), color="0.85", lw=1, zorder=0)
     ax.set(title=title, xlabel="context length $t$", ylabel="probe error $1 - R^2$")
     end_labels(ax, ends, 7.5, gap=0.06)
@@ -383,10 +383,19 @@ def binding_rows(panel, name, bound, partial):
 
 
 def draw_binding(ax, name, bound, title):
-    """R² of past observations in the stream, over lags, one curve per layer."""
-    control = np.mean([r["r2"][1, :, 1] for r in bound], axis=0)
-    ends = draw_layers(ax, np.arange(len(control)), [r["r2"][:, :, 0] for r in bound], control,
-                       name.split("-")[0], marker="o", ms=3.5)
+    """R² of past observations in the stream, over lags: after layer 1, which binds, one line per
+    seed, with dots; after the other layers their mean."""
+    r2 = np.array(each(bound, "r2"))                            # [seeds, layers + 1, lags, 2]
+    lags, control, ends = np.arange(r2.shape[2]), r2[:, 1, :, 1].mean(axis=0), []
+    for l, shade in enumerate(shades(name.split("-")[0], r2.shape[1])):
+        mean = r2[:, l, :, 0].mean(axis=0)
+        if l == 1:
+            ax.plot(lags, r2[:, 1, :, 0].T, "o-", color=shade, ms=4, lw=1.8)
+        else:
+            ax.plot(lags, mean, color=shade, lw=1)
+        ends.append((mean[-1], f"layer {l}" if l else "input", shade))
+    ax.plot(lags, control, ":", color=COLOUR["control"])
+    ends.append((control[-1], "shuffled", "control"))
     ax.set(title=title, xlabel="lag $j$", ylabel="$R^2$ of $x_{t-j}$", ylim=(-0.1, 1.05))
     end_labels(ax, ends)
 
@@ -479,15 +488,16 @@ def draw_context(ax, models, curves, bands, title, rivals=("lsq",), what="models
 
 def draw_distances(ax, models, curves, title):
     """Which k-step algorithm is nearest?  models: see draw_context."""
-    ends, kinds = [], (("chebyshev", "o-", None, ""), ("steps", "s--", "white", ", plain steps"))
+    ends = []
     ax.set_yscale("log")
     for i, text, colour in models:
-        for kind, style, fill, more in kinds:
+        for kind, style, fill in (("chebyshev", "o-", None), ("steps", "s--", "white")):
             far = [[distances(r["models"][i], steps, r["zero"])[0] for steps in r[kind]]
                    for r in curves]                                         # [seeds, 8]
             mean = np.mean(far, axis=0)
             ax.plot(STEPS, mean, style, color=COLOUR.get(colour, colour), ms=4, lw=1.3, mfc=fill)
-            ends.append((mean[-1], text + more, colour))
+            ends += [(mean[-1], text, colour)] * (kind == "chebyshev")
+    label(ax, 0.98, 0.97, "□  plain steps", "0.4", "top", transform=ax.transAxes, fontsize=7.5)
     ax.set(title=title, xlabel="steps $k$", ylabel="distance / loss of predicting zero")
     ax.set_xticks(STEPS)
     end_labels(ax, ends, 7.5)
@@ -586,10 +596,10 @@ def fig1_claims(lab, slots):
 
 
 def draw_schema(ax):
-    """How it works: boxes for tokens, arrows for what the layers do."""
+    """What the paper says: boxes for tokens, arrows for what the layers do."""
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
     ax.axis("off")
-    ax.set(xlim=(0, 10), ylim=(-0.8, 10), title="How it works")
+    ax.set(xlim=(0, 10), ylim=(-0.8, 10), title="The paper's account")
 
     def box(x, y, w, text, colour):
         ax.add_patch(FancyBboxPatch((x - w / 2, y - 0.5), w, 1, boxstyle="round,pad=0.08",
@@ -627,7 +637,7 @@ def draw_slot(ax, r):
     numbers = [str(l) for l in range(L)]
     ax.set_xticks([*range(L), *range(L + 1, 2 * L + 1), 2 * L + 2], [*numbers, *numbers, "truth"],
                   fontsize=8)
-    ax.set_xlabel("after layer ...            after ... steps            ", fontsize=9)
+    ax.set_xlabel("after layer ...        after ... Chebyshev steps        ", fontsize=9)
     ax.set(title=f"One token: its prediction slot in linear-{L - 1}",
            ylabel="coordinate of $x_{t+1}$")
     ax.tick_params(length=0)
@@ -761,7 +771,9 @@ def draw_fig3a(lab, *found):
     fig, axes = plt.subplots(3, heads + 1, figsize=(10, 7.3), width_ratios=(1,) * heads + (1.7,))
     for name, firsts, (*left, right) in zip(LOOKED_AT, found, axes):
         for h, ax in enumerate(left):
-            draw_head(ax, firsts[0]["map"][h], f"head {h + 1}" if h else f"{name}\nhead 1")
+            lags = firsts[0]["mass"][:, h]
+            most = f": lag {lags.argmax()}, {lags.max():.2f}" if lags.max() > 0.3 else ""
+            draw_head(ax, firsts[0]["map"][h], f"{name}\n" * (not h) + f"head {h + 1}{most}")
             ax.set_ylabel("" if h else "token $t$", fontsize=8)
         draw_lags(right, firsts)
     return fig
@@ -879,10 +891,13 @@ def draw_compression(ax, compressions, longer):
         mean = mean_line(ax, steps, [of_seed[:, i] for of_seed in ratio], color=COLOUR[text],
                          marker=marker, ms=4, mfc="none")
         ends.append((mean[-1], text, text))
-    trained = np.mean([r["losses"][3, 0] / r["losses"][0, 0] for r in longer])
-    ax.plot(steps[-1], trained, "D", ms=5, color=COLOUR["CompressedAlg"])
-    ends.append((trained, "its numbers\ntrained on", "CompressedAlg"))
-    ax.set_ylim(0.8, max(1.25, 1.05 * max(of_seed[-3:, 1:].max() for of_seed in ratio)))
+    late = mean_line(ax, steps, [r["late"][1:, 1] / r["late"][1:, 0] for r in compressions],
+                     color=COLOUR["CompressedAlg"], ls="--")
+    ends.append((late[-1], "the same, $t > d$", "CompressedAlg"))
+    trained = np.mean([r["losses"][3] / r["losses"][0] for r in longer], axis=0)
+    ax.plot([steps[-1]] * 2, trained, "D", ms=5, color=COLOUR["CompressedAlg"])
+    ends.append((trained.mean(), "its numbers\ntrained on", "CompressedAlg"))
+    ax.set_ylim(0.8, max(1.25, 1.05 * late[-1]))
     ax.set(title=f"B  {WIDE}, compressed", xlabel="training step",
            ylabel="loss / loss of the trained model")
     end_labels(ax, ends)
@@ -900,8 +915,8 @@ def draw_fig4(lab, ones, compressions, longer, curves, depths):
     draw_context(axes[1, 0], [two], curves, (2,), "C  two layers")
     draw_context(axes[1, 1], [six], curves, (6,), "D  six layers")
     draw_distances(axes[1, 2], [two, six], curves, "C-D  distance to $k$ steps")
-    draw_probe(axes[2, 0], depths, "next", "E  linear-6, probe for $x_{t+1}$")
-    draw_probe(axes[2, 1], depths, "input", "F  probe for $(S_t+0.001 I)^{-1}x_t$")
+    draw_probe(axes[2, 0], depths, "next", "E  linear-6, probe for $x_{t+1}$", "linear")
+    draw_probe(axes[2, 1], depths, "input", "F  probe for $(S_t+0.001 I)^{-1}x_t$", "linear")
     if np.isfinite(curves[0]["early"][1]).all():
         draw_context(axes[2, 2], [two, six], curves, (2, 6),
                      f"C-D  after {EARLY:,} steps of training", what="early")
@@ -939,9 +954,12 @@ def draw_mesa_row(lab, curves, clamps):
               (3, "mesa-1", "mesa")]
     draw_context(ax, models, curves, (1, 6), "One mesa layer against linear attention")
     if clamps[0]["clamp"]:
-        free = each(clamps, "free")
-        mean_line(ax, range(1, len(free[0]) + 1), free, color=COLOUR["mesa"], ls=":")
-        label(ax, 0.98, 0.03, "dotted: without its clamp", "mesa", transform=ax.transAxes)
+        for y, key, style, colour, text in (
+                (0.97, "free", ":", "mesa", "dotted: mesa-1 without its clamp"),
+                (0.91, "clipped lsq", "--", "least squares", "dashed: least squares, clipped")):
+            losses = each(clamps, key)
+            mean_line(ax, range(1, len(losses[0]) + 1), losses, color=COLOUR[colour], ls=style)
+            label(ax, 0.98, y, text, colour, transform=ax.transAxes, fontsize=8)
     return fig
 
 
@@ -1068,29 +1086,47 @@ def fig6_claims(lab, full, attention, curves):
     return rows
 
 
-def draw_degrees(ax, depths):
-    """R² of the probes for polynomials of S_t times x_t, over layers and degrees."""
+def draw_degrees(ax, name, depths):
+    """Mean R² of the probes for polynomials of S_t times x_t, over layers and degrees."""
     r2 = np.mean(each(depths, "degrees"), axis=0)                           # [layers + 1, 7]
     image = ax.imshow(r2.T, cmap="Greens", vmin=0, vmax=1, origin="lower", aspect="auto",
                       extent=(-0.5, len(r2) - 0.5, 0.5, 7.5))
     ax.plot(np.arange(len(r2)), r2.argmax(axis=1) + 1, "o", color="k", ms=4)
-    ax.set(title="B  probe for $q(S_t) x_t$: $R^2$", xlabel="layer (0: the input)",
+    ax.set(title=f"B  {name}, probe for $q(S_t) x_t$", xlabel="layer (0: the input)",
            ylabel="degree of $q$ (dots: largest)")
-    ax.figure.colorbar(image, ax=ax, fraction=0.05)
+    ax.set_xticks(range(len(r2)))
+    beside = ax.inset_axes((1.04, 0, 0.06, 0.6))
+    ax.figure.colorbar(image, cax=beside, label="mean $R^2$ of the seeds")
+
+
+def draw_preparation(ax, models, what, title):
+    """Error of a probe at t = T over layers, a line for each seed.  models: list of (name, what
+    was found, colour)."""
+    ax.set_yscale("log" if what == "next" else "linear")
+    ends = []
+    for name, depths, colour in models:
+        errors = np.array([1 - r[what][:, -1, 0] for r in depths])          # [seeds, layers + 1]
+        ax.plot(errors.T, "o-", color=colour, ms=3.5, lw=1.4)
+        ends.append((errors[:, -1].mean(), name, colour))
+    ax.set(title=title, xlabel="layer (0: the input)", ylabel="probe error $1 - R^2$, $t = T$")
+    end_labels(ax, ends)
 
 
 def draw_fig6(lab, full, attention, curves):
     """Softmax Transformers, with MLPs and layer norms and without: probes (6A-B), loss (6C)."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(3, 3, figsize=(10, 9.3))
-    for (left, middle, right), name, depths in zip(axes, PROBED, (full, attention)):
-        draw_probe(left, depths, "next", f"A  {name}, probe for $x_{{t+1}}$")
-        draw_probe(middle, depths, "input", "B  probe for $(S_t+0.001 I)^{-1}x_t$")
-        draw_degrees(right, depths)
-    models = [(0, "softmax-3", shades("softmax", 2)[0]), (1, "softmax-7", "softmax")]
-    draw_context(axes[2, 0], models, curves, (3, 7), "C  loss over context")
-    draw_context(axes[2, 1], [(3, "attention-7", "softmax")], curves, (7,), "C  attention only",
-                 ("lsq", "kernel"))
+    light, middle, dark = shades("softmax", 3)
+    probed = list(zip(PROBED, (full, attention), (middle, dark)))
+    draw_preparation(axes[0, 0], probed, "next", "A  probe for $x_{t+1}$")
+    draw_probe(axes[0, 1], full, "next", "A  softmax-7, over $t$", "softmax")
+    draw_preparation(axes[0, 2], probed, "input", "B  probe for $(S_t+0.001 I)^{-1}x_t$")
+    draw_probe(axes[1, 0], full, "input", "B  softmax-7, over $t$", "softmax")
+    for ax, (name, depths, _) in zip(axes[1, 1:], probed):
+        draw_degrees(ax, name, depths)
+    models = [(0, "softmax-3", light), (1, "softmax-7", middle), (3, "attention-7", dark)]
+    draw_context(axes[2, 0], models[:2], curves, (3, 7), "C  loss over context")
+    draw_context(axes[2, 1], models[2:], curves, (7,), "C  attention only", ("lsq", "kernel"))
     draw_distances(axes[2, 2], models, curves, "C  distance to $k$ steps")
     return fig
 
@@ -1228,12 +1264,18 @@ def fig8_claims(lab, *found):
 VARIANTS = (("as trained", (0, (1, 1))), ("with EOS", "--"), ("with EOS and prefix", "-"))
 
 
+# Pale and wide: a model's line cannot be told from one of its own width in grey by everybody
+SHOT_RIVALS = {"neighbours": dict(color="0.82", lw=4),
+               "pairs": dict(color=COLOUR["least squares"], lw=1.2),
+               "zero": dict(color="0.6", lw=0.8)}
+
+
 def draw_shots(ax, name, shots, key):
     """Loss over examples of one task (key "single") or two ("double"), beside least squares."""
     colour, t = COLOUR[name.split("-")[0]], np.arange(1, len(shots[0]["single pairs"]) + 1)
     ax.set_yscale("log")
-    ax.plot(t, shots[0][key + " neighbours"], color=COLOUR["control"], lw=3)
-    ax.plot(t, shots[0][key + " pairs"], color=COLOUR["least squares"], lw=1.2)
+    for rival, style in SHOT_RIVALS.items():
+        ax.plot(t, shots[0][f"{key} {rival}"], **style)
     for i, (_, style) in enumerate(VARIANTS):
         mean_line(ax, t, each(shots, key, i), color=colour, ls=style, lw=1.7)
     ax.set_xlabel("example $i$")
@@ -1254,13 +1296,14 @@ def draw_fig8(lab, *found):
     left = axes[0, 0]
     for text, style in VARIANTS:
         left.plot([], [], color=COLOUR["softmax"], ls=style, label=text)
-    left.plot([], [], color=COLOUR["least squares"], label="least squares on pairs")
-    left.plot([], [], color=COLOUR["control"], lw=3, label="least squares on neighbours")
+    for rival, style in SHOT_RIVALS.items():
+        text = "predicting zero" if rival == "zero" else f"least squares on {rival}"
+        left.plot([], [], label=text, **style)
     # least squares on the true pairs leaves the panel: 3e-4
     least = min(loss.min() for shots in found for loss in each(shots, "single", 2))
     for ax in axes[:, 0]:
         ax.set(ylabel="loss of $y_i$", ylim=(0.1 * least, None))
-    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8,
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8,
                frameon=False)
     return fig
 

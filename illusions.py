@@ -39,7 +39,7 @@ import mesa
 import proxies
 import shifts
 import train
-from lab import Figure, end_labels, mean_line
+from lab import Figure, end_labels, label, mean_line
 from proxies import share
 from store import UserError
 
@@ -382,22 +382,23 @@ def draw_directions(ax, m, first):
     q, k = m["queries"], m["keys"]
     ax.scatter(k[:, first], k[:, first + 1], c=k[:, 4], marker="^", **style)
     image = ax.scatter(q[:, first], q[:, first + 1], c=q[:, 4], marker=".", **style)
-    ax.set(title="2  queries •  keys ▴, one seed" if first == 0 else "2  the same",
+    ax.set(title="2  queries •  keys ▴, one seed" if first == 0 else "2  the next directions",
            xlabel=f"singular direction {first + 1}", ylabel=f"direction {first + 2}")
     return image
 
 
 def draw_errors(ax, maps, m):
-    """Attention errors over the depth of the query."""
-    ends, levels = [], 1 + np.arange(maps[0]["model"].shape[1])
-    for name, colour in (("model", BLACK), ("rank 8", BLUE)):
-        mean = mean_line(ax, levels, [errors(f, name) for f in maps], color=colour, lw=1.5)
-        ends.append((mean[np.isfinite(mean)][-1] if np.isfinite(mean).any() else 0, name, colour))
+    """Attention errors with rank 8 less those of the model, over the depth of the query: a line for
+    each seed."""
+    gaps = np.array([errors(f, "rank 8") - errors(f, "model") for f in maps])   # [seeds, levels]
+    ax.axhline(0, color="0.8", lw=1)
+    ax.plot(1 + np.arange(gaps.shape[1]), gaps.T, "o-", color=BLUE, ms=3, lw=1)
     ax.axvline(m + 0.5, color="0.7", lw=1, ls=":")
-    ax.set(title="5  attention errors", xlabel="depth of the query", ylabel="share that looks "
-           "elsewhere", ylim=(0, None))
+    label(ax, m + 0.4, 0.02, "depth in training  ", "0.4", "bottom", fontsize=8,
+          transform=ax.get_xaxis_transform())
+    ax.set(title="5  attention errors", xlabel="depth of the query",
+           ylabel="rank 8 less the model, share of queries")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    end_labels(ax, ends)
 
 
 def draw_proxies(lab, trained, written, maps):

@@ -616,8 +616,8 @@ def label(ax, x, y, text, colour, va="center", ha="right", **style):
 
 def end_labels(ax, ends, size=8, gap=0.075):
     """Names of curves to the right of the axes, at the heights where the curves end, pushed apart
-    where they would overlap.  ends: list of (y, text, colour).  Call it when the limits of the axes
-    are final."""
+    where they would overlap; short lines lead to them.  ends: list of (y, text, colour).  Call it
+    when the limits of the axes are final."""
     def height(y):
         low, high = ax.get_ylim()
         scale = np.log if ax.get_yscale() == "log" else float
@@ -632,9 +632,11 @@ def end_labels(ax, ends, size=8, gap=0.075):
             break
     places = gap * np.arange(len(at))                   # as low as they can be
     at = np.minimum(np.maximum(at, places), 0.97 - places[::-1])
-    for h, (_, text, colour) in zip(at, ends):
-        ax.text(1.02, h, text, color=COLOUR.get(colour, colour), transform=ax.transAxes,
-                va="center", fontsize=size)
+    for h, (end, text, colour) in zip(at, ends):
+        colour = COLOUR.get(colour, colour)
+        ax.plot([1.005, 1.045], [end, h], color=colour, lw=0.7, transform=ax.transAxes,
+                clip_on=False)
+        ax.text(1.055, h, text, color=colour, transform=ax.transAxes, va="center", fontsize=size)
 
 
 def shades(colour, n):

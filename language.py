@@ -535,7 +535,7 @@ def draw_bits(ax, known, runs, others=()):
     """Bits per byte of the test text: a row for each kind, a dot for each seed, filled of `runs`
     and open of others; lines at the anchors."""
     kinds = list(runs)
-    for of, y, fill in ((runs, 0.12, None), (dict(others), -0.2, "white")):
+    for of, y, fill in ((runs, 0.12 if others else 0, None), (dict(others), -0.2, "white")):
         for kind, seeds in of.items():
             bits = bits_of(seeds)
             ax.plot(bits, np.full(len(bits), y - kinds.index(kind)), "o", ms=6, mfc=fill,
@@ -552,18 +552,23 @@ def draw_bits(ax, known, runs, others=()):
 
 
 def draw_training(ax, runs, timed=()):
-    """Bits per byte of the validation text over minutes of training; where other runs end."""
+    """Bits per byte of the validation text over steps of training; over minutes, if there are runs
+    trained for a time, and where these end."""
+    names = []
     for kind, seeds in runs.items():
         course = seeds[0]["course"][:, 0]
-        curves = [r["course"][:, 1] for r in seeds]
-        mean_line(ax, course / course[-1] * minutes_of(seeds), curves, color=COLOUR[kind], lw=1.5)
+        x = course / course[-1] * minutes_of(seeds) if timed else course
+        mean = mean_line(ax, x, [r["course"][:, 1] for r in seeds], color=COLOUR[kind], lw=1.5)
+        names.append((mean[-1], SHOWN[kind], COLOUR[kind]))
     for kind, seeds in dict(timed).items():
         end = np.mean([r["course"][-1, 1] for r in seeds])
         ax.plot(minutes_of(seeds), end, "o", ms=6, mfc="white", mec=COLOUR[kind], mew=1.5, zorder=5)
     ends = [r["course"][-1, 1] for seeds in runs.values() for r in seeds]
-    ax.set(title="validation text, all positions",
-           xlabel="minutes of one core" + " (open: equal time)" * bool(timed),
-           ylabel="bits per byte", ylim=(min(ends) - 0.1, max(ends) + 1.2))
+    ax.set(title="validation text, all positions", ylabel="bits per byte",
+           xlabel="minutes of one core (open: equal time)" if timed else "training step",
+           ylim=(min(ends) - 0.1, max(ends) + 0.7))
+    if not timed:
+        end_labels(ax, names, 7.5)
 
 
 def draw_context(ax, runs):

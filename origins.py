@@ -272,10 +272,10 @@ def draw_origin(lab_, *found):
             ends.append((shares[-1], name, colour))
         left.axvline(0, color="0.7", lw=1)
         left.set(title=f"{literal(text)}: gain over softmax",
-                 xlabel="bits per byte (filled: after repetitions)")
+                 xlabel="bits per byte, ± 2 standard errors\n(filled: after repetitions)")
         middle.axvline(1, color="0.7", lw=1)
-        middle.set(title="induction scores (uniform: 1)",
-                   xlabel=f"open: layer 1; squares: {ns[1]} bytes")
+        middle.set(title="induction scores", xlabel="times uniform attention\n"
+                   f"(open: layer 1; ○ {ns[0]}, □ {ns[1]} bytes)")
         for ax in (left, middle):
             ax.set_yticks(-np.arange(len(runs)), [SHOWN[kind] for kind in runs])
             ax.set_ylim(-len(runs) + 0.4, 0.6)

@@ -354,7 +354,7 @@ def draw_precision(lab, found):
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(2, 2, figsize=(9, 6.2), height_ratios=(1.2, 1))
     draw_errors(axes[0, 0], found, "o", lambda off: off[0])
-    draw_errors(axes[0, 1], found, "the worst gradient, best scale (+ 1e-5: none)",
+    draw_errors(axes[0, 1], found, "the worst gradient, best scale (+ 1e-5: scale 1)",
                 lambda off: off[1:].max(axis=0))
     draw_scales(axes[1, 0], found)
     draw_ridges(axes[1, 1], found)
@@ -397,8 +397,8 @@ def draw_scales(ax, found):
         mean = mean_line(ax, SCALES, np.max(off, axis=1), **style)
         label(ax, 1, 1.15 * mean[0], text, style["color"], ha="left", va="bottom", fontsize=8)
     ax.set(title="Error of the worst gradient over the loss scale", xlabel="scale of the loss",
-           ylabel=f"after {found[0]['float64 rule'].shape[-1]} steps", yscale="log",
-           ylim=(3e-4, 3))
+           yscale="log", ylim=(3e-4, 3),
+           ylabel=f"relative error, {found[0]['float64 rule'].shape[-1]} steps")
     ax.set_xscale("log", base=2)
 
 
