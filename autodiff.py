@@ -163,6 +163,9 @@ def backward(output, wrt, cotangent=None):
     if isinstance(wrt, Tensor):
         raise ValueError("backward takes a list of Tensors and returns a list: "
                          "[g] = backward(loss, [x]).")
+    if not all(isinstance(x, Tensor) for x in wrt):
+        raise ValueError("backward takes gradients with respect to Tensors: wrap each array, "
+                         "x = Tensor(x), before the loss is computed from it.")
     if not isinstance(output, Tensor):
         raise ValueError("backward needs a Tensor, and this is a plain array: nothing it was "
                          "computed from was a Tensor. Wrap the parameters first: Tensor(array).")
@@ -399,12 +402,17 @@ def layer_norm(a, scale, bias, eps=1e-6):
 def cross_entropy(logits, targets):
     """Mean over all positions of -log softmax(logits)[target], in nats.
 
-    logits [..., V], targets [...] integers -> scalar
+    logits [..., V], targets [...] integers from 0 to V - 1 -> scalar
     """
-    A = value(logits)
+    A, targets = value(logits), value(targets)
     V = A.shape[-1]
+    if targets.shape != A.shape[:-1]:
+        raise ValueError(f"targets must have the shape of logits {A.shape} but for the last axis, "
+                         f"not {targets.shape}")
+    if xp.module is np and ((targets < 0) | (targets >= V)).any():
+        raise ValueError(f"targets must be from 0 to {V - 1}: leave out what is not to be counted")
     A = A.reshape(-1, V)                                # [N, V]
-    rows, columns = xp.arange(len(A)), value(targets).reshape(-1)
+    rows, columns = xp.arange(len(A)), targets.reshape(-1)
     shifted = A - A.max(axis=-1, keepdims=True)
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
 

@@ -361,10 +361,6 @@ def two_sweeps(forward, backward):
     return layer
 
 
-def textbook(X, k, lam):
-    return mesa.sherman_morrison(k, X, lam)
-
-
 def reverse_rows(Gp, k, lam):
     """h_t by the paper's reverse recurrence, which starts from R_T (found anew here, in a quarter
     of the time)."""
@@ -373,7 +369,7 @@ def reverse_rows(Gp, k, lam):
     for t in range(T):
         u = R @ k[:, :, t, :, None]
         R = R - u @ u.swapaxes(2, 3) / (1 + k[:, :, t, None] @ u)
-    return mesa.reverse_sweep(k, Gp, R)[0]
+    return mesa.reverse_sweep(Gp, k, R)[0]
 
 
 def our_layer(q, k, v, lam, G):
@@ -397,8 +393,8 @@ def torch_layer(f):
 
 
 LAYERS = {"square-root sweep (ours)": our_layer,
-          "Sherman-Morrison, two sweeps": two_sweeps(textbook, textbook),
-          "Sherman-Morrison, reverse": two_sweeps(textbook, reverse_rows),
+          "Sherman-Morrison, two sweeps": two_sweeps(mesa.sherman_morrison, mesa.sherman_morrison),
+          "Sherman-Morrison, reverse": two_sweeps(mesa.sherman_morrison, reverse_rows),
           "direct solve": direct_layer}
 if torch:
     LAYERS |= {"torch, autograd through recurrence": torch_layer(torch_mesa_recurrence),
@@ -581,7 +577,7 @@ def precondition_errors(K, Q, lam, at):
     for dtype in ("float32", "float64"):
         k, q = K.astype(dtype), Q.astype(dtype)
         exact = exact_rows(q, k, lam, at)
-        for form, f in (("ours", mesa.precondition), ("textbook", textbook)):
+        for form, f in (("ours", mesa.precondition), ("textbook", mesa.sherman_morrison)):
             with np.errstate(all="ignore"):
                 P = f(q[None, None], k[None, None], np.array([lam], dtype))[0, 0]
             errors[f"{dtype} {form}"] = max(

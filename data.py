@@ -136,9 +136,10 @@ TASKS = {"linear": linear_sequences, "partial": partial_sequences, "nonlinear": 
 
 
 def family_of(task, settings):
-    """The arguments of TASKS[task] beyond rng, B and T: attributes of `settings` by these names."""
+    """The arguments of TASKS[task] beyond rng, B and T: attributes of `settings` by these names,
+    where it has them."""
     names = list(inspect.signature(TASKS[task]).parameters)[3:]
-    return {name: getattr(settings, name) for name in names}
+    return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
 
 
 # -------------------------------------------------------------------------------------- the tokens

@@ -38,7 +38,7 @@ from autodiff import adjoint, record, value, xp
 import numpy as np
 
 import mesa
-from mesa import Kind, Weight, cut, join, tril
+from mesa import Kind, Weight, cut, join, need_one_token, need_rows, need_shape, tril
 
 STEPS = 5               # of conjugate gradients
 CHUNK = 16              # its maps are computed in every step: they are smaller than in mesa.py
@@ -53,8 +53,9 @@ def gated_direct(q, k, v, log_gamma, beta, ridge):
         o_t = N_t (H_t + Lambda)^-1 q_t
 
     q, k [B, heads, T, Dk], v [B, heads, T, Dv], log_gamma, beta [B, heads, T], ridge [heads, Dk]
-    -> [B, heads, T, Dv]
+    -> [B, heads, T, Dv]; all real arrays.
     """
+    need_logarithms(log_gamma)
     H = N = 0.0
     Lambda = ridge[:, :, None] * xp.eye(ridge.shape[1], dtype=ridge.dtype)  # [heads, Dk, Dk]
     rows = []
@@ -75,10 +76,22 @@ def fading_attention(q, k, v, log_gamma):
 
     q, k [..., T, Dk], v [..., T, Dv], log_gamma [..., T] <= 0 -> [..., T, Dv]; real.
     """
+    need_rows(q=q, k=k, v=v)
+    need_shape("log_gamma", log_gamma, q.shape[:-1])
     Q, K, V, lg = value(q), value(k), value(v), value(log_gamma)
     decay = decays(lg)
     return record(fading_sum(Q, K, V, decay), (q, k, v, log_gamma),
                   lambda G: fading_vjp(Q, K, V, lg, decay, G))
+
+
+def need_logarithms(log_gamma):
+    """ValueError, on the CPU, where a logarithm of a share of the past is positive."""
+    if xp.module is np and (log_gamma > 0).any():
+        raise ValueError("log_gamma must not be positive, as gamma is at most 1: for shares gamma "
+                         "pass np.log(gamma)")
+
+
+LEAST = -40.0           # exp(-40) of the past is nothing, even in double precision
 
 
 def decays(log_gamma):
@@ -89,8 +102,12 @@ def decays(log_gamma):
         since       exp(c_t), what is left at t of what came before      [..., n, C, 1]
         until       exp(c_end - c_t), what is left of t at the end       [..., n, C, 1]
         whole       exp(c_end), what is left at the end of that          [..., n, 1, 1]
+
+    A log gamma below LEAST (where a text begins, it may be -inf) counts as LEAST: beside a very
+    large one the sums c would lose the others.
     """
-    c = cut(log_gamma[..., None], CHUNK).cumsum(axis=-2)                    # [..., n, C, 1]
+    need_logarithms(log_gamma)
+    c = cut(xp.maximum(log_gamma, LEAST)[..., None], CHUNK).cumsum(axis=-2)     # [..., n, C, 1]
     fade = tril(xp.exp(xp.minimum(c - c.swapaxes(-1, -2), 0)))              # [..., n, C, C]
     return fade, xp.exp(c), xp.exp(c[..., -1:, :] - c), xp.exp(c[..., -1:, :])
 
@@ -143,10 +160,15 @@ def fading_vjp(Q, K, V, log_gamma, decay, G):
 
 
 def gated_attention(q, k, v, log_gamma, beta, ridge, steps=STEPS):
-    """o_t = N_t (H_t + Lambda)^-1 q_t, the mesa layer that forgets; exact from Dk steps on.
+    """o_t = N_t (H_t + Lambda)^-1 q_t, the mesa layer that forgets.
 
-    q, k, v [B, heads, T, .], log_gamma, beta [B, heads, T], ridge [heads, Dk]
-    -> [B, heads, T, Dv]
+    q, k [B, heads, T, Dk], v [B, heads, T, Dv], log_gamma <= 0, beta [B, heads, T],
+    ridge [heads, Dk] > 0 -> [B, heads, T, Dv]; all real, of one floating-point type.
+
+    `steps` of conjugate gradients; `residual` says what they leave.  Without rounding Dk are exact;
+    with it ridges far below the trace of H_t take two or three times as many.
+    Raises ValueError for other shapes and types and positive log_gamma, FloatingPointError where
+    H_t + Lambda is not positive definite or an entry is not finite.
     """
     p = solve(q, k, log_gamma, beta, ridge, steps)
     return fading_attention(p, ad.reshape(beta, *beta.shape, 1) * k, v, log_gamma)
@@ -155,7 +177,7 @@ def gated_attention(q, k, v, log_gamma, beta, ridge, steps=STEPS):
 def solve(q, k, log_gamma, beta, ridge, steps=STEPS):
     """p_t = (H_t + Lambda)^-1 q_t, where H_t x is a row of fading_attention(x, beta k, k).
 
-    q, k [B, heads, T, Dk], log_gamma, beta [B, heads, T], ridge [heads, Dk] > 0
+    q, k [B, heads, T, Dk], log_gamma <= 0, beta [B, heads, T], ridge [heads, Dk] > 0
     -> [B, heads, T, Dk]
 
     The VJP goes as that of mesa.precondition.  With A_t = H_t + Lambda, d(A^-1) = -A^-1 dA A^-1
@@ -169,8 +191,12 @@ def solve(q, k, log_gamma, beta, ridge, steps=STEPS):
         <Gq, fading_attention(P, beta k, k)>, P fixed: minus its VJP, in which the key beta k passes
         on beta times its cotangent to k, and k . its cotangent to beta.
     3.  Of Lambda, which is diagonal: minus the sum of Gq_t p_t, entry by entry.
-    Exact where the two solves are.
+    Exact where the two solves are; not the derivative of a solve that was cut short.
     """
+    need_rows(q=q, k=k)
+    need_shape("log_gamma", log_gamma, q.shape[:-1])
+    need_shape("beta", beta, q.shape[:-1])
+    need_shape("ridge", ridge, (q.shape[1], q.shape[-1]))
     Q, K, lg, b, Lambda = value(q), value(k), value(log_gamma), value(beta), value(ridge)
     b, Lambda = b[..., None], Lambda[:, None]           # [B, heads, T, 1], [heads, 1, Dk]
     bK, decay = b * K, decays(lg)
@@ -196,7 +222,7 @@ def conjugate_gradients(times, q, steps):
         direction <- r + (|r|^2 / |r before|^2) direction
 
     from direction = r = q.  r = q - A p is the residual; A direction is orthogonal to all other
-    directions, so that Dk steps are exact but for rounding.  Raises FloatingPointError where a step
+    directions, so that without rounding Dk steps are exact.  Raises FloatingPointError where a step
     meets a direction along which a map is not positive (on a device the result is NaN there).
     """
     p, r = xp.zeros_like(q), q
@@ -212,26 +238,28 @@ def conjugate_gradients(times, q, steps):
         new = ad.row_sum(r * r)
         direction, rr = r + new / xp.where(rr > solved, rr, xp.inf) * direction, new
     if xp.module is np and not np.isfinite(p).all():
-        raise FloatingPointError("conjugate gradients: H_t + Lambda is not positive definite, or "
-                                 "an entry is not finite")
+        raise FloatingPointError("conjugate gradients: H_t + Lambda is not positive definite (beta "
+                                 ">= 0? ridge > 0?), or an entry is not finite")
     return p
 
 
 def residual(p, q, k, log_gamma, beta, ridge):
-    """|q_t - (H_t + Lambda) p_t| / |q_t|, what a solution p leaves: [B, heads, T]."""
+    """|q_t - (H_t + Lambda) p_t| / |q_t|, what a solution p leaves: [B, heads, T]; NaN
+    where q_t is 0."""
     Hp = fading_sum(p, beta[..., None] * k, k, decays(log_gamma))
     r = q - Hp - ridge[:, None] * p
     return xp.linalg.norm(r, axis=-1) / xp.linalg.norm(q, axis=-1)
 
 
-def gated_step(memory, q, k, v, log_gamma, beta, ridge):
-    """The recurrence of `gated_direct` for the next token, [B, heads, 1, .], solved by STEPS steps.
+def gated_step(memory, q, k, v, log_gamma, beta, ridge, steps=STEPS):
+    """The recurrence of `gated_direct` for the next token, [B, heads, 1, .] -> [B, heads, 1, Dv].
     Memory: H [B, heads, Dk, Dk], and N^T [B, heads, Dk, Dv]"""
+    need_one_token(q)
     gamma, beta_k = xp.exp(log_gamma)[..., None], beta[..., None] * k
     H, NT = (adjoint(beta_k) @ x for x in (k, v))
     if memory:
         H, NT = gamma * memory[0] + H, gamma * memory[1] + NT
-    p = conjugate_gradients(lambda x: x @ H + ridge[:, None] * x, q, STEPS)
+    p = conjugate_gradients(lambda x: x @ H + ridge[:, None] * x, q, steps)
     return p @ NT, (H, NT)
 
 
@@ -294,7 +322,7 @@ def mean_attention(q, k, v):
 
 
 def mean_step(memory, q, k, v):
-    """The same for the next token.   Memory: t, and that of mesa.linear_step"""
+    """The same for the next token, [B, heads, 1, .].   Memory: t, and that of mesa.linear_step"""
     t, past = memory or (0, None)
     o, past = mesa.linear_step(past, q, k, v)
     return o / (t + 1), (t + 1, past)

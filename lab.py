@@ -124,9 +124,10 @@ def definitions(module):
         parts = list(ast.walk(node))
         # what is bound: not the variables of a comprehension on the right
         left = node.targets if isinstance(node, ast.Assign) else [node]
+        left = [t.value if isinstance(t, ast.Subscript) else t for t in left]   # X[i] = y: X
         names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
             n.id for target in left for n in ast.walk(target)
-            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+            if isinstance(n, ast.Name) and (isinstance(n.ctx, ast.Store) or n is target)]
         uses = {imported.get(n.id, (module, n.id)) for n in parts if isinstance(n, ast.Name)}
         uses |= {(imported[n.value.id][0], n.attr) for n in parts
                  if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)

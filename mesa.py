@@ -32,8 +32,9 @@ Glossary.  Rows run over time: Q, K, V, P are matrices whose row t is q_t, k_t, 
     phi           what x_{t+1} is regressed on where it is not x_t (not Phi_t)  [B, T, n]
 
 tril(.) keeps what does not look ahead, i <= t.  All functions take plain arrays or Tensors (see
-autodiff.py).  Linear and mesa attention also take complex queries, keys and values; read k . q as
-k^H q and ^T as ^H then (`adjoint` in the code).
+autodiff.py), but for the oracles of the tests and the steps of streams, which take arrays.  Linear
+and mesa attention also take queries, keys and values that are all complex; read k . q as k^H q and
+^T as ^H then (`adjoint` in the code).
 
 Run it: `python mesa.py` walks through small examples with numbers to be checked by hand.
 """
@@ -47,6 +48,29 @@ import numpy as np
 import scipy   # its parts are loaded when they are used
 
 from data import constructed_tokens, linear_sequences, previous
+
+# ---------------------------------------------------------- arguments that would be misunderstood
+
+
+def need_rows(**rows):
+    """ValueError unless queries, keys and values, by name, are floating-point rows [..., T, .] that
+    are alike but for the last axis of v: others would be broadcast, rounded or filled with zeros.
+    """
+    for name, x in rows.items():
+        if x.dtype.kind not in "fc":
+            raise ValueError(f"{name} holds {x.dtype}: pass floating-point numbers, for example "
+                             f"{name}.astype(float)")
+    shapes = {name: x.shape for name, x in rows.items()}
+    if len({shape[:-1] for shape in shapes.values()}) > 1 or shapes["q"] != shapes["k"]:
+        raise ValueError(f"q and k must be [B, heads, T, Dk] and v [B, heads, T, Dv] with the same "
+                         f"B, heads, T and Dk, not {shapes}")
+
+
+def need_shape(name, x, shape):
+    """ValueError unless x has that shape: another one may be broadcast, and its gradient wrong."""
+    if np.shape(value(x)) != shape:                     # of an array on a device, too
+        raise ValueError(f"{name} must be an array of shape {shape}, not {np.shape(value(x))}")
+
 
 # --------------------------------------------------------------------- linear attention and softmax
 # Each attention is one primitive: a forward, and its VJP derived by hand.  mix(A, V) is A @ V, laid
@@ -68,6 +92,7 @@ def linear_attention(q, k, v):
     All that takes time and memory of order T^2.  Longer sequences than CHUNK are left to
     `chunked_linear_attention`, of order T.
     """
+    need_rows(q=q, k=k, v=v)
     if q.shape[-2] > CHUNK:
         return chunked_linear_attention(q, k, v)
     Q, K, V = value(q), value(k), value(v)
@@ -93,6 +118,7 @@ def softmax_attention(q, k, v):
               M_ti = A_ti (g_t . v_i - g_t . o_t) = E_ti (g'_t . v_i - g'_t . o_t)
         of Q and K: from M as in linear attention.
     """
+    need_rows(q=q, k=k, v=v)
     scale = value(k).shape[-1] ** -0.5
     Q, K, V = value(q) * scale, value(k), value(v)
     E = Q @ adjoint(K)                                  # [B, heads, T, T], in place from here on
@@ -124,9 +150,25 @@ def softmax_attention(q, k, v):
 def mesa_attention(q, k, v, lam):
     """o_t = sum_{i<=t} v_i (k_i . R_t q_t), the mesa layer.
 
-    q, k [B, heads, T, Dk], v [B, heads, T, Dv], lam [heads] -> [B, heads, T, Dv]
+    q, k [B, heads, T, Dk], v [B, heads, T, Dv], lam [heads] > 0 -> [B, heads, T, Dv]
+
+    All of one floating-point type, which is that of the result.  Until t = Dk, p_t has size lambda,
+    and log10(lambda |k|^2) digits of o_t are lost, of the gradients of k and lambda twice as many:
+    use it in float32 up to lambda |k|^2 of about 1e3, as an oracle in float64 up to 1e6.
+    Raises ValueError for other shapes and types, FloatingPointError where lambda is not positive or
+    a key is not finite.
     """
     return linear_attention(precondition(q, k, lam), k, v)
+
+
+def need_lambda(lam, K):
+    """ValueError unless lam is one number for each head of keys K [B, heads, T, Dk], and on the CPU
+    FloatingPointError unless these are positive and finite."""
+    if K.ndim != 4:
+        raise ValueError(f"q and k must be [B, heads, T, Dk], not {K.shape}")
+    need_shape("lam", lam, K.shape[1:2])
+    if xp.module is np and not ((lam > 0) & (lam < np.inf)).all():
+        raise FloatingPointError(f"lam must be positive and finite, not {lam}")
 
 
 def precondition_direct(Q, K, lam):
@@ -134,19 +176,21 @@ def precondition_direct(Q, K, lam):
 
     Q, K [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk].  The oracle of the tests.
     """
+    need_lambda(lam, K)
     gram = (K[..., :, None] * K[..., None, :].conj()).cumsum(axis=2)        # [B, heads, T, Dk, Dk]
     ridge = xp.eye(K.shape[-1], dtype=K.dtype) / lam[:, None, None, None]
     return xp.linalg.solve(gram + ridge, Q[..., None])[..., 0]
 
 
-def sherman_morrison(K, X, lam):
+def sherman_morrison(X, K, lam):
     """Rows R_t x_t by the recursion of the paper: the inverse of a matrix after adding k k^T to it,
 
         R_t = R_{t-1} - u_t u_t^T / nu_t,   u_t = R_{t-1} k_t,   nu_t = 1 + k_t . u_t,
 
     from R_0 = lambda I, in O(Dk^2) per token.  x_t is a row of X: queries, or cotangents.
-    K, X [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk]
+    X, K [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk]
     """
+    need_lambda(lam, K)
     R = xp.eye(K.shape[-1], dtype=K.dtype) * lam[:, None, None]     # later [B, heads, Dk, Dk]
     rows = []
     for t in range(K.shape[2]):
@@ -175,9 +219,11 @@ def precondition(q, k, lam):
         attention, summed over both roles of k:  -(tril(H K^T)^T P + A^T H)  with  A = tril(P K^T).
     3.  The cotangent of lambda is  sum_t h_t . p_t / lambda^2.
     No R_t is kept: the second sweep needs two vectors per token and a matrix per chunk of tokens.
-    Raises FloatingPointError where a key is not finite or overflows.
+    Raises what mesa_attention does.
     """
+    need_rows(q=q, k=k)
     Q, K, lam_ = value(q), value(k), value(lam)
+    need_lambda(lam_, K)
     sweep = square_root_sweep(K, lam_)
     P = apply_R(*sweep, Q)
 
@@ -188,10 +234,10 @@ def precondition(q, k, lam):
     return record(P, (q, k, lam), vjp)
 
 
-def reverse_sweep(K, X, R):
+def reverse_sweep(X, K, R):
     """Rows R_t x_t from the last to the first, from R = R_T alone: the paper's backward.  Real.
 
-    K, X [B, heads, T, Dk], R [B, heads, Dk, Dk] -> (rows [B, heads, T, Dk], the R_0 it arrives at)
+    X, K [B, heads, T, Dk], R [B, heads, Dk, Dk] -> (rows [B, heads, T, Dk], the R_0 it arrives at)
 
     Undoing an update, R_{t-1} = R_t + u u^T / (1 - k_t . u) with u = R_t k_t here, needs no memory
     at all.  But where the update has removed almost everything, 1 - k_t . u is almost zero, and
@@ -232,17 +278,25 @@ class Config:
 # [B, heads, 1, .]) -> (o [B, heads, 1, Dv], new memory).
 
 
+def need_one_token(q):
+    if q.shape[2] != 1:
+        raise ValueError(f"a stream takes one token at a time, [B, heads, 1, Dk], not {q.shape}")
+
+
 def linear_step(KV, q, k, v):
     """o_t = KV_t^T q_t.   Memory: KV_t = sum_{i<=t} k_i v_i^T [B, heads, Dk, Dv]"""
+    need_one_token(q)
     KV = adjoint(k) @ v if KV is None else KV + adjoint(k) @ v
     return q @ KV, KV
 
 
 def mesa_step(memory, q, k, v, lam):
-    """o_t = KV_t^T p_t, p_t = R_t q_t.
+    """o_t = KV_t^T p_t, p_t = R_t q_t; lam [heads].
 
-    Memory: KV, and the root of R_t in double precision; a step of `square_root_sweep`, in rows.
+    Memory: KV, and the root of R_t [B, heads, Dk, Dk] in double precision; a step of
+    `square_root_sweep`, in rows.
     """
+    need_one_token(q)
     KV, root = memory or (None, xp.eye(k.shape[-1]) * (lam ** 0.5)[:, None, None])
     f = k @ root.conj()                                             # [B, heads, 1, Dk]
     nu = 1 + (f.conj() * f).real.sum(axis=-1, keepdims=True)
@@ -255,6 +309,7 @@ def mesa_step(memory, q, k, v, lam):
 
 def softmax_step(memory, q, k, v):
     """Softmax over all keys so far.   Memory: all keys and values, [B, heads, t, .]"""
+    need_one_token(q)
     K, V = memory or (k[:, :, :0], v[:, :, :0])
     K, V = xp.concatenate([K, k], axis=2), xp.concatenate([V, v], axis=2)
     return ad.softmax(q @ adjoint(K) * K.shape[-1] ** -0.5) @ V, (K, V)
@@ -300,8 +355,12 @@ def weights(config):
 
 
 def kind_of(name, config):
-    """The Kind of that name."""
-    return KINDS[name] if name in KINDS else config.more_kinds[name]
+    """The Kind of that name; ValueError if there is none."""
+    known = KINDS | config.more_kinds
+    if name not in known:
+        raise ValueError(f"there is no kind of layer '{name}': kinds is a tuple of some of "
+                         f"{', '.join(known)}")
+    return known[name]
 
 
 def init_params(rng, config, std=0.02):
@@ -380,11 +439,14 @@ def transformer(params, x, config, trace=None, memory=None):
             memory what the layers keep of all tokens before.  Start with {}, and pass the same dict
             with every token.  Linear and mesa layers keep matrices of fixed size, softmax layers
             all keys and values.  Forward only.
-    Raises KeyError if the model has nothing of a name that is asked for.
+    Raises KeyError if the model has nothing of a name that is asked for, ValueError for a kind or a
+    code that there is not, or several tokens of a stream at once.
     """
     start, left = 0, set(trace or ())
     if memory is not None:
-        start = memory["t"] = memory.get("t", -1) + 1
+        start = memory.get("t", -1) + 1
+        if x.shape[1] != 1:
+            raise ValueError(f"a stream takes one token at a time, [B, 1, d_in], not {x.shape}")
 
     def keep(name, a):                                  # an array, or a function that makes it
         if name in left:
@@ -396,6 +458,8 @@ def transformer(params, x, config, trace=None, memory=None):
         code = position_code(start, x.shape[1], config.width, e.dtype)      # [T, D]
     if config.positional == "add":
         e, code = e + code, None
+    elif config.positional not in ("none", "concat"):
+        raise ValueError(f"positional must be none, add or concat, not '{config.positional}'")
     for l, kind in enumerate(config.kinds):
         b = f"blocks.{l}."
         keep(f"acts.{l}", e)
@@ -408,6 +472,8 @@ def transformer(params, x, config, trace=None, memory=None):
             e = e + ad.gelu(z @ params[b + "w1"]) @ params[b + "w2"]
         if config.clamp:
             e = ad.clip(e, -config.clamp, config.clamp)
+    if memory is not None:
+        memory["t"] = start
     keep(f"acts.{len(config.kinds)}", e)
     if left:
         raise KeyError(f"this model has no {', '.join(sorted(left))}")
@@ -431,6 +497,7 @@ def activations(params, x, config, names):
 
 def squared_error(prediction, target):
     """1/2 E|prediction - target|^2, the mean over batch and time: [B, T, d] -> scalar."""
+    need_shape("prediction", prediction, target.shape)
     B, T, _ = target.shape
     error = prediction - target
     return (error * error).sum() * (0.5 / (B * T))

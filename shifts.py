@@ -137,7 +137,7 @@ def verdict(in_distribution, r2, of_proxy, of_model):
 
 # ----------------------------------------------------------------------------------- measurements
 
-FULL = dict(sequences=512, distil=2_000, distilled=range(1, 8))
+FULL = dict(sequences=512, distil=2_000, distilled=tuple(range(1, 8)))
 SIZE = {"full": FULL, "quick": FULL | dict(sequences=256, distil=500, distilled=(1, 4, 7)),
         "smoke": dict(sequences=16, distil=2, distilled=(1,))}
 

@@ -40,6 +40,10 @@ class UserError(Exception):
     to type instead."""
 
 
+class Unknown(UserError):
+    """A name that is not among those that are known."""
+
+
 def printable(text):
     """A text with everything escaped that a terminal or a picture cannot show: line ends, control
     characters, bytes of a file name without a meaning."""
@@ -142,7 +146,7 @@ def reading(path, what, remedy):
     UserError: the parsers that are used there fail in many ways, and it is always the file."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, Unknown):
         raise
     except Exception as e:
         raise UserError(f"{path} is damaged, or not a {what} of this program ({str(e)[:300]}); "
@@ -252,6 +256,16 @@ def save_metrics(folder, state):
     write_text(folder / "metrics.csv", "\n".join(rows) + "\n")
 
 
+def settings_in(path, written, settings_class):
+    """The settings of a file; Unknown if they name, for example, a task of the user's own that is
+    not registered in this process: the file may be whole."""
+    try:
+        return settings_class().changed(written)
+    except Unknown as e:
+        raise Unknown(f"cannot read {path}: {e}; what is your own has to be registered before, for "
+                      f"example data.TASKS['mine'] = mine") from None
+
+
 META = {"version": int, "step": int, "seconds": float, "rng": dict, "settings": dict}
 
 
@@ -271,7 +285,7 @@ def load_checkpoint(folder, settings_class):
             raise ValueError("its description is not as this program writes it")
         if meta["version"] != 1:
             raise ValueError(f"its format is {meta['version']}, not 1")
-        settings = settings_class().changed(meta["settings"])
+        settings = settings_in(path, meta["settings"], settings_class)
         rng = np.random.default_rng()
         rng.bit_generator.state = meta["rng"]
         if rng.bit_generator.state != meta["rng"]:
@@ -304,7 +318,7 @@ def load_model(path, settings_class):
     not fit together."""
     arrays = load_arrays(path)
     with reading(path, "model", "move it away and make it again"):
-        settings = settings_class().changed(json.loads(str(arrays.pop("settings"))))
+        settings = settings_in(path, json.loads(str(arrays.pop("settings"))), settings_class)
         need_arrays(arrays, shapes_of(settings), settings.dtype, "weights")
     return {name: to_backend(w) for name, w in arrays.items()}, settings
 

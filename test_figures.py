@@ -1,5 +1,6 @@
 """The claims of the figures, made from made-up results: each holds where it should, and fails where
 it should."""
+import importlib
 import os
 
 import figures                                          # before NumPy: it sets BLAS's threads
@@ -196,6 +197,19 @@ def test_what_two_runs_or_measurements_leave_lies_in_two_files():
         runs = {name for _, *names in all_of for name in names}
         assert len({lab.kept(f, names, "quick", 0) for f, *names in all_of}) == len(all_of)
         assert len({lab.slug(name) for name in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("study", ["figures", "ablations", "emergence", "evolution", "forms",
+                                   "illusions", "language", "origins", "precision", "price"])
+def test_every_measurement_has_a_place_for_every_seed_in_every_profile(study):
+    module = importlib.import_module(study)
+    declared = module.declare() if hasattr(module, "declare") else module.FIGURES
+    sizes = module.all_sizes() if study == "illusions" else module.SIZE
+    one_of_each = {f: names for figure in declared.values() for f, *names in figure.measurements}
+    for profile in ("full", "quick"):
+        here = lab.Lab(getattr(module, "settings_of", None), sizes, profile)
+        places = {here.place(f, one_of_each[f], seed) for f in one_of_each for seed in (0, 1)}
+        assert len(places) == 2 * len(one_of_each)
 
 
 def test_the_recipe_of_a_figure_makes_one(tmp_path):

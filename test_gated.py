@@ -105,6 +105,33 @@ def test_one_token_at_a_time_is_the_same(layer):
             rows.append(o)
         assert np.allclose(np.concatenate(rows, axis=2), whole(*layer), rtol=1e-9)
         assert np.shape(memory) == shape
+        with pytest.raises(ValueError, match="one token at a time"):
+            step(None, *inputs, ridge)
+
+
+@pytest.mark.parametrize("dtype, bound", [("float64", 1e-12), ("float32", 1e-4)])
+@pytest.mark.parametrize("least", [-1e2, -1e9, -np.inf])
+def test_a_share_of_zero_forgets_and_harms_nothing_after_it(least, dtype, bound, layer):
+    """As where one text ends and the next begins: two layers, one after the other."""
+    q, k, v, log_gamma, beta, ridge = (x.astype(dtype) for x in layer)
+    log_gamma[:, :, 5] = least
+    whole = gated.gated_attention(q, k, v, log_gamma, beta, ridge)
+    for part in (slice(0, 5), slice(5, None)):
+        rows = [x[:, :, part] for x in (q, k, v, log_gamma, beta)]
+        assert np.allclose(whole[:, :, part], gated.gated_direct(*rows, ridge), bound, bound)
+
+
+@pytest.mark.parametrize("name, wrong, says", [
+    ("log_gamma", np.exp, "log_gamma must not be positive"),
+    ("log_gamma", lambda a: a[:, :, :-1], "log_gamma must be an array of shape"),
+    ("beta", lambda a: a[:1], "beta must be an array of shape"),
+    ("ridge", lambda a: a[:, :1], "ridge must be an array of shape"),
+    ("v", lambda a: a[:, :, :-1], "with the same B, heads, T and Dk"),
+    ("k", lambda a: a.astype(int), "k holds int64")])
+def test_arguments_that_would_give_wrong_numbers_are_named(name, wrong, says, layer):
+    inputs = dict(zip(("q", "k", "v", "log_gamma", "beta", "ridge"), layer, strict=True))
+    with pytest.raises(ValueError, match=says):
+        gated.gated_attention(**inputs | {name: wrong(inputs[name])})
 
 
 # ------------------------------------------------------------------------------------ gradients
@@ -142,7 +169,7 @@ def test_conjugate_gradients_equal_sherman_morrison_after_key_size_steps(rng):
     q, k = unit(q), unit(k)
     lam, one = np.array([0.5, 1.0, 4.0]), np.ones((2, 3, 150))
     more = 0 * one, one, np.repeat(1 / lam[:, None], 8, axis=1)
-    ours, theirs = gated.solve(q, k, *more, 8), mesa.sherman_morrison(k, q, lam)
+    ours, theirs = gated.solve(q, k, *more, 8), mesa.sherman_morrison(q, k, lam)
     assert np.abs(ours - theirs).max() < 1e-8 * np.abs(theirs).max()
     leaves = [Tensor(x) for x in (q, k)]
     ours = backward(gated.solve(*leaves, *more, 10), leaves, G)
@@ -219,7 +246,7 @@ def test_kinds_are_those_that_a_config_is_given(rng):
     check_gradients(lambda w: mesa.transformer(params | {"blocks.1.gamma": w}, x, CONFIG),
                     params["blocks.1.gamma"], rng=rng)
     plain = replace(CONFIG, more_kinds={})
-    with pytest.raises(KeyError, match="mean"):
+    with pytest.raises(ValueError, match="no kind of layer 'mean'"):
         mesa.transformer(params, x, plain)
     assert mesa.kind_of("mesa", CONFIG) is mesa.kind_of("mesa", plain) is mesa.KINDS["mesa"]
 

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -419,10 +420,10 @@ def test_complex_mesa_vjp_equals_finite_differences(rng):
 def test_preconditioners_equal_the_direct_solve(draw, rng):
     Q, K, lam = draw(rng, 2, 2, 12, 4), draw(rng, 2, 2, 12, 4), np.array([1.0, 50.0])
     P = mesa.precondition_direct(Q, K, lam)
-    assert relative(mesa.sherman_morrison(K, Q, lam), P) < 1e-11
+    assert relative(mesa.sherman_morrison(Q, K, lam), P) < 1e-11
     assert relative(mesa.precondition(Q, K, lam), P) < 1e-11
     low = [a.astype("complex64" if np.iscomplexobj(a) else "float32") for a in (Q, K, lam)]
-    for f in (mesa.precondition_direct, lambda Q, K, lam: mesa.sherman_morrison(K, Q, lam)):
+    for f in (mesa.precondition_direct, mesa.sherman_morrison):
         assert f(*low).dtype == low[0].dtype
 
 
@@ -435,10 +436,10 @@ def test_reverse_sweep_equals_the_forward_sweep_and_drifts(rng):
         for lam in (1.0, 100.0):
             k, x, lam_ = K.astype(dtype), X.astype(dtype), np.array([lam], dtype)
             R_T = np.linalg.inv(K.swapaxes(2, 3) @ K + np.eye(10) / lam).astype(dtype)
-            rows, R_0 = mesa.reverse_sweep(k, x, R_T)
+            rows, R_0 = mesa.reverse_sweep(x, k, R_T)
             drift[dtype, lam] = np.median(np.abs(R_0 / lam - np.eye(10)).max(axis=(1, 2, 3)))
             if dtype == "float64":
-                assert relative(rows, mesa.sherman_morrison(k, x, lam_)) < 1e-6
+                assert relative(rows, mesa.sherman_morrison(x, k, lam_)) < 1e-6
     assert drift["float64", 1.0] < 1e-11
     assert drift["float32", 1.0] < 1e-3 < 1e-2 < drift["float32", 100.0]
     assert drift["float64", 100.0] > 1e3 * drift["float64", 1.0]
@@ -479,6 +480,25 @@ def test_keys_that_overflow_are_refused(bad, rng):
     k[0, 0, 2, 1] = bad
     with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="not finite"):
         mesa.precondition(q, k, np.ones(1))
+
+
+@pytest.mark.parametrize("change, error, says", [
+    (dict(q=lambda q: q.astype(int)), ValueError, "q holds int64: pass floating-point numbers"),
+    (dict(v=lambda v: v[:, :, :-1]), ValueError, "with the same B, heads, T and Dk, not"),
+    (dict(k=lambda k: k[:, :1]), ValueError, "with the same B, heads, T and Dk, not"),
+    (dict(q=lambda q: q[0], k=lambda k: k[0], v=lambda v: v[0]), ValueError, "q and k must be"),
+    (dict(lam=lambda lam: np.ones((2, 3))), ValueError, r"lam must be an array of shape \(3,\)"),
+    (dict(lam=lambda lam: np.ones(1)), ValueError, r"lam must be an array of shape \(3,\)"),
+    (dict(lam=lambda lam: 1.0), ValueError, r"lam must be an array of shape \(3,\)"),
+    (dict(lam=lambda lam: -lam), FloatingPointError, "lam must be positive and finite"),
+    (dict(lam=lambda lam: lam * np.inf), FloatingPointError, "lam must be positive and finite")])
+def test_arguments_that_would_give_wrong_numbers_are_named(change, error, says, rng):
+    """At T = 128 a missing token would be filled up with zeros, without a word."""
+    q, k, v = rng.standard_normal((3, 2, 3, 128, 4))
+    inputs = {"q": q, "k": k, "v": v, "lam": np.ones(3)}
+    mesa.mesa_attention(**inputs)
+    with pytest.raises(error, match=says):
+        mesa.mesa_attention(**inputs | {name: f(inputs[name]) for name, f in change.items()})
 
 
 @pytest.mark.parametrize("kind", ["linear", "softmax", "mesa"])
@@ -592,6 +612,31 @@ def test_streaming_equals_the_parallel_forward(positional, rng):
         sizes.append(memory["blocks.1."].nbytes + sum(a.nbytes for a in memory["blocks.2."]))
     assert sizes[1] == sizes[-1]        # constant, while the softmax layer's cache has grown with t
     assert memory["blocks.0."][0].shape == (2, 2, 90, 3)
+    q, k, v = rng.standard_normal((3, 2, 2, 5, 3))
+    for name, kind in mesa.KINDS.items():
+        with pytest.raises(ValueError, match="one token at a time"):
+            kind.step(None, q, k, v, *[np.ones(2)] * (name == "mesa"))
+
+
+def test_a_stream_that_refused_two_tokens_goes_on_as_if_nothing_had_been(rng):
+    config = replace(FULL, kinds=("softmax", "mesa"), positional="concat")
+    params, x, memory = mesa.init_params(rng, config, std=0.5), rng.standard_normal((2, 3, 4)), {}
+    mesa.transformer(params, x[:, :1], config, memory=memory)
+    with pytest.raises(ValueError, match="one token at a time"):
+        mesa.transformer(params, x[:, 1:], config, memory=memory)
+    for t in (1, 2):
+        y = mesa.transformer(params, x[:, t:t + 1], config, memory=memory)
+    assert relative(y[:, 0], mesa.transformer(params, x, config)[:, 2]) < 1e-12
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(kinds=("mess",)), "there is no kind of layer 'mess'"),
+    (dict(kinds="mesa"), "kinds is a tuple of some of linear, softmax, mesa"),
+    (dict(positional="rope"), "positional must be none, add or concat, not 'rope'")])
+def test_a_config_that_makes_no_model_is_named(change, says, rng):
+    params, config = mesa.init_params(rng, FULL), replace(FULL, **change)
+    with pytest.raises(ValueError, match=says):
+        mesa.transformer(params, rng.standard_normal((2, 3, 4)), config)
 
 
 # ---------------------------------------------------------------------------------------- theory
@@ -987,6 +1032,7 @@ def tiny(preset, **changes):
 def test_examples_in_the_texts(tmp_path, monkeypatch):
     """The Python blocks of README and NOTES print what stands there."""
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(HERE / "golden", "golden")          # some read it
     monkeypatch.setattr(data, "TASKS", dict(data.TASKS))
     runner, found = doctest.DocTestRunner(verbose=False), 0
     for name in ("README.md", "NOTES.md"):

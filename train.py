@@ -31,7 +31,7 @@ import data
 import mesa
 import store
 from signals import Output, heeding, interrupts
-from store import State, UserError
+from store import State, Unknown, UserError
 from workers import PIECE, Workers, keep_memory, pieces
 
 # -------------------------------------------------------------------------------------- settings
@@ -148,6 +148,11 @@ class Settings:
             if not holds:
                 raise UserError(message)
 
+        for f in fields(self):
+            expected = getattr(f.type, "__origin__", f.type)            # tuple[str, ...]: tuple
+            v = getattr(self, f.name)
+            need(isinstance(v, (int, float) if expected is float else expected),
+                 f"{f.name} must be of type {expected.__name__}, not {v!r}")
         floats = " ".join(f.name for f in fields(self) if f.type is float)
         finite = floats, lambda v: abs(v) <= 1e100, "be finite, and at most 1e100"
         for names, holds, what in (finite, *BOUNDS):
@@ -191,12 +196,12 @@ def converted(v, type_):
 
 
 def choose(what, name, allowed):
-    """`name` if it is one of `allowed`, otherwise a UserError with the nearest one."""
+    """`name` if it is one of `allowed`, otherwise Unknown, a UserError, with the nearest one."""
     if name in allowed:
         return name
     near = difflib.get_close_matches(name, allowed, n=1)
     guess = f": did you mean '{near[0]}'?" if near else ""
-    raise UserError(f"unknown {what} '{name}'{guess} (there are {', '.join(allowed)})")
+    raise Unknown(f"unknown {what} '{name}'{guess} (there are {', '.join(allowed)})")
 
 
 _softmax = Settings(tokens="raw", kinds=("softmax",), width=40, embed=True, positional="concat",
@@ -319,8 +324,13 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
 
 
 def sequences(s, rng, B):
-    """B new sequences [B, T+1, d] of the task of settings s, in float64."""
-    return data.TASKS[s.task](rng, B, s.T, **s.family)
+    """B new sequences [B, T+1, d] of the task of settings s, in float64.  UserError if the task, a
+    user's own, returns another shape."""
+    x, shape = data.TASKS[s.task](rng, B, s.T, **s.family), (B, s.T + 1, s.d)
+    if x.shape != shape:
+        raise UserError(f"task '{s.task}' must return states [B, T + 1, d], here {shape}, not "
+                        f"{x.shape}")
+    return x
 
 
 def heldout_sequences(s):
