@@ -113,6 +113,39 @@ def test_a_model_is_not_shown_the_label_of_the_query(rng):
     assert not np.allclose(out, cl.answers(params, s, first, {}))
 
 
+def test_rivals_are_tuned_on_their_own_problems(rng):
+    """What is chosen does not depend on what is judged."""
+    tune = cl.problems(rng, 60, 8, 3, "20 % of labels flipped")
+    chosen = [cl.rival_scores(tune, cl.problems(rng, 60, 8, 3, kind))[1] for kind in cl.PROBLEMS]
+    assert all(c == chosen[0] for c in chosen)
+
+
+def test_a_model_is_tuned_and_judged_on_what_it_says(rng, monkeypatch):
+    """The second EOS on boundaries, from the first; rivals on other problems than those they are
+    judged on; and two accuracies differ by what tells the two apart."""
+    s = replace(train.PRESETS["hybrid-2"], d=3, T=20, width=8, key_size=4, heads=2, mlp_width=8)
+    run = type("Run", (), {"settings": s, "params": mesa.init_params(rng, s.config, 0.4)})
+    run.params = {k: w.astype("float32") for k, w in run.params.items()}
+    tuned, shown, scores = [], [], cl.rival_scores
+
+    def tune_tokens(params, s, n, start, frozen, draw=None, **_):
+        tuned.append((start["eos"].copy(), draw))
+        return {"eos": start["eos"] + 1}
+
+    def rival_scores(tune, judge):
+        shown.append((tune, judge))
+        return scores(tune, judge)
+    monkeypatch.setattr(probes, "tune_tokens", tune_tokens)
+    monkeypatch.setattr(cl, "rival_scores", rival_scores)
+    found = cl.classification(dict(pairs=5, problems=50, tuning=0, lr=0), 0, run)
+    (first, regression), (second, boundaries) = tuned
+    assert regression is None and boundaries is cl.boundaries and np.array_equal(second, first + 1)
+    assert not any(np.isin(tune.x, judge.x).any() for tune, judge in shown)
+    nearest = found["rivals"][found["names"].index("nearest neighbour")]
+    assert np.allclose((found["apart"][..., 0] - found["apart"][..., 1]) / 50,
+                       found["accuracy"] - nearest)
+
+
 def test_sides_are_counted_where_rivals_differ_apart_for_who_is_right():
     own, a, b = np.array([1, -1, 2, 3]), np.array([1, 1, -1, 1]), np.array([1, -1, 1, -1])
     truth = np.array([1, 1, 1, 1])
@@ -141,6 +174,13 @@ def test_the_difference_of_two_accuracies_is_known_from_where_they_differ(rng):
         lower.append(cl.difference(*cl.apart(own, other, truth), count))
     # own is right on 0.8, the other on 0.5 * 0.8 + 0.5 * 0.6
     assert np.mean(np.array(lower) > 0.1) == pytest.approx(0.025, abs=0.012)
+
+
+def test_a_difference_has_the_standard_error_of_paired_answers(rng):
+    own, other = rng.choice([-1, 1], (2, 200), p=[0.2, 0.8])
+    d = (own > 0) * 1.0 - (other > 0)
+    expected = d.mean() - 1.96 * d.std() / np.sqrt(200)
+    assert cl.difference(*cl.apart(own, other, np.ones(200)), 200) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("k, n", [(0, 10), (7, 10), (450, 500)])
@@ -181,6 +221,25 @@ def test_claims_hold_where_they_should_and_fail_where_they_should(good):
     for c in lab.judged(made, figure.claims(made, *found), {name: {} for name in cl.FEW}):
         assert np.isfinite(c["measured"]) and c["holds"] is good, c
     plt.close(figure.draw(made, *found))
+
+
+def test_what_an_interval_leaves_open_does_not_hold():
+    """Sides are judged where least squares is wrong, against the rival that could be right there;
+    accuracies by the lower end."""
+    open_, stored = few([], True), cl.PROBLEMS.index("query stored with the wrong label")
+    open_["sides"][..., 1, :] = [55, 100]
+    open_["accuracy"][:, stored] = 0.51
+    for i, kind in enumerate(cl.PROBLEMS):
+        _, expected, values = cl.side_row(kind, 0, i, [open_])
+        assert not lab.holds(expected, values[0])
+    _, expected, values = cl.accuracy_row(cl.PROBLEMS[stored], 0, stored, [open_])
+    assert not lab.holds(expected, values[0])
+    kernel = few([], True)
+    kernel["sides"][:, :, 0] = [10, 100]                # against the nearest neighbour
+    held = [lab.holds(*cl.side_row(kind, 0, i, [kernel])[1:2],
+                      cl.side_row(kind, 0, i, [kernel])[2][0])
+            for i, kind in enumerate(cl.PROBLEMS)]
+    assert held == [i == stored for i in range(len(cl.PROBLEMS))]
 
 
 def test_runs_that_have_not_arrived_are_left_out_of_the_text_of_a_claim():

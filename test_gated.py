@@ -204,6 +204,15 @@ def test_converged_rows_stay_in_single_precision(layer):
     assert np.allclose(gated.solve(*args, 40), gated.solve(*args, 4), rtol=1e-4, atol=1e-6)
 
 
+def test_rows_go_on_until_they_are_solved_to_rounding(rng):
+    """|r| falls to eps |q|, not only |r|^2 to eps |q|^2."""
+    q, k = unit(rng.standard_normal((2, 1, 1, 60, 8)))
+    more = np.full((1, 1, 60), -0.02), np.full((1, 1, 60), 0.5), np.full((1, 8), 0.3)
+    for dtype, bound in (("float64", 1e-13), ("float32", 3e-6)):
+        system = [a.astype(dtype) for a in (q, k, *more)]
+        assert gated.residual(gated.solve(*system, 30), *system).max() < bound
+
+
 def test_cotangents_that_nearly_vanish_are_no_failure(layer):
     """In single precision the square of 1e-21 is below the smallest number."""
     q, *more = (x.astype("float32") for x in system(layer))
@@ -236,6 +245,17 @@ def test_gates_start_where_they_should_and_stay_in_their_range(rng):
     assert np.allclose(ridge, 0.25)
     sigmoid = np.exp(gated.log_sigmoid(np.array([-800.0, 0, 2])))
     assert np.allclose(sigmoid, [0, 0.5, 1 / (1 + np.exp(-2))])
+
+
+def test_a_bias_of_a_gate_moves_that_gate(rng):
+    """gamma = sigmoid(4 + bias), beta = sigmoid(bias), Lambda = 1/4 + 3/4 exp(bias)."""
+    bias = {"gamma.bias": np.array([1.0, -2]), "beta.bias": np.array([-1.0, 3]),
+            "ridge.bias": np.full((2, 3), 0.5)}
+    zero = {name: np.zeros(w.shape) for name, w in gated.gate_weights(CONFIG).items()}
+    log_gamma, beta, ridge = gated.gates((zero | bias).get, rng.standard_normal((2, 5, 6)))
+    assert np.allclose(np.exp(log_gamma[0, :, 0]), 1 / (1 + np.exp([-5, -2])))
+    assert np.allclose(beta[0, :, 0], 1 / (1 + np.exp([1, -3])))
+    assert np.allclose(ridge, 0.25 + 0.75 * np.exp(0.5))
 
 
 def test_kinds_are_those_that_a_config_is_given(rng):

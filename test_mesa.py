@@ -1565,11 +1565,29 @@ def test_runs_that_have_not_arrived_are_named_and_not_judged():
             for names in (["good"], ["good", "mixed"], ["bad"], ["mixed", "bad"])]
     all_, two, none, both = lab.judged(laboratory(seeds=(0, 1, 2)), rows, courses)
     assert all_["holds"] is False and "not judged" not in all_
-    assert two["holds"] is True and two["seeds"] == [0, 1]
+    assert two["holds"] is True and two["seeds"] == [0, 1] and two["spread"] == 0
     assert two["not judged"] == ["mixed, seed 2: on a plateau"]
     assert none["holds"] is None and none["measured"] == pytest.approx(11 / 3)
     assert len(none["not judged"]) == 3 and len(both["not judged"]) == 4    # seed 2 of both
     assert "not judged" in lab.markdown([none]) and "mixed, seed 2" in lab.markdown([two])
+
+
+def test_the_course_of_every_run_of_a_measurement_counts(tmp_path):
+    f, names = measure.context, ("linear-1", "linear-6")
+    courses = {f"course {i}": np.array([[0, 2.0], [90, before], [100, 0.1]])
+               for i, before in enumerate((0.1, 0.2))}
+    store.save_arrays(tmp_path / lab.kept(f, names, "smoke", 0), courses)
+    figure = lab.Figure([(f, *names)], lambda lab, found: [
+        ("f", "text", "ours", "> 0", [1.0], name) for name in names],
+        lambda *_: matplotlib.figure.Figure())
+    claims = lab.make("f", figure, laboratory(data=tmp_path), tmp_path / "out")
+    assert [c["holds"] for c in claims] == [True, None]
+
+
+def test_totals_count_claims_with_a_predicate_and_those_not_judged_apart():
+    claims = [{"expected": expected, "holds": verdict} for expected, verdict in (
+        ("> 1", True), ("> 1", True), ("> 1", False), ("> 1", None), ("", None))]
+    assert lab.totals(claims).startswith("2 claims hold, 1 do not, 1 are not judged")
 
 
 def test_profiles_change_the_settings_they_should():
@@ -1615,6 +1633,34 @@ def test_the_key_of_a_measurement_covers_the_code_it_runs():
                 ("train", "main")} & names
     assert ("train", "adamw") in reached(measure.linearised)
     assert ("mesa", "KINDS") in reached(measure.depth)
+
+
+def test_a_key_covers_every_binding_of_a_name(monkeypatch, tmp_path):
+    (tmp_path / "twice.py").write_text("import os\nA = os.one\nA = A + os.two\n", encoding="utf-8")
+    monkeypatch.setattr(lab, "__file__", str(tmp_path / "lab.py"))
+    code, uses = lab.definitions("twice")["A"]
+    assert code == "A = os.one\nA = A + os.two\n" and {("os", "one"), ("os", "two")} <= uses
+
+
+def test_a_measurement_has_a_key_for_its_seed_its_runs_and_the_sizes_it_names():
+    here = laboratory()
+    place = here.place(measure.windowed, ("hybrid-2, partial",), 0)
+    other = {"smoke": here.sizes["smoke"] | {"judge": 7}}
+    unused = {"smoke": here.sizes["smoke"] | {"dims": (2,)}}
+    assert len({place, here.place(measure.windowed, ("hybrid-2, partial",), 1),
+                here.place(measure.windowed, ("softmax-7, partial",), 0),
+                replace(here, sizes=other).place(measure.windowed, ("hybrid-2, partial",), 0)}) == 4
+    assert replace(here, sizes=unused).place(measure.windowed, ("hybrid-2, partial",), 0) == place
+    assert here.place(measure.over_dimensions, (), 0) != here.place(measure.over_dimensions, (), 1)
+
+
+def test_many_runs_leave_a_file_of_their_own():
+    names = [f"softmax-7, number {i}" for i in range(20)]
+    of = {lab.kept(measure.context, some, "full", 0) for some in (names, names[:-1], names[::-1])}
+    assert len(of) == 3 and max(map(len, of)) < 255
+    a, b = (lab.kept(measure.bindings, [f"softmax-7, partial, a name of more letters than 40, {c}"],
+                     "full", 0) for c in "ab")
+    assert a != b
 
 
 @pytest.fixture(scope="module")
@@ -1693,6 +1739,8 @@ def test_a_run_that_was_interrupted_does_not_replace_shipped_weights(smoke, tmp_
     figure, out = figures.FIGURES["fig3b"], tmp_path / "out"
     lab.make("fig3b", figure, smoke, out)
     shipped = (out / "weights" / "linear-1.npz").read_bytes()
+    weights, _ = store.load_model(out / "weights" / "linear-1.npz", train.Settings)
+    assert all(np.array_equal(w, smoke.run("linear-1", 0).params[k]) for k, w in weights.items())
     other = replace(smoke, cache=tmp_path / "runs")
     run = other.run("linear-1", 0)
     loss_fn, sample = run.settings.objective()
@@ -1732,6 +1780,21 @@ def test_a_failing_job_is_reported_and_the_others_are_called_off(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------- probes
+
+def test_losses_by_position_have_the_mean_loss_as_their_mean(rng):
+    a, b = rng.standard_normal((2, 7, 5, 3))
+    assert probes.by_position(a, b).mean() == pytest.approx(probes.loss(a, b))
+    assert probes.by_position(a, b)[2] == pytest.approx(0.5 * ((a - b)[:, 2] ** 2).sum() / 7)
+
+
+def test_cosines_count_alike_whatever_the_lengths():
+    assert probes.cosine(np.array([[1.0, 0], [0, 9]]), np.array([[3.0, 0], [9, 0]])) == 0.5
+
+
+def test_distances_by_hand():
+    assert np.allclose(probes.distances(np.array([1.3, 0.7]), np.ones(2), np.array([1, 2])),
+                       [0.2, np.sqrt((np.log([1.3, 0.7]) ** 2).mean())])
+
 
 def test_probe_is_scored_on_sequences_it_was_not_fitted_to(rng):
     acts = rng.standard_normal((400, 3, 20))
@@ -1793,6 +1856,44 @@ def test_attention_map_is_a_mean_of_distributions(rng):
     mean, std = probes.attention_map(params, s, x)
     assert mean.shape == std.shape == (4, 6, 6)
     assert np.allclose(mean.sum(axis=-1), 1) and (np.triu(mean, 1) == 0).all()
+
+
+def test_outliers_are_those_of_their_position(rng):
+    target = rng.standard_normal((200, 3, 4)) * np.array([1, 10, 100])[:, None]
+    target[0] *= 20
+    keep = probes.not_outliers(target)
+    assert not keep[0].any() and keep[1:].mean() > 0.97
+
+
+def test_attention_maps_vary_by_their_standard_deviation(rng):
+    s = replace(train.PRESETS["softmax-3"], d=2, T=6, width=8, key_size=3, mlp_width=5)
+    params, x = mesa.init_params(rng, s.config, std=0.4), data.linear_sequences(rng, 2, 6, d=2)
+    one, other = (probes.attention_map(params, s, x[i:i + 1])[0] for i in (0, 1))
+    assert np.allclose(probes.attention_map(params, s, x)[1], np.abs(one - other) / 2, atol=1e-6)
+
+
+def test_the_model_of_products_keeps_its_clamp(rng):
+    s = replace(train.PRESETS["linear-2"], d=3, T=8, dtype="float64", clamp=0.2)
+    params, x = mesa.init_params(rng, s.config, 0.3), train.sequences(s, rng, 5)
+    out = train.predictions(params, s, x)
+    assert relative(probes.predictions_of_products(probes.products(params, s.config), s, x),
+                    out) < 1e-12
+    assert relative(train.predictions(params, replace(s, clamp=0.0), x), out) > 1e-3
+
+
+def test_a_ridge_tuned_after_t_is_that_of_later_positions():
+    x = data.linear_sequences(np.random.default_rng(7), 30, 20, d=4)
+    spec = mesa.spectrum(x)
+    target = mesa.predict(spec, mesa.ridge(spec.s, 3.0))
+    target[:, 4:] = mesa.predict(spec, mesa.ridge(spec.s, 0.2))[:, 4:]
+    assert probes.tuned(mesa.ridge, spec, [1.0], target, 4) == pytest.approx(0.2, rel=1e-3)
+
+
+def test_kernel_regression_has_the_bandwidth_that_predicts_best():
+    x = data.linear_sequences(np.random.default_rng(0), 40, 20, d=3)
+    best = probes.tuned_bandwidth(x)[0]
+    losses = [probes.loss(mesa.kernel_regression(x, h * best), x[:, 1:]) for h in (0.9, 1, 1.1)]
+    assert np.argmin(losses) == 1
 
 
 @pytest.mark.parametrize("scale", [lambda s: (s, 1.0), mesa.frobenius], ids=["plain", "normalised"])
@@ -1894,6 +1995,14 @@ def test_distillation_recovers_a_mean(rng):
     assert distance[0] < 0.2 * distance[1]
 
 
+def test_a_layer_is_distilled_on_the_task_of_its_model(rng, monkeypatch):
+    s, asked, batch = tiny("softmax-3", noise=0.5), [], data.next_token_batch
+    monkeypatch.setattr(data, "next_token_batch", lambda *a, **family: asked.append(
+        (a[2:], family)) or batch(*a, **family))
+    probes.distil(train.start(s).params, s, 1, 1, batch=4, workers=1)
+    assert all(of == ((s.T, s.task, s.tokens), s.family) for of in asked) and asked
+
+
 def test_few_shot_tokens_are_laid_out_as_pairs(rng):
     """[P, x y E x y E x y], and for two tasks [P, x y E x y, P, x' y' E x' y']: no EOS between
     tasks, the prefix again."""
@@ -1924,6 +2033,21 @@ def test_tuned_tokens_lower_the_loss_and_leave_the_model_alone(rng):
               for extra in ({"eos": first.astype("float32")}, eos, eos | prefix)]
     assert losses[0] > losses[1] > losses[2]
     assert all(np.array_equal(params[k], before[k]) for k in params) and set(prefix) == {"prefix"}
+
+
+def test_tokens_are_tuned_for_the_pairs_they_are_given_beside_those_that_are_frozen(rng):
+    s = replace(train.PRESETS["softmax-3"], d=2, T=12, width=8, key_size=4, mlp_width=8)
+    params = {k: w.astype("float32") for k, w in mesa.init_params(rng, s.config, std=0.4).items()}
+    start, eos = {"prefix": rng.standard_normal((2, 2))}, {"eos": np.ones(2, "float32")}
+    drawn = []
+
+    def draw(rng, B, n, d):
+        drawn.append((n, d))
+        return rng.standard_normal((2, B, n, d))
+    own, alone, other = (probes.tune_tokens(params, s, 4, start, frozen, 1, 0.1, **how)["prefix"]
+                         for frozen, how in ((eos, {}), ({}, {}), (eos, {"draw": draw})))
+    assert not np.array_equal(own, alone) and not np.array_equal(own, other)
+    assert set(drawn) == {(4, 2)}
 
 
 def test_least_squares_on_pairs_is_ridge_regression(rng):

@@ -114,6 +114,32 @@ def test_the_same_bytes_are_compared(monkeypatch, rng):
     assert np.allclose(itself, 0) and np.allclose(before, [16, 4]) and other.min() > 100
 
 
+def test_induction_scores_are_less_those_where_the_text_goes_on(rng, monkeypatch):
+    """Of a head that attends to the successor where the text, here a ramp, goes on, and to itself
+    elsewhere: -1; of one that always does so: 0."""
+    s, ramp = replace(tiny("softmax", 1), T=32), np.arange(256)
+
+    def maps(params, s, b, names):
+        n = b.shape[1] // 2
+        goes_on = (np.diff(b, axis=1) == 1).all(axis=1)
+        successor = np.eye(2 * n)[np.maximum(np.arange(2 * n) - n + 1, 0)]
+        A = np.where(goes_on[:, None, None], successor, np.eye(2 * n))
+        return [np.stack([A, np.broadcast_to(successor, A.shape)], axis=1)] * len(names)
+    monkeypatch.setattr(origins, "activations", maps)
+    monkeypatch.setattr(language, "losses", lambda params, s, b: 1.0 * b[:, 1:])
+    scores = origins.said_again({}, s, ramp, 32)["scores"]
+    assert (scores[..., 0] == -1).all() and (scores[..., 1] == 0).all()
+
+
+def test_bits_said_again_are_those_of_second_halves(monkeypatch):
+    s = replace(tiny("softmax", 1), T=32)
+    monkeypatch.setattr(language, "losses", lambda params, s, b: np.tile(
+        np.arange(b.shape[1] - 1) >= b.shape[1] - 1 - b.shape[1] // 4, (len(b), 1)) * np.log(2))
+    monkeypatch.setattr(origins, "activations", lambda params, s, b, names: [
+        np.ones((len(b), 1, b.shape[1], b.shape[1]))] * len(names))
+    assert np.allclose(origins.said_again({}, s, np.arange(256), 32)["again"], 1)
+
+
 @pytest.fixture(scope="module")
 def smoke(runs):
     """A laboratory that has trained and measured everything for the figure."""

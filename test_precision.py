@@ -371,6 +371,7 @@ def test_the_best_scale_is_that_of_the_worst_gradient_with_the_rule(monkeypatch,
 
     def off(layers, truths, steps, precision, guard, scale):
         asked.append((precision, guard, scale, len(steps)))
+        assert tuple(steps) in ((gated.STEPS, 7), tuple(range(1, 8)))
         error = np.ones((7, len(steps)))
         error[0] = abs(np.log2(scale) - 2)              # of o: it does not matter
         error[3, -1] += abs(np.log2(scale) - (6 if guard == "rule" else 10))
@@ -387,6 +388,27 @@ def test_the_best_scale_is_that_of_the_worst_gradient_with_the_rule(monkeypatch,
             assert found[f"{precision} {guard}"].shape == (7, 7)
             assert (precision, guard, 2.0 ** 6, 7) in asked
     assert sum(n == 7 for *_, n in asked) == len(pr.PRECISIONS) * len(pr.GUARDS)
+
+
+def test_the_worst_layer_counts(monkeypatch):
+    monkeypatch.setattr(pr, "candidate", lambda found, *_: [found])
+    layers = [(np.array([[1.5]]),), (np.array([[1.1]]),)]
+    assert pr.worst_errors(layers, [[np.ones(1)]] * 2) == pytest.approx(0.5)
+
+
+def test_the_ridge_that_is_needed_is_minus_the_least_eigenvalue_of_H(rng, monkeypatch):
+    monkeypatch.setattr(pr, "worst_errors", lambda layers, truths, steps, *_: np.ones(
+        (7, len(steps))))
+    monkeypatch.setattr(gated, "CHUNK", 4)
+    s = tiny("gated")
+    run = Model(s, moved(s, rng))
+    found = pr.exactness({"steps": 6}, 0, run)
+    for name, form in pr.FORMATS.items():
+        least = min(np.linalg.eigvalsh(pr.states(beta[..., None] * k, k, gated.decays(log_gamma),
+                                                 form.rounded)).min()
+                    for _, k, _, log_gamma, beta, *_ in pr.layers_of(run.params, s))
+        assert found[f"{name} negative"] == -least
+    assert found["bfloat16 negative"] > 4 * found["float16 negative"] > 0
 
 
 def test_H_that_is_rounded_needs_a_ridge(rng, short_chunks):
@@ -476,7 +498,7 @@ def test_claims_fail_where_precisions_change_places():
     changes = [{f"{name} rule": right[f"{name} rule"] + 2 * bound} for name, bound in
                (("float32", 1e-3), ("float16-matrices", 1e-3), ("bfloat16-matrices", 1e-2),
                 ("bfloat16", 1e-2), ("float16", 1e-2))]
-    changes += [{"float64 rule": np.maximum(float64, 0.02 * (steps < 8))},
+    changes += [{"float64 rule": np.maximum(float64, 0.02 * (steps < 6))},
                 {"float64 rule": np.maximum(float64, 1e-5)},
                 {"float16 rule scaled": float16[:, [1] * 13]},          # never broken, never small
                 {"float16 rule scaled": float16 + 0.1},
@@ -487,5 +509,12 @@ def test_claims_fail_where_precisions_change_places():
     failed = {text for changed in changes
               for text, verdict in verdicts(right | changed).items() if not verdict}
     assert failed == good.keys()
+    # the last scale before float16 breaks, alone
+    before = float16 + 0.5 * (np.arange(13) == 6)[:, None]
+    [last] = good.keys() - {text for text, v in verdicts(right | {
+        "float16 rule scaled": before}).items() if v}
+    assert "at the scale before that" in last
+    [least] = [row[4] for row in pr.precision_claims(None, [right]) if "entry of G" in row[1]]
+    assert least == [3e-4]
     # one seed of three is enough where all are asked for
     assert not all(verdicts(right, right | changes[0], right).values())

@@ -11,6 +11,7 @@ import store                                            # before NumPy: it sets 
 import numpy as np
 import pytest
 
+import text as text_module
 from text import (CORPORA, anchors, bytes_per_word, corpus, divide, documents_in, main, pieces,
                   ppmd, tokens, windows, witten_bell)
 
@@ -55,7 +56,7 @@ def test_split_is_by_pieces_fixed_and_without_duplicates():
         assert abs(len(part) - share * total) <= 1 << 14                    # to a piece
     for _, text in documents:                           # each line stands in one part
         for line in text.split(b"\n")[1:-1]:
-            assert sum(b"\n" + line + b"\n" in bytes(part) for part in c[:3]) <= 1
+            assert sum(b"\n" + line + b"\n" in bytes(part) for part in c[:3]) == 1
     # of equals the first in the alphabet is kept
     copies = [(f"copy of {name}", text) for name, text in documents]
     assert divide(documents + copies).sha256 == divide(copies).sha256
@@ -69,6 +70,14 @@ def test_split_is_by_pieces_fixed_and_without_duplicates():
     few = divide(documents[:4])                         # a small corpus is cut into smaller pieces
     assert min(len(few.validation), len(few.test)) > 4_096 and len(few.train) > 32_768
     assert len(divide(prose(300), most=9_999).test) == 9_999
+
+
+def test_pieces_of_a_long_document_are_put_in_no_order():
+    """Neither in its own nor in the alphabet's, here the same."""
+    c = divide([("one", b"\n".join(b"%06d" % i for i in range(20_000)))])
+    for part in (c.validation, c.test):
+        at = [int(line) for line in bytes(part).split(b"\n") if line]
+        assert max(at) - min(at) > 2 * len(at)
 
 
 def test_pieces_are_the_document_cut_at_line_ends():
@@ -195,16 +204,26 @@ def test_anchors_are_what_compressors_leave_of_the_test_text():
     assert found["order"] == 3 + np.argmin(rivals) != 3 + np.argmax(rivals)
 
 
+def test_the_order_of_the_counts_is_chosen_on_the_validation_text(monkeypatch):
+    c = divide(prose(20))
+    best = {id(c.validation): 5, id(c.test): 3}
+    monkeypatch.setattr(text_module, "witten_bell",
+                        lambda training, heldout, n: float(abs(n - best[id(heldout)])))
+    found = anchors(c)
+    assert found["order"] == 5 and found["counts"] == 2
+
+
 def test_ppmd_has_read_the_training_text_and_its_order_is_chosen_on_validation(monkeypatch):
     """By a compressor that takes a byte per letter, and for the validation text twice that with
-    every order but 6."""
+    every order but 6; and with that order 10 MB more for any text."""
     c, tested = divide(prose(20)), set()
 
     def compress(data, max_order, mem_size):
         assert data.startswith(bytes(c.train))
         if data.endswith(bytes(c.test)):
             tested.add(max_order)
-        return bytes(2 if data.endswith(bytes(c.validation)) and max_order != 6 else 1) * len(data)
+        twice = data.endswith(bytes(c.validation)) and max_order != 6
+        return bytes((2 if twice else 1) * len(data) + (10 ** 7 if max_order == 6 else 0))
     monkeypatch.setitem(sys.modules, "pyppmd", SimpleNamespace(compress=compress))
     assert ppmd(c) == {"PPMd": 8.0} and tested == {6}
     monkeypatch.setitem(sys.modules, "pyppmd", None)    # not installed

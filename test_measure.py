@@ -1,0 +1,166 @@
+"""Tests of measure.py, named after the statements they check: each measurement on models, or on
+made-up predictions, of which the answer is known."""
+from dataclasses import replace
+from types import SimpleNamespace
+
+import figures                                          # before NumPy: it sets BLAS's threads
+import data
+import measure
+import mesa
+import probes
+import train
+from test_mesa import mesa_layer_weights, tiny
+
+import numpy as np
+import pytest
+
+SIZE = figures.SIZE["smoke"]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def untrained(rng, preset, **changes):
+    """What a measurement takes for a run: a model with random weights, twice as large at step 0."""
+    s = tiny(preset, **(dict(dtype="float64", snapshots=(0, 12)) | changes))
+    params = mesa.init_params(rng, s.config, 0.3)
+    return SimpleNamespace(
+        settings=s, params=params, state=SimpleNamespace(params=params, heldout=np.ones((2, 2))),
+        weights_at=lambda step: {k: w * (1 if step else 2) for k, w in params.items()})
+
+
+RIVALS = {"one_layer": ("linear-1", {"gd", "gd_heldout"}), "mesa_layer": ("mesa-1", {"mu", "lsq"}),
+          "clamped": ("mesa-1", {"lsq"}),
+          "context": ("linear-2", {"richardson", "chebyshev", "steps", "lsq", "kernel"}),
+          "one_token": ("linear-2", {"steps"}), "windowed": ("linear-2", {"best"})}
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_depend_on_the_sequences_they_are_tuned_on_and_models_do_not(name, rng, monkeypatch):
+    preset, rivals = RIVALS[name]
+    run, tuning = untrained(rng, preset), measure.tuning_sequences
+    before = getattr(measure, name)(SIZE, 0, run)
+    monkeypatch.setattr(measure, "tuning_sequences", lambda *a: 3 * tuning(*a)[:50, ::-1])
+    after = getattr(measure, name)(SIZE, 0, run)
+    changed = {k for k in before if not np.allclose(before[k], after[k], rtol=1e-6, equal_nan=True)}
+    assert rivals <= changed
+    assert not changed & {"linear", "mesa", "models", "free", "layers", "compressed", "own"}
+
+
+def test_losses_are_those_of_predictions_at_their_positions(rng, monkeypatch):
+    """Of made-up predictions, of which the loss at t is t, or twice that at the first snapshot."""
+    def predictions(params, s, x):
+        out = x[:, 1:].copy()
+        out[..., 0] += np.sqrt(2 * np.arange(1, s.T + 1) * np.std(params["size"]))
+        return out
+    monkeypatch.setattr(train, "predictions", predictions)
+    monkeypatch.setattr(probes, "predictions_of_products",
+                        lambda P, s, x: predictions({"size": [0, 2.0]}, s, x))
+    monkeypatch.setattr(probes, "train_products_on", lambda P, s, *_, **__: ({"size": [0, 4.0]}, s))
+    monkeypatch.setattr(measure, "EARLY", 0)
+    t = np.arange(1, 9)
+    run = untrained(rng, "linear-2")
+    run.params["size"] = np.array([0, 2.0])
+    found = measure.context(SIZE, 0, run)
+    assert np.allclose(found["models"], [t]) and np.allclose(found["early"], [2 * t])
+    assert np.allclose(measure.trained_on(SIZE, 0, run)["losses"],
+                       np.outer([1, 1, 2, 2], [t.mean(), t[2:].mean()]))
+    found = measure.compression(SIZE, 0, run)
+    assert np.allclose(found["rows"], t.mean()) and np.allclose(found["late"], t[2:].mean())
+    assert np.allclose(measure.mesa_layer(SIZE, 0, run)["mesa"], t)
+
+
+def test_a_mesa_layer_is_nearest_to_its_own_ridge_regression():
+    """Of a layer with lambda = 2: without its clamp it is that regression, with one it is not."""
+    params, config = mesa_layer_weights(2, 2.0)
+    s = tiny("mesa-1", dtype="float64", clamp=0.3, **{k: getattr(config, k) for k in (
+        "heads", "key_size")})
+    run = SimpleNamespace(settings=replace(s, clamp=0.0), params=params)
+    found = measure.mesa_layer(SIZE, 0, run)
+    assert found["near"] == pytest.approx(0.5, rel=1e-2) and found["r2_ridge"] > 1 - 1e-6
+    assert found["r2_lsq"] < 0.999 and np.allclose(found["ridge"], found["mesa"], rtol=1e-3)
+    free = measure.clamped(SIZE, 0, SimpleNamespace(settings=s, params=params))["free"]
+    assert np.allclose(free, found["mesa"])
+    assert not np.allclose(measure.mesa_layer(SIZE, 0, SimpleNamespace(settings=s, params=params))[
+        "mesa"], free)
+
+
+def test_nearness_is_judged_beyond_d(rng, monkeypatch):
+    run, ridge = untrained(rng, "linear-2"), [0.1]
+
+    def predictions(params, s, x):                      # a ridge regression, later than t = d
+        spec = mesa.spectrum(x)
+        out = mesa.predict(spec, mesa.ridge(spec.s, 0.1))
+        out[:, :s.d] = 9
+        return out
+    monkeypatch.setattr(train, "predictions", predictions)
+    found = measure.context(SIZE, 0, run)
+    assert found["nearness"][0][-1] > 1 - 1e-6 and found["ridges"] == pytest.approx(ridge, rel=1e-3)
+
+
+def test_the_next_state_cannot_be_read_from_a_token_that_holds_the_present_one(rng):
+    run = untrained(rng, "linear-2")
+    found = measure.depth(SIZE | {"judge": 400}, 0, run)
+    assert np.max(found["next"][0]) < 0.5               # of any W, so none on average
+
+
+def test_a_hidden_state_needs_so_many_observations_more():
+    for d, hidden, needed in ((5, 15, 2), (5, 11, 2), (5, 10, 1)):
+        run = untrained(np.random.default_rng(0), "hybrid-2", task="partial", d=d, d_state=hidden)
+        assert measure.bindings(SIZE, 0, run)["needed"] == needed
+
+
+def test_attention_of_the_first_layer_is_that_of_the_later_half(rng, monkeypatch):
+    run = untrained(rng, "softmax-3")
+    early = np.arange(8)[:, None] < 4
+    mean = np.where(early, np.eye(8), np.eye(8, k=-1))[None]
+    monkeypatch.setattr(probes, "attention_map", lambda *_: (mean, mean))
+    monkeypatch.setattr(probes, "sensitivity", lambda params, s, x, t, lags: [t] * lags)
+    found = measure.first_layer(SIZE, 0, run)
+    assert np.allclose(np.ravel(found["mass"]), [0, 1, 0, 0])
+    assert found["sensitivity"] == [8] * 8
+
+
+def test_features_of_the_present_state_are_looked_for(rng, monkeypatch):
+    """Where f is the identity, the stream holds f(x_T) from the start."""
+    run = untrained(rng, "softmax-3", task="nonlinear", snapshots=(12,))
+    monkeypatch.setattr(data, "feature", lambda x, *_: x)
+    assert (measure.learned_features(SIZE | {"judge": 200}, 0, run)["r2"][0, :, 0] > 0.99).any()
+
+
+def test_a_layer_is_replaced_by_a_linear_one_by_a_mean_and_by_nothing(rng, monkeypatch):
+    run = untrained(rng, "softmax-3")
+
+    def heldout_loss(params, s, x):
+        return {"linear": 2.0, "mean": 3.0}.get(params.get("kind"), 1.0) + 3 * any(
+            not w.any() for k, w in params.items() if k.endswith("wo"))
+    monkeypatch.setattr(probes, "distil", lambda params, s, l, steps, kind, **_: (
+        {"kind": kind}, s))
+    monkeypatch.setattr(train, "heldout_loss", heldout_loss)
+    found = measure.linearised(SIZE, 0, run)
+    assert [set(found[k]) for k in ("ratios", "means", "removed")] == [{2}, {3}, {4}]
+
+
+def test_more_steps_are_better_than_fewer_at_the_last_token(rng):
+    found = measure.one_token(SIZE | {"judge": 200}, 0, untrained(rng, "linear-2"))
+    zero, one, two = found["error"][2]
+    assert zero > 1.05 * one > 1.1 * two
+
+
+def test_few_shot_tokens_are_tuned_without_the_pairs_they_are_judged_on(rng, monkeypatch):
+    run, seen, predict = untrained(rng, "softmax-3", T=20), [], probes.few_shot_predictions
+    judged, _ = data.regression_pairs(np.random.default_rng(109), 512, SIZE["pairs"], 2)
+
+    def predictions(params, s, x, *more):
+        seen.append(np.allclose(x, judged))
+        return predict(params, s, x, *more)
+
+    def tune_tokens(params, s, n, start, *_, **__):
+        assert not any(seen)
+        return start
+    monkeypatch.setattr(probes, "few_shot_predictions", predictions)
+    monkeypatch.setattr(probes, "tune_tokens", tune_tokens)
+    measure.few_shot(SIZE, 0, run)
+    assert any(seen)
