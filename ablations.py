@@ -657,19 +657,23 @@ def draw_pool_r2(ax, found):
 def draw_turning_points(ax, found):
     """M* of every model, one dot per seed, on a bar from the pool below to the pool above; hollow
     where one of the runs in between was still learning."""
+    bars = []
     for y, model in enumerate(MODELS):
         of_pool, colour = by_pool(model, found), INK[model.split(",")[0]]
         stars = turning_points(of_pool)
         between = around(of_pool, stars)
-        ax.plot([int(between[0]), int(between[-1])], [-y, -y], color=colour, lw=6, alpha=0.25,
-                solid_capstyle="butt")
+        bars += [int(between[0]), int(between[-1])]
+        ax.plot(bars[-2:], [-y, -y], color=colour, lw=6, alpha=0.25, solid_capstyle="butt")
         late = {seed for M in between for seed in late_seeds(of_pool[M])}
         for seed, star in sorted(enumerate(stars), key=lambda pair: pair[0] in late):
             ax.plot(star, -y, "o", color=colour, ms=5, mfc="w" if seed in late else colour)
-        ax.text(3.7, -y + 0.28, model, color=colour, fontsize=8, va="bottom")
-    ax.set(xscale="log", xlim=(3.5, 18), ylim=(0.6 - len(MODELS), 0.9),
+        ax.text(0.01, -y + 0.28, model, color=colour, fontsize=8, va="bottom",
+                transform=ax.get_yaxis_transform())
+    low, high = min(bars), max(bars)
+    ticks = [M for M in (*POOLS, 6, 8, 12) if low <= M <= high]
+    ax.set(xscale="log", xlim=(0.88 * low, 1.12 * high), ylim=(0.6 - len(MODELS), 0.9),
            xlabel="$M^*$ (hollow: still learning)", title="From $M^*$ on ridge is nearer")
-    ax.set_xticks((4, 6, 8, 12, 16), (4, 6, 8, 12, 16))
+    ax.set_xticks(ticks, ticks)
     ax.minorticks_off()
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
@@ -683,7 +687,7 @@ COLUMNS = (("1  learns\n(new W)", lambda r: r["learns"]),
            ("cosine:\ngradient", best_alike),
            ("\nrival", lambda r: best_alike(r, rival=True)),
            ("3  binds\n$x_{t-1}$", lambda r: r["binding"]),
-           ("step by\nstep", lambda r: r["gradual"]),
+           ("in\nsteps", lambda r: r["gradual"]),
            ("4  learns,\n$\\sigma$ = .95", lambda r: r["outside"][0]),
            ("range\n× 2", lambda r: r["outside"][1]))
 

@@ -164,8 +164,8 @@ def backward(output, wrt, cotangent=None):
         raise ValueError("backward takes a list of Tensors and returns a list: "
                          "[g] = backward(loss, [x]).")
     if not all(isinstance(x, Tensor) for x in wrt):
-        raise ValueError("backward takes gradients with respect to Tensors: wrap each array, "
-                         "x = Tensor(x), before the loss is computed from it.")
+        raise ValueError("backward takes a list of Tensors, of a dict list(params.values()): wrap "
+                         "arrays, x = Tensor(x), before the loss is computed from them.")
     if not isinstance(output, Tensor):
         raise ValueError("backward needs a Tensor, and this is a plain array: nothing it was "
                          "computed from was a Tensor. Wrap the parameters first: Tensor(array).")
@@ -402,7 +402,8 @@ def layer_norm(a, scale, bias, eps=1e-6):
 def cross_entropy(logits, targets):
     """Mean over all positions of -log softmax(logits)[target], in nats.
 
-    logits [..., V], targets [...] integers from 0 to V - 1 -> scalar
+    logits [..., V], targets [...] integers from 0 to V - 1 -> scalar.  Raises ValueError for other
+    shapes and, on the CPU, for other targets.
     """
     A, targets = value(logits), value(targets)
     V = A.shape[-1]

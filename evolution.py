@@ -1048,7 +1048,7 @@ def draw_beyond(lab, *found):
         log="x", title="B  A ladder of 21 rungs: too many locks freeze it", ylim=(0.9, 3.1),
         xlabel="$\\eta$, share of designs that are locked copies", ylabel="fitness in the end")
     for end, colour in zip(r["ladder"], shades.values()):
-        b.errorbar(ETAS, end[:, 0], 2.6 * end[:, 1], fmt="none", color=colour)
+        b.errorbar(ETAS, end[:, 0], 2.6 * end[:, 1], fmt="none", color=colour)      # 99 %
     fine, (k, exact) = np.linspace(0, 1.6, 33), r["noisy"].T
     curves(c, fine, ([success(1_000, 0.05, s)[0] for s in fine], "k", "formula", "--"),
            title="C  Every copy judged with noise of its own", ylabel="chance of success",

@@ -891,13 +891,13 @@ def draw_compression(ax, compressions, longer):
         mean = mean_line(ax, steps, [of_seed[:, i] for of_seed in ratio], color=COLOUR[text],
                          marker=marker, ms=4, mfc="none")
         ends.append((mean[-1], text, text))
-    late = mean_line(ax, steps, [r["late"][1:, 1] / r["late"][1:, 0] for r in compressions],
-                     color=COLOUR["CompressedAlg"], ls="--")
-    ends.append((late[-1], "the same, $t > d$", "CompressedAlg"))
+    beyond = [r["late"][1:, 1] / r["late"][1:, 0] for r in compressions]
+    late = mean_line(ax, steps, beyond, color=COLOUR["CompressedAlg"], ls="--")
+    ends.append((late[-1], "CompressedAlg,\n$t > d$", "CompressedAlg"))
     trained = np.mean([r["losses"][3] / r["losses"][0] for r in longer], axis=0)
     ax.plot([steps[-1]] * 2, trained, "D", ms=5, color=COLOUR["CompressedAlg"])
     ends.append((trained.mean(), "its numbers\ntrained on", "CompressedAlg"))
-    ax.set_ylim(0.8, max(1.25, 1.05 * late[-1]))
+    ax.set_ylim(0.8, max(1.25, 1.05 * np.nanmax(beyond, initial=0)))
     ax.set(title=f"B  {WIDE}, compressed", xlabel="training step",
            ylabel="loss / loss of the trained model")
     end_labels(ax, ends)
@@ -1262,9 +1262,7 @@ def fig8_claims(lab, *found):
 
 
 VARIANTS = (("as trained", (0, (1, 1))), ("with EOS", "--"), ("with EOS and prefix", "-"))
-
-
-# Pale and wide: a model's line cannot be told from one of its own width in grey by everybody
+# Neighbours pale and wide: not everybody can tell a grey line of the models' width from theirs
 SHOT_RIVALS = {"neighbours": dict(color="0.82", lw=4),
                "pairs": dict(color=COLOUR["least squares"], lw=1.2),
                "zero": dict(color="0.6", lw=0.8)}

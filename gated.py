@@ -55,6 +55,8 @@ def gated_direct(q, k, v, log_gamma, beta, ridge):
     q, k [B, heads, T, Dk], v [B, heads, T, Dv], log_gamma, beta [B, heads, T], ridge [heads, Dk]
     -> [B, heads, T, Dv]; all real arrays.
     """
+    need_rows("f", q=q, k=k, v=v)
+    need_system(q, log_gamma, beta, ridge)
     need_logarithms(log_gamma)
     H = N = 0.0
     Lambda = ridge[:, :, None] * xp.eye(ridge.shape[1], dtype=ridge.dtype)  # [heads, Dk, Dk]
@@ -76,12 +78,19 @@ def fading_attention(q, k, v, log_gamma):
 
     q, k [..., T, Dk], v [..., T, Dv], log_gamma [..., T] <= 0 -> [..., T, Dv]; real.
     """
-    need_rows(q=q, k=k, v=v)
+    need_rows("f", q=q, k=k, v=v)
     need_shape("log_gamma", log_gamma, q.shape[:-1])
     Q, K, V, lg = value(q), value(k), value(v), value(log_gamma)
     decay = decays(lg)
     return record(fading_sum(Q, K, V, decay), (q, k, v, log_gamma),
                   lambda G: fading_vjp(Q, K, V, lg, decay, G))
+
+
+def need_system(q, log_gamma, beta, ridge):
+    """ValueError unless gates and ridges have the shapes that `solve` names."""
+    for name, x, shape in (("log_gamma", log_gamma, q.shape[:-1]), ("beta", beta, q.shape[:-1]),
+                           ("ridge", ridge, (q.shape[1], q.shape[-1]))):
+        need_shape(name, x, shape)
 
 
 def need_logarithms(log_gamma):
@@ -193,10 +202,8 @@ def solve(q, k, log_gamma, beta, ridge, steps=STEPS):
     3.  Of Lambda, which is diagonal: minus the sum of Gq_t p_t, entry by entry.
     Exact where the two solves are; not the derivative of a solve that was cut short.
     """
-    need_rows(q=q, k=k)
-    need_shape("log_gamma", log_gamma, q.shape[:-1])
-    need_shape("beta", beta, q.shape[:-1])
-    need_shape("ridge", ridge, (q.shape[1], q.shape[-1]))
+    need_rows("f", q=q, k=k)
+    need_system(q, log_gamma, beta, ridge)
     Q, K, lg, b, Lambda = value(q), value(k), value(log_gamma), value(beta), value(ridge)
     b, Lambda = b[..., None], Lambda[:, None]           # [B, heads, T, 1], [heads, 1, Dk]
     bK, decay = b * K, decays(lg)
@@ -254,7 +261,8 @@ def residual(p, q, k, log_gamma, beta, ridge):
 def gated_step(memory, q, k, v, log_gamma, beta, ridge, steps=STEPS):
     """The recurrence of `gated_direct` for the next token, [B, heads, 1, .] -> [B, heads, 1, Dv].
     Memory: H [B, heads, Dk, Dk], and N^T [B, heads, Dk, Dv]"""
-    need_one_token(q)
+    need_one_token(q, k, v)
+    need_logarithms(log_gamma)
     gamma, beta_k = xp.exp(log_gamma)[..., None], beta[..., None] * k
     H, NT = (adjoint(beta_k) @ x for x in (k, v))
     if memory:
@@ -270,12 +278,14 @@ def unsolved_attention(q, k, v, log_gamma, beta, ridge):
 
     Arguments and result as of gated_attention.
     """
+    need_system(q, log_gamma, beta, ridge)
     p = q / ad.reshape(ridge, len(ridge), 1, -1)
     return fading_attention(p, ad.reshape(beta, *beta.shape, 1) * k, v, log_gamma)
 
 
 def unsolved_step(past, q, k, v, log_gamma, beta, ridge):
     """The same for the next token, [B, heads, 1, .].   Memory: N^T [B, heads, Dk, Dv]"""
+    need_logarithms(log_gamma)
     faded = None if past is None else xp.exp(log_gamma)[..., None] * past
     return mesa.linear_step(faded, q / ridge[:, None], beta[..., None] * k, v)
 

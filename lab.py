@@ -623,7 +623,7 @@ def end_labels(ax, ends, size=8, gap=0.075):
         low, high = ax.get_ylim()
         scale = np.log if ax.get_yscale() == "log" else float
         return np.clip((scale(y) - scale(low)) / (scale(high) - scale(low)), 0, 1)
-    ends = sorted((height(y), text, colour) for y, text, colour in ends)
+    ends = sorted((height(y), text, colour) for y, text, colour in ends if np.isfinite(y))
     at = np.array([h for h, *_ in ends])
     for _ in range(200):                                # neighbours push each other apart
         push = np.maximum(0, gap - np.diff(at)) / 2

@@ -52,14 +52,19 @@ from data import constructed_tokens, linear_sequences, previous
 # ---------------------------------------------------------- arguments that would be misunderstood
 
 
-def need_rows(**rows):
-    """ValueError unless queries, keys and values, by name, are floating-point rows [..., T, .] that
-    are alike but for the last axis of v: others would be broadcast, rounded or filled with zeros.
-    """
+def need_rows(kinds="fc", **rows):
+    """ValueError unless queries, keys and values, by name, are rows [..., T, .] of one type, real
+    (f) or complex (c) as `kinds` allows, that are alike but for the last axis of v: others would be
+    cast, broadcast or filled with zeros."""
     for name, x in rows.items():
-        if x.dtype.kind not in "fc":
-            raise ValueError(f"{name} holds {x.dtype}: pass floating-point numbers, for example "
-                             f"{name}.astype(float)")
+        if x.dtype.kind not in kinds:
+            real = "real " * (kinds == "f")
+            raise ValueError(f"{name} holds {x.dtype}: pass {real}floating-point numbers, for "
+                             f"example {name}.astype(float)")
+    types = {name: x.dtype.name for name, x in rows.items()}
+    if len(set(types.values())) > 1:
+        raise ValueError(f"{', '.join(types)} must be of one type, for example all float64, not "
+                         f"{types}")
     shapes = {name: x.shape for name, x in rows.items()}
     if len({shape[:-1] for shape in shapes.values()}) > 1 or shapes["q"] != shapes["k"]:
         raise ValueError(f"q and k must be [B, heads, T, Dk] and v [B, heads, T, Dv] with the same "
@@ -70,6 +75,13 @@ def need_shape(name, x, shape):
     """ValueError unless x has that shape: another one may be broadcast, and its gradient wrong."""
     if np.shape(value(x)) != shape:                     # of an array on a device, too
         raise ValueError(f"{name} must be an array of shape {shape}, not {np.shape(value(x))}")
+
+
+def need_one_token(q, k, v):
+    """ValueError unless queries, keys and values are the rows of one token, [B, heads, 1, .]."""
+    need_rows(q=q, k=k, v=v)
+    if q.shape[2] != 1:
+        raise ValueError(f"a stream takes one token at a time, [B, heads, 1, Dk], not {q.shape}")
 
 
 # --------------------------------------------------------------------- linear attention and softmax
@@ -118,7 +130,7 @@ def softmax_attention(q, k, v):
               M_ti = A_ti (g_t . v_i - g_t . o_t) = E_ti (g'_t . v_i - g'_t . o_t)
         of Q and K: from M as in linear attention.
     """
-    need_rows(q=q, k=k, v=v)
+    need_rows("f", q=q, k=k, v=v)
     scale = value(k).shape[-1] ** -0.5
     Q, K, V = value(q) * scale, value(k), value(v)
     E = Q @ adjoint(K)                                  # [B, heads, T, T], in place from here on
@@ -278,14 +290,9 @@ class Config:
 # [B, heads, 1, .]) -> (o [B, heads, 1, Dv], new memory).
 
 
-def need_one_token(q):
-    if q.shape[2] != 1:
-        raise ValueError(f"a stream takes one token at a time, [B, heads, 1, Dk], not {q.shape}")
-
-
 def linear_step(KV, q, k, v):
     """o_t = KV_t^T q_t.   Memory: KV_t = sum_{i<=t} k_i v_i^T [B, heads, Dk, Dv]"""
-    need_one_token(q)
+    need_one_token(q, k, v)
     KV = adjoint(k) @ v if KV is None else KV + adjoint(k) @ v
     return q @ KV, KV
 
@@ -296,7 +303,8 @@ def mesa_step(memory, q, k, v, lam):
     Memory: KV, and the root of R_t [B, heads, Dk, Dk] in double precision; a step of
     `square_root_sweep`, in rows.
     """
-    need_one_token(q)
+    need_one_token(q, k, v)
+    need_lambda(lam, k)
     KV, root = memory or (None, xp.eye(k.shape[-1]) * (lam ** 0.5)[:, None, None])
     f = k @ root.conj()                                             # [B, heads, 1, Dk]
     nu = 1 + (f.conj() * f).real.sum(axis=-1, keepdims=True)
@@ -309,7 +317,7 @@ def mesa_step(memory, q, k, v, lam):
 
 def softmax_step(memory, q, k, v):
     """Softmax over all keys so far.   Memory: all keys and values, [B, heads, t, .]"""
-    need_one_token(q)
+    need_one_token(q, k, v)
     K, V = memory or (k[:, :, :0], v[:, :, :0])
     K, V = xp.concatenate([K, k], axis=2), xp.concatenate([V, v], axis=2)
     return ad.softmax(q @ adjoint(K) * K.shape[-1] ** -0.5) @ V, (K, V)
@@ -444,9 +452,9 @@ def transformer(params, x, config, trace=None, memory=None):
     """
     start, left = 0, set(trace or ())
     if memory is not None:
-        start = memory.get("t", -1) + 1
         if x.shape[1] != 1:
             raise ValueError(f"a stream takes one token at a time, [B, 1, d_in], not {x.shape}")
+        start = memory["t"] = memory.get("t", -1) + 1
 
     def keep(name, a):                                  # an array, or a function that makes it
         if name in left:
@@ -472,8 +480,6 @@ def transformer(params, x, config, trace=None, memory=None):
             e = e + ad.gelu(z @ params[b + "w1"]) @ params[b + "w2"]
         if config.clamp:
             e = ad.clip(e, -config.clamp, config.clamp)
-    if memory is not None:
-        memory["t"] = start
     keep(f"acts.{len(config.kinds)}", e)
     if left:
         raise KeyError(f"this model has no {', '.join(sorted(left))}")

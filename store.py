@@ -41,7 +41,7 @@ class UserError(Exception):
 
 
 class Unknown(UserError):
-    """A name that is not among those that are known."""
+    """A task, a kind of tokens or of layers that is not registered in this process."""
 
 
 def printable(text):
@@ -262,8 +262,8 @@ def settings_in(path, written, settings_class):
     try:
         return settings_class().changed(written)
     except Unknown as e:
-        raise Unknown(f"cannot read {path}: {str(e)[:300]}; what is your own has to be registered "
-                      f"before, for example data.TASKS['mine'] = mine") from None
+        raise Unknown(f"cannot read {path}: {e}; what is your own has to be registered before, for "
+                      f"example data.TASKS['mine'] = mine") from None
 
 
 META = {"version": int, "step": int, "seconds": float, "rng": dict, "settings": dict}

@@ -1,5 +1,6 @@
 """Tests of classification.py, named after what they check."""
 from dataclasses import replace
+from types import SimpleNamespace
 
 import classification as cl                             # before NumPy: it sets BLAS's threads
 import figures
@@ -124,8 +125,8 @@ def test_a_model_is_tuned_and_judged_on_what_it_says(rng, monkeypatch):
     """The second EOS on boundaries, from the first; rivals on other problems than those they are
     judged on; and two accuracies differ by what tells the two apart."""
     s = replace(train.PRESETS["hybrid-2"], d=3, T=20, width=8, key_size=4, heads=2, mlp_width=8)
-    run = type("Run", (), {"settings": s, "params": mesa.init_params(rng, s.config, 0.4)})
-    run.params = {k: w.astype("float32") for k, w in run.params.items()}
+    params = {k: w.astype("float32") for k, w in mesa.init_params(rng, s.config, 0.4).items()}
+    run = SimpleNamespace(settings=s, params=params)
     tuned, shown, scores = [], [], cl.rival_scores
 
     def tune_tokens(params, s, n, start, frozen, draw=None, **_):
@@ -236,9 +237,8 @@ def test_what_an_interval_leaves_open_does_not_hold():
     assert not lab.holds(expected, values[0])
     kernel = few([], True)
     kernel["sides"][:, :, 0] = [10, 100]                # against the nearest neighbour
-    held = [lab.holds(*cl.side_row(kind, 0, i, [kernel])[1:2],
-                      cl.side_row(kind, 0, i, [kernel])[2][0])
-            for i, kind in enumerate(cl.PROBLEMS)]
+    rows = [cl.side_row(kind, 0, i, [kernel]) for i, kind in enumerate(cl.PROBLEMS)]
+    held = [lab.holds(expected, values[0]) for _, expected, values in rows]
     assert held == [i == stored for i in range(len(cl.PROBLEMS))]
 
 

@@ -484,6 +484,8 @@ def test_keys_that_overflow_are_refused(bad, rng):
 
 @pytest.mark.parametrize("change, error, says", [
     (dict(q=lambda q: q.astype(int)), ValueError, "q holds int64: pass floating-point numbers"),
+    (dict(k=lambda k: k + 0j), ValueError, "q, k must be of one type|q, k, v must be of one type"),
+    (dict(v=lambda v: v.astype("float32")), ValueError, "q, k, v must be of one type"),
     (dict(v=lambda v: v[:, :, :-1]), ValueError, "with the same B, heads, T and Dk, not"),
     (dict(k=lambda k: k[:, :1]), ValueError, "with the same B, heads, T and Dk, not"),
     (dict(q=lambda q: q[0], k=lambda k: k[0], v=lambda v: v[0]), ValueError, "q and k must be"),
@@ -1636,10 +1638,13 @@ def test_the_key_of_a_measurement_covers_the_code_it_runs():
 
 
 def test_a_key_covers_every_binding_of_a_name(monkeypatch, tmp_path):
-    (tmp_path / "twice.py").write_text("import os\nA = os.one\nA = A + os.two\n", encoding="utf-8")
+    lines = ["import os", "A = os.one", "A = A + os.two", "B = {}", "B['x'] = A", ""]
+    (tmp_path / "twice.py").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.setattr(lab, "__file__", str(tmp_path / "lab.py"))
     code, uses = lab.definitions("twice")["A"]
     assert code == "A = os.one\nA = A + os.two\n" and {("os", "one"), ("os", "two")} <= uses
+    code, uses = lab.definitions("twice")["B"]
+    assert code == "B = {}\nB['x'] = A\n" and ("twice", "A") in uses
 
 
 def test_a_measurement_has_a_key_for_its_seed_its_runs_and_the_sizes_it_names():

@@ -149,24 +149,25 @@ class Settings:
                 raise UserError(message)
 
         for f in fields(self):
-            expected = getattr(f.type, "__origin__", f.type)            # tuple[str, ...]: tuple
-            v = getattr(self, f.name)
-            need(isinstance(v, (int, float) if expected is float else expected),
-                 f"{f.name} must be of type {expected.__name__}, not {v!r}")
+            v, (part, *_) = getattr(self, f.name), getattr(f.type, "__args__", (None,))
+            fits = (isinstance(v, (int, float) if f.type is float else f.type) if part is None else
+                    isinstance(v, tuple) and all(isinstance(p, part) for p in v))
+            expected = f"a tuple of {part.__name__}" if part else f.type.__name__
+            need(fits, f"{f.name} must be of type {expected}, not {v!r}")
         floats = " ".join(f.name for f in fields(self) if f.type is float)
         finite = floats, lambda v: abs(v) <= 1e100, "be finite, and at most 1e100"
         for names, holds, what in (finite, *BOUNDS):
             for name in names.split():
                 v = getattr(self, name)
                 need(holds(v), f"{name} must {what}, not {v}")
-        choose("task", self.task, data.TASKS)
-        choose("tokens", self.tokens, data.TOKENS)
+        choose("task", self.task, data.TASKS, Unknown)
+        choose("tokens", self.tokens, data.TOKENS, Unknown)
         choose("positional", self.positional, ("none", "add", "concat"))
         choose("dtype", self.dtype, ("float32", "float64"))
         need(1 <= len(self.kinds) <= 1_000, "kinds must name at least one block, and at most "
              "1,000, for example --kinds linear,linear")
         for kind in self.kinds:
-            choose("kinds", kind, mesa.KINDS | self.config.more_kinds)
+            choose("kinds", kind, mesa.KINDS | self.config.more_kinds, Unknown)
         need(self.steps == 0 or self.warmup < self.steps,
              f"warmup ({self.warmup}) must be smaller than steps ({self.steps}): add for example "
              f"--warmup {self.steps // 10}")
@@ -195,13 +196,13 @@ def converted(v, type_):
     return type_(v)
 
 
-def choose(what, name, allowed):
-    """`name` if it is one of `allowed`, otherwise Unknown, a UserError, with the nearest one."""
+def choose(what, name, allowed, error=UserError):
+    """`name` if it is one of `allowed`, otherwise an error with the nearest one."""
     if name in allowed:
         return name
     near = difflib.get_close_matches(name, allowed, n=1)
     guess = f": did you mean '{near[0]}'?" if near else ""
-    raise Unknown(f"unknown {what} '{name}'{guess} (there are {', '.join(allowed)})")
+    raise error(f"unknown {what} '{name[:100]}'{guess} (there are {', '.join(allowed)})")
 
 
 _softmax = Settings(tokens="raw", kinds=("softmax",), width=40, embed=True, positional="concat",
