@@ -408,7 +408,6 @@ def test_the_ridge_that_is_needed_is_minus_the_least_eigenvalue_of_H(rng, monkey
                                                  form.rounded)).min()
                     for _, k, _, log_gamma, beta, *_ in pr.layers_of(run.params, s))
         assert found[f"{name} negative"] == -least
-    assert found["bfloat16 negative"] > 4 * found["float16 negative"] > 0
 
 
 def test_H_that_is_rounded_needs_a_ridge(rng, short_chunks):
