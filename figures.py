@@ -383,19 +383,12 @@ def binding_rows(panel, name, bound, partial):
 
 
 def draw_binding(ax, name, bound, title):
-    """R² of past observations in the stream, over lags: after layer 1, which binds, one line per
-    seed, with dots; after the other layers their mean."""
-    r2 = np.array(each(bound, "r2"))                            # [seeds, layers + 1, lags, 2]
-    lags, control, ends = np.arange(r2.shape[2]), r2[:, 1, :, 1].mean(axis=0), []
-    for l, shade in enumerate(shades(name.split("-")[0], r2.shape[1])):
-        mean = r2[:, l, :, 0].mean(axis=0)
-        if l == 1:
-            ax.plot(lags, r2[:, 1, :, 0].T, "o-", color=shade, ms=4, lw=1.8)
-        else:
-            ax.plot(lags, mean, color=shade, lw=1)
-        ends.append((mean[-1], f"layer {l}" if l else "input", shade))
-    ax.plot(lags, control, ":", color=COLOUR["control"])
-    ends.append((control[-1], "shuffled", "control"))
+    """R² of past observations in the stream, over lags: the mean after every layer, and with dots,
+    after layer 1, which binds, every seed."""
+    r2, family = np.array(each(bound, "r2")), name.split("-")[0]    # [seeds, layers + 1, lags, 2]
+    lags, control = np.arange(r2.shape[2]), r2[:, 1, :, 1].mean(axis=0)
+    ends = draw_layers(ax, lags, [r2[..., 0].mean(axis=0)], control, family, lw=1)
+    ax.plot(lags, r2[:, 1, :, 0].T, "o-", color=shades(family, r2.shape[1])[1], ms=4, lw=1.8)
     ax.set(title=title, xlabel="lag $j$", ylabel="$R^2$ of $x_{t-j}$", ylim=(-0.1, 1.05))
     end_labels(ax, ends)
 

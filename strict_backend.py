@@ -54,6 +54,7 @@ def _on_device(f):
 
 
 class ndarray:
+    """A device array: a NumPy array that NumPy itself is not given, as CuPy's are not."""
     __array_priority__ = 1000
     __array_ufunc__ = None              # so that NumPy's operators give way, as they do for CuPy
 
