@@ -57,7 +57,6 @@ def gated_direct(q, k, v, log_gamma, beta, ridge):
     """
     need_rows("f", q=q, k=k, v=v)
     need_system(q, log_gamma, beta, ridge)
-    need_logarithms(log_gamma)
     H = N = 0.0
     Lambda = ridge[:, :, None] * xp.eye(ridge.shape[1], dtype=ridge.dtype)  # [heads, Dk, Dk]
     rows = []
@@ -81,16 +80,18 @@ def fading_attention(q, k, v, log_gamma):
     need_rows("f", q=q, k=k, v=v)
     need_shape("log_gamma", log_gamma, q.shape[:-1])
     Q, K, V, lg = value(q), value(k), value(v), value(log_gamma)
+    need_logarithms(lg)
     decay = decays(lg)
     return record(fading_sum(Q, K, V, decay), (q, k, v, log_gamma),
                   lambda G: fading_vjp(Q, K, V, lg, decay, G))
 
 
 def need_system(q, log_gamma, beta, ridge):
-    """ValueError unless gates and ridges have the shapes that `solve` names."""
+    """ValueError unless gates and ridges are as `solve` names them."""
     for name, x, shape in (("log_gamma", log_gamma, q.shape[:-1]), ("beta", beta, q.shape[:-1]),
                            ("ridge", ridge, (q.shape[1], q.shape[-1]))):
         need_shape(name, x, shape)
+    need_logarithms(value(log_gamma))
 
 
 def need_logarithms(log_gamma):
@@ -115,32 +116,37 @@ def decays(log_gamma):
     A log gamma below LEAST (where a text begins, it may be -inf) counts as LEAST: beside a very
     large one the sums c would lose the others.
     """
-    need_logarithms(log_gamma)
     c = cut(xp.maximum(log_gamma, LEAST)[..., None], CHUNK).cumsum(axis=-2)     # [..., n, C, 1]
     fade = tril(xp.exp(xp.minimum(c - c.swapaxes(-1, -2), 0)))              # [..., n, C, C]
     return fade, xp.exp(c), xp.exp(c[..., -1:, :] - c), xp.exp(c[..., -1:, :])
 
 
-def fading_sum(Q, K, V, decay):
-    """Rows o_t = sum_{i<=t} fade_ti v_i (k_i . q_t), from what `decays` returns.
-
-    Within a chunk O = ((Q K^T) o fade) V, where o multiplies entry by entry.  All earlier chunks
-    act through one matrix, past [Dk, Dv]: exp(c_t) past^T q_t; from one chunk to the next
+def states(K, V, decay):
+    """What every chunk needs of all earlier ones, past [..., n, Dk, Dv]: from one to the next
 
         past <- exp(c_end) past + sum_i exp(c_end - c_i) k_i v_i^T.
     """
-    fade, since, until, whole = decay
+    *_, until, whole = decay
+    new = adjoint(cut(K, CHUNK) * until) @ cut(V, CHUNK)                    # [..., n, Dk, Dv]
+    past = xp.zeros_like(new)
+    for c in range(1, new.shape[-3]):
+        past[..., c, :, :] = (whole[..., c - 1, :, :] * past[..., c - 1, :, :]
+                              + new[..., c - 1, :, :])
+    return past
+
+
+def fading_sum(Q, K, V, decay, past=None):
+    """Rows o_t = sum_{i<=t} fade_ti v_i (k_i . q_t), from what `decays` and `states` return.
+
+    Within a chunk O = ((Q K^T) o fade) V, where o multiplies entry by entry.  All earlier chunks
+    act through one matrix: exp(c_t) past^T q_t.
+    """
+    fade, since, *_ = decay
+    past = states(K, V, decay) if past is None else past
     T, (Q, K, V) = Q.shape[-2], (cut(X, CHUNK) for X in (Q, K, V))          # [..., n, C, .]
-    n = Q.shape[-3]
     A = Q @ adjoint(K)                                                      # [..., n, C, C]
     A *= fade
-    out = A @ V                                                             # [..., n, C, Dv]
-    if n > 1:
-        new, past = adjoint(K * until) @ V, 0.0                             # [..., n, Dk, Dv]
-        for c in range(1, n):
-            past = whole[..., c - 1, :, :] * past + new[..., c - 1, :, :]   # [..., Dk, Dv]
-            out[..., c, :, :] += since[..., c, :, :] * (Q[..., c, :, :] @ past)
-    return join(out, T)
+    return join(A @ V + since * (Q @ past), T)
 
 
 def fading_vjp(Q, K, V, log_gamma, decay, G):
@@ -207,9 +213,10 @@ def solve(q, k, log_gamma, beta, ridge, steps=STEPS):
     Q, K, lg, b, Lambda = value(q), value(k), value(log_gamma), value(beta), value(ridge)
     b, Lambda = b[..., None], Lambda[:, None]           # [B, heads, T, 1], [heads, 1, Dk]
     bK, decay = b * K, decays(lg)
+    past = states(bK, K, decay)
 
     def times(X):                                       # rows (H_t + Lambda) x_t
-        return fading_sum(X, bK, K, decay) + Lambda * X
+        return fading_sum(X, bK, K, decay, past) + Lambda * X
     P = conjugate_gradients(times, Q, steps)
 
     def vjp(G):
@@ -253,6 +260,7 @@ def conjugate_gradients(times, q, steps):
 def residual(p, q, k, log_gamma, beta, ridge):
     """|q_t - (H_t + Lambda) p_t| / |q_t|, what a solution p leaves: [B, heads, T]; NaN
     where q_t is 0."""
+    need_system(q, log_gamma, beta, ridge)
     Hp = fading_sum(p, beta[..., None] * k, k, decays(log_gamma))
     r = q - Hp - ridge[:, None] * p
     return xp.linalg.norm(r, axis=-1) / xp.linalg.norm(q, axis=-1)

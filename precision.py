@@ -41,9 +41,10 @@ import numpy as np
 import gated
 import mesa
 import train
+from gated import fading_sum
 from lab import Figure, command_line, each, end_labels, label, mean_line
 from language import settings_of
-from mesa import cut, join
+from mesa import cut
 from text import corpus, tokens, windows
 
 RUN = "gated small 1-byte documentation"       # of language.settings_of
@@ -116,8 +117,8 @@ def exact(q, k, v, log_gamma, beta, ridge, G):
 # ---------------------------------------------------------------------- the layer in few bits
 
 
-def states(K, V, decay, rounded):
-    """`past` of gated.fading_sum before every chunk, rounded whenever it is updated.
+def rounded_states(K, V, decay, rounded):
+    """gated.states, rounded whenever a chunk updates them.
 
     K, V [..., T, .], decay from gated.decays -> [..., n, Dk, Dv]
     """
@@ -128,13 +129,6 @@ def states(K, V, decay, rounded):
         past[..., c, :, :] = rounded(whole[..., c - 1, :, :] * past[..., c - 1, :, :]
                                      + new[..., c - 1, :, :])
     return past
-
-
-def fading_sum(Q, K, V, decay, past):
-    """gated.fading_sum from what `states` returns."""
-    fade, since, *_ = decay
-    T, (Q, K, V) = Q.shape[-2], (cut(X, gated.CHUNK) for X in (Q, K, V))    # [..., n, C, .]
-    return join((Q @ adjoint(K) * fade) @ V + since * (Q @ past), T)
 
 
 def conjugate_gradients(times, q, steps, vectors, guard):
@@ -174,8 +168,8 @@ def candidate(q, k, v, log_gamma, beta, ridge, G, steps, precision, guard, scale
     decay, bK, G = gated.decays(log_gamma), beta[..., None] * k, scale * G
 
     def total(Q, K, V, decay):
-        return fading_sum(Q, K, V, decay, states(K, V, decay, matrices.rounded))
-    H = states(bK, k, decay, matrices.rounded)
+        return fading_sum(Q, K, V, decay, rounded_states(K, V, decay, matrices.rounded))
+    H = rounded_states(bK, k, decay, matrices.rounded)
 
     def solve(X):
         return conjugate_gradients(lambda x: fading_sum(x, bK, k, decay, H) + ridge[:, None] * x,
@@ -264,7 +258,7 @@ def exactness(size, seed, run):
             out[f"{precision} {guard}"] = worst_errors(layers, truths, steps, precision, guard,
                                                        scale)
     for name, form in FORMATS.items():
-        H = [states(beta[..., None] * k, k, gated.decays(log_gamma), form.rounded)
+        H = [rounded_states(beta[..., None] * k, k, gated.decays(log_gamma), form.rounded)
              for _, k, _, log_gamma, beta, *_ in layers]
         out[f"{name} negative"] = max(0.0, -np.linalg.eigvalsh(H).min())
     return out

@@ -10,7 +10,7 @@ a time, from what they keep of those before.
     softmax   softmax attention                                     one
     linear    linear attention (writing: as a mean)                 one
     mesa      the mesa layer, solved by Sherman-Morrison            one a token
-    gated     the mesa layer that forgets, by conjugate gradients   one a chunk, in every step
+    gated     the mesa layer that forgets, by conjugate gradients   one a chunk, eight times
 
 A cost model of two numbers, seconds per multiply-add and per turn of a Python loop, is fitted at
 every other T and judged at those between.  Seconds are CPU time of this process: what else the
@@ -97,9 +97,8 @@ def operations(kind, T, Dk):
     forward and backward, of an attention: those of its matrix products.  What goes entry by entry
     (exponentials, masks, gates, ridges), lengths of rows and other row sums are not counted.
 
-    A sum over the past, o_t = sum_i v_i (k_i . q_t), takes 2 C Dk per token in chunks of C, and
-    2 Dk^2 for the past before the chunk (the first chunk of the gated layer's has none: counted all
-    the same).
+    A sum over the past, o_t = sum_i v_i (k_i . q_t), takes 2 C Dk per token in chunks of C, Dk^2
+    for what the chunk needs of those before it, and Dk^2 for its use.
     """
     most = gated.CHUNK if kind == "gated" else mesa.CHUNK
     C = -(-T // -(-T // most))                          # the length of a chunk
@@ -112,8 +111,10 @@ def operations(kind, T, Dk):
         sweep = 3 * Dk * Dk     # waits at every t: root^T k, root f, and gain f^T, taken off root
         apply_R = 4 * C * Dk + 2 * Dk * Dk              # once forward, once backward
         return 6 * past + sweep + 2 * apply_R, T
-    sums = 2 * gated.STEPS + 7                          # each waits at every chunk
-    return sums * past, sums * (T // C)
+    # A sum in every step, forward and backward, one for the output and three for each of two VJPs.
+    # What chunks need, for which each waits for the last, is made once for all steps.
+    sums, states = 2 * gated.STEPS + 7, 1 + 7
+    return sums * (2 * C * Dk + Dk * Dk) + states * Dk * Dk, states * (T // C)
 
 
 def fit_cost(terms, seconds):

@@ -55,12 +55,23 @@ def test_counted_operations_are_those_of_the_matrix_products(kind, T, rng, monke
             "gated": [-0.1 * rng.random((1, 1, T)), rng.random((1, 1, T)), np.ones((1, Dk))]}
     leaves = [Tensor(x.view(Counting)) for x in (q, k, v, *more.get(kind, []))]
     backward(price.KINDS[kind].attention(*leaves), leaves, G.view(Counting))
-    counted, turns = price.operations(kind, T, Dk)
-    if kind == "gated":                                 # the first of a sum's chunks has no past
-        sums = 2 * gated.STEPS + 7
-        counted -= sums * Dk * Dk * gated.CHUNK / T * (T > gated.CHUNK)
-        assert turns == sums * (T // gated.CHUNK)
-    assert count[0] == T * counted
+    assert count[0] == T * price.operations(kind, T, Dk)[0]
+
+
+def test_the_gated_layer_waits_at_every_chunk(rng, monkeypatch):
+    """Turns of a loop that wait for one another: one a chunk, whenever states are made."""
+    turns, states = [0], gated.states
+
+    def counting(K, V, decay):
+        made = states(K, V, decay)
+        turns[0] += made.shape[-3]
+        return made
+    monkeypatch.setattr(gated, "states", counting)
+    q, k, v, G = rng.standard_normal((4, 1, 1, 96, 8))
+    gates = np.full((1, 1, 96), -0.1), np.ones((1, 1, 96)), np.ones((1, 8))
+    leaves = [Tensor(x) for x in (q, k, v, *gates)]
+    backward(gated.gated_attention(*leaves), leaves, G)
+    assert turns[0] == price.operations("gated", 96, 8)[1] == 8 * 96 / gated.CHUNK
 
 
 def test_the_sweep_waits_at_every_token_and_the_others_do_not(rng, monkeypatch):
