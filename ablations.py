@@ -1,8 +1,8 @@
 """When does a mesa-optimiser emerge, and is it pattern matching?  Two questions that the first
 paper leaves open, asked here of 65 small models.
 
-    python ablations.py                 all three figures, quick settings, one seed, about fifteen
-                                        minutes on two cores
+    python ablations.py                 all three figures, quick settings, one seed, about half an
+                                        hour on two slow cores
     python ablations.py grid            one of them: diversity, grid, classification
     python ablations.py --full --seeds 3
 
