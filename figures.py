@@ -1,7 +1,7 @@
 """Figures of the first paper (von Oswald et al., arXiv 2309.05858): each trains its models,
 measures, judges and draws.
 
-    python figures.py                   the main job: the overview figure, quick settings, two
+    python figures.py                   the main job: the overview figure, quick settings, a few
                                         minutes on two cores
     python figures.py --list            the figures there are, and the runs they need
     python figures.py NAME ... | all    some, or all;  --full for the paper's sizes, --seeds 3 for
