@@ -121,17 +121,19 @@ def decays(log_gamma):
     return fade, xp.exp(c), xp.exp(c[..., -1:, :] - c), xp.exp(c[..., -1:, :])
 
 
-def states(K, V, decay):
+def states(K, V, decay, rounded=lambda past: past):
     """What every chunk needs of all earlier ones, past [..., n, Dk, Dv]: from one to the next
 
-        past <- exp(c_end) past + sum_i exp(c_end - c_i) k_i v_i^T.
+        past <- exp(c_end) past + sum_i exp(c_end - c_i) k_i v_i^T,
+
+    each `rounded` as it is made (precision.py keeps few bits).
     """
     *_, until, whole = decay
     new = adjoint(cut(K, CHUNK) * until) @ cut(V, CHUNK)                    # [..., n, Dk, Dv]
     past = xp.zeros_like(new)
     for c in range(1, new.shape[-3]):
-        past[..., c, :, :] = (whole[..., c - 1, :, :] * past[..., c - 1, :, :]
-                              + new[..., c - 1, :, :])
+        past[..., c, :, :] = rounded(whole[..., c - 1, :, :] * past[..., c - 1, :, :]
+                                     + new[..., c - 1, :, :])
     return past
 
 

@@ -41,10 +41,9 @@ import numpy as np
 import gated
 import mesa
 import train
-from gated import fading_sum
+from gated import fading_sum, states
 from lab import Figure, command_line, each, end_labels, label, mean_line
 from language import settings_of
-from mesa import cut
 from text import corpus, tokens, windows
 
 RUN = "gated small 1-byte documentation"       # of language.settings_of
@@ -117,20 +116,6 @@ def exact(q, k, v, log_gamma, beta, ridge, G):
 # ---------------------------------------------------------------------- the layer in few bits
 
 
-def rounded_states(K, V, decay, rounded):
-    """gated.states, rounded whenever a chunk updates them.
-
-    K, V [..., T, .], decay from gated.decays -> [..., n, Dk, Dv]
-    """
-    *_, until, whole = decay
-    new = adjoint(cut(K, gated.CHUNK) * until) @ cut(V, gated.CHUNK)        # [..., n, Dk, Dv]
-    past = np.zeros_like(new)
-    for c in range(1, new.shape[-3]):
-        past[..., c, :, :] = rounded(whole[..., c - 1, :, :] * past[..., c - 1, :, :]
-                                     + new[..., c - 1, :, :])
-    return past
-
-
 def conjugate_gradients(times, q, steps, vectors, guard):
     """p of gated.conjugate_gradients after each of so many steps (numbers in order), where all
     that is kept is rounded to the format `vectors`.
@@ -168,8 +153,8 @@ def candidate(q, k, v, log_gamma, beta, ridge, G, steps, precision, guard, scale
     decay, bK, G = gated.decays(log_gamma), beta[..., None] * k, scale * G
 
     def total(Q, K, V, decay):
-        return fading_sum(Q, K, V, decay, rounded_states(K, V, decay, matrices.rounded))
-    H = rounded_states(bK, k, decay, matrices.rounded)
+        return fading_sum(Q, K, V, decay, states(K, V, decay, matrices.rounded))
+    H = states(bK, k, decay, matrices.rounded)
 
     def solve(X):
         return conjugate_gradients(lambda x: fading_sum(x, bK, k, decay, H) + ridge[:, None] * x,
@@ -258,7 +243,7 @@ def exactness(size, seed, run):
             out[f"{precision} {guard}"] = worst_errors(layers, truths, steps, precision, guard,
                                                        scale)
     for name, form in FORMATS.items():
-        H = [rounded_states(beta[..., None] * k, k, gated.decays(log_gamma), form.rounded)
+        H = [states(beta[..., None] * k, k, gated.decays(log_gamma), form.rounded)
              for _, k, _, log_gamma, beta, *_ in layers]
         out[f"{name} negative"] = max(0.0, -np.linalg.eigvalsh(H).min())
     return out

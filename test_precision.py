@@ -223,10 +223,10 @@ def test_states_are_rounded_at_every_chunk(name, layer, short_chunks):
     """`past` has the format's numbers only, and follows from the past before it."""
     q, k, v, log_gamma, beta, _ = layer
     decay, rounded = gated.decays(log_gamma), pr.FORMATS[name].rounded
-    past = pr.rounded_states(k, v, decay, rounded)
+    past = pr.states(k, v, decay, rounded)
     assert past.shape == (2, 2, 5, 4, 3) and (past[:, :, 0] == 0).all()
     assert np.array_equal(rounded(past), past)
-    plain = pr.rounded_states(k, v, decay, lambda x: x)
+    plain = pr.states(k, v, decay, lambda x: x)
     assert not np.array_equal(rounded(plain), plain)
     for c in range(1, 5):
         inside = range(4 * (c - 1), 4 * c)
@@ -245,7 +245,7 @@ def test_matrices_and_vectors_have_the_formats_of_their_precision(name, guard, l
     """Six matrices (H_t; N_t of o and of its cotangent; three sums of the backward pass), at four
     chunks each, and two solves with vectors."""
     seen = {"states": [], "vectors": []}
-    states, solve = pr.rounded_states, pr.conjugate_gradients
+    states, solve = pr.states, pr.conjugate_gradients
 
     def states_seen(K, V, decay, rounded):
         seen["states"].append(rounded)
@@ -254,7 +254,7 @@ def test_matrices_and_vectors_have_the_formats_of_their_precision(name, guard, l
     def solve_seen(times, q, steps, vectors, guard):
         seen["vectors"].append((vectors, guard))
         return solve(times, q, steps, vectors, guard)
-    monkeypatch.setattr(pr, "rounded_states", states_seen)
+    monkeypatch.setattr(pr, "states", states_seen)
     monkeypatch.setattr(pr, "conjugate_gradients", solve_seen)
     pr.candidate(*layer, rng.standard_normal(layer[2].shape), range(1, 3), name, guard)
     matrices, vectors = (pr.FORMATS[f] for f in pr.PRECISIONS[name])
@@ -404,8 +404,8 @@ def test_the_ridge_that_is_needed_is_minus_the_least_eigenvalue_of_H(rng, monkey
     run = Model(s, moved(s, rng))
     found = pr.exactness({"steps": 6}, 0, run)
     for name, form in pr.FORMATS.items():
-        least = min(np.linalg.eigvalsh(pr.rounded_states(
-                        beta[..., None] * k, k, gated.decays(log_gamma), form.rounded)).min()
+        least = min(np.linalg.eigvalsh(pr.states(beta[..., None] * k, k, gated.decays(log_gamma),
+                                                 form.rounded)).min()
                     for _, k, _, log_gamma, beta, *_ in pr.layers_of(run.params, s))
         assert found[f"{name} negative"] == -least
 
@@ -418,8 +418,7 @@ def test_H_that_is_rounded_needs_a_ridge(rng, short_chunks):
     v, G = rng.standard_normal((2, 2, 1, 64, 4))
     log_gamma, beta = np.full((2, 1, 64), -0.01), np.full((2, 1, 64), 0.9)
     decay = gated.decays(log_gamma)
-    bk = beta[..., None] * k
-    least = {name: np.linalg.eigvalsh(pr.rounded_states(bk, k, decay, f.rounded)).min()
+    least = {name: np.linalg.eigvalsh(pr.states(beta[..., None] * k, k, decay, f.rounded)).min()
              for name, f in pr.FORMATS.items()}
     assert abs(least["float64"]) < 1e-13 and least["bfloat16"] < -1e-2
     assert 4 < least["bfloat16"] / least["float16"] < 16

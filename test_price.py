@@ -58,7 +58,8 @@ def test_counted_operations_are_those_of_the_matrix_products(kind, T, rng, monke
     assert count[0] == T * price.operations(kind, T, Dk)[0]
 
 
-def test_the_gated_layer_waits_at_every_chunk(rng, monkeypatch):
+@pytest.mark.parametrize("T", [16, 64, 256])
+def test_the_gated_layer_waits_at_every_chunk(T, rng, monkeypatch):
     """Turns of a loop that wait for one another: one a chunk, whenever states are made."""
     turns, states = [0], gated.states
 
@@ -67,11 +68,11 @@ def test_the_gated_layer_waits_at_every_chunk(rng, monkeypatch):
         turns[0] += made.shape[-3]
         return made
     monkeypatch.setattr(gated, "states", counting)
-    q, k, v, G = rng.standard_normal((4, 1, 1, 96, 8))
-    gates = np.full((1, 1, 96), -0.1), np.ones((1, 1, 96)), np.ones((1, 8))
+    q, k, v, G = rng.standard_normal((4, 1, 1, T, 8))
+    gates = np.full((1, 1, T), -0.1), np.ones((1, 1, T)), np.ones((1, 8))
     leaves = [Tensor(x) for x in (q, k, v, *gates)]
     backward(gated.gated_attention(*leaves), leaves, G)
-    assert turns[0] == price.operations("gated", 96, 8)[1] == 8 * 96 / gated.CHUNK
+    assert turns[0] == price.operations("gated", T, 8)[1] == 8 * (T // gated.CHUNK)
 
 
 def test_the_sweep_waits_at_every_token_and_the_others_do_not(rng, monkeypatch):
