@@ -71,8 +71,7 @@ def test_model_gradients_equal_finite_differences(kind, rng):
 
     def of(*weights):
         return loss(params | dict(zip(names, weights, strict=True)), *batch)
-    check_gradients(of, *(params[k] for k in names), rng=rng, directions=2, step=1e-4,
-                    entries=0)
+    check_gradients(of, *(params[k] for k in names), rng=rng, directions=1, step=1e-4)
 
 
 class Watched(np.ndarray):

@@ -533,8 +533,10 @@ def test_transformer_is_causal_and_its_gradient_equals_finite_differences(positi
 
     def prediction(x, *arrays):
         return mesa.transformer(dict(zip(params, arrays)), x, config)
-    # a small step: differences must not straddle the clamp's edge
-    check_gradients(prediction, x, *params.values(), rng=rng, step=1e-5, directions=3, entries=0)
+    # a small step: differences must not straddle the clamp's edge; every entry is moved, as arrays
+    # are small, and so one more direction will do
+    assert max(w.size for w in params.values()) <= 64
+    check_gradients(prediction, x, *params.values(), rng=rng, step=1e-5, directions=1)
     before = mesa.transformer(params, x, config)
     x[:, 4:] = rng.standard_normal((2, 2, 2))
     after = mesa.transformer(params, x, config)
