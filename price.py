@@ -14,7 +14,8 @@ a time, from what they keep of those before.
 
 A cost model of two numbers, seconds per multiply-add and per turn of a Python loop, is fitted at
 every other T and judged at those between.  Seconds are CPU time of this process: what else the
-machine is doing matters less for them.  Costs of an attention are per token and head.
+machine is doing matters less for them, but it does share caches and memory.  For several seeds say
+--executor serial, on a quiet machine.  Costs of an attention are per token and head.
 """
 import time
 import tracemalloc
