@@ -1012,7 +1012,7 @@ def draw_swaps(ax, by_model, key):
         mean = mean_line(ax, layers, each(swaps, key), color=colour, marker=marker, ms=5)
         ends.append((mean[-1], f"d = {int(swaps[0]['d'])}", colour))
     ax.axhline(1, color="0.7", lw=1)
-    ax.set_yscale("log")
+    ax.set_yscale("log", subs=[2, 5])
     ax.set(xlabel="layer")
     ax.set_xticks(layers)
     for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
