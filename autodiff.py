@@ -31,7 +31,8 @@ import signals  # noqa: F401  (before NumPy: Ctrl-C ends what is still being loa
 
 # Several processes (workers.py), each with single-threaded BLAS, beat one with multi-threaded BLAS
 # on the small matrices of this project.  BLAS reads these when NumPy loads, so they are set here,
-# if unset, and this module is imported before NumPy everywhere.
+# if unset, and every module imports this one before NumPy.  (Where a program of your own has loaded
+# NumPy before, they come too late: training is slower, and rounds otherwise.)
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
@@ -54,6 +55,9 @@ class Tensor:
     _count = itertools.count()
 
     def __init__(self, data, inputs=(), vjp=None):
+        if isinstance(data, Tensor):
+            raise TypeError("this is a Tensor already: a new one around it would know nothing of "
+                            "what it was computed from. For a leaf take its array, Tensor(x.data).")
         self.data = data if hasattr(data, "dtype") else xp.asarray(data)
         if self.data.dtype.kind not in "fc":
             self.data = self.data.astype("float64")
@@ -163,6 +167,7 @@ def backward(output, wrt, cotangent=None):
     if isinstance(wrt, Tensor):
         raise ValueError("backward takes a list of Tensors and returns a list: "
                          "[g] = backward(loss, [x]).")
+    wrt = list(wrt)
     if not all(isinstance(x, Tensor) for x in wrt):
         raise ValueError("backward takes a list of Tensors, of a dict list(params.values()): wrap "
                          "arrays, x = Tensor(x), before the loss is computed from them.")
@@ -198,7 +203,8 @@ def value_and_grad(f, params, *args):
     the gradients, which are with respect to it."""
     leaves = {name: Tensor(a) for name, a in params.items()}
     loss = f(leaves, *args)
-    return loss.data, dict(zip(leaves, backward(loss, list(leaves.values())), strict=True))
+    grads = backward(loss, leaves.values())
+    return loss.data, dict(zip(leaves, grads, strict=True))
 
 
 # --------------------------------------------------------------------------------------- operations
@@ -258,9 +264,12 @@ def power(a, n):
 def matmul(a, b):
     """a @ b for arrays of two or more axes, batched over the leading ones.
 
-    [..., N, M] @ [..., M, P] -> [..., N, P]
+    [..., N, M] @ [..., M, P] -> [..., N, P].  Raises ValueError for fewer axes.
     """
     A, B = value(a), value(b)
+    if min(A.ndim, B.ndim) < 2:
+        raise ValueError(f"matmul takes arrays of two or more axes, not of shapes {A.shape} and "
+                         f"{B.shape}: write x[None] @ B, or (x * y).sum() for vectors")
     if B.ndim == 2 < A.ndim:                # a weight matrix: one large product, not one per batch
         rows = A.reshape(-1, A.shape[-1])
         out = (rows @ B).reshape(*A.shape[:-1], B.shape[-1])
@@ -303,7 +312,7 @@ def getitem(a, index):
     """a[index] with integers, slices, None, ... or integer arrays (looking up embeddings)."""
     A = value(a)
     parts = index if isinstance(index, tuple) else (index,)
-    by_array = any(isinstance(i, list) or hasattr(i, "shape") for i in parts)
+    by_array = not all(isinstance(i, (int, slice, type(None), type(...))) for i in parts)
 
     def vjp(g):
         out = xp.zeros(A.shape, g.dtype)
@@ -384,7 +393,8 @@ def layer_norm(a, scale, bias, eps=1e-6):
 
     The variance is the biased one.  With c = x - mean x and n = c / deviation:
         dc = dx - mean dx,      dn = (dc - n mean(n dc)) / deviation.
-    Both maps are symmetric, so the VJP applies the same two projections to the cotangent of n.
+    Both maps are symmetric, so the VJP applies the same two to the cotangent of n.
+    scale, bias [D]
     """
     A, S, D = value(a), value(scale), value(a).shape[-1]
     centred = A - row_sum(A) / D
@@ -403,10 +413,13 @@ def cross_entropy(logits, targets):
     """Mean over all positions of -log softmax(logits)[target], in nats.
 
     logits [..., V], targets [...] integers from 0 to V - 1 -> scalar.  Raises ValueError for other
-    shapes and, on the CPU, for other targets.
+    shapes and types and, on the CPU, for other targets.
     """
     A, targets = value(logits), value(targets)
     V = A.shape[-1]
+    if targets.dtype.kind not in "iu":
+        raise ValueError(f"targets must be integers, for example targets.astype(int), not "
+                         f"{targets.dtype}")
     if targets.shape != A.shape[:-1]:
         raise ValueError(f"targets must have the shape of logits {A.shape} but for the last axis, "
                          f"not {targets.shape}")

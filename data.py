@@ -17,6 +17,8 @@ Run it: `python data.py` prints a sequence whose rule can be seen by eye.
 import inspect
 from functools import lru_cache
 
+import autodiff  # noqa: F401  (before NumPy: it sets BLAS's threads)
+
 import numpy as np
 
 # ------------------------------------------------------------------------------------ the families
@@ -63,7 +65,7 @@ def linear_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0):
 
 def fixed_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0, family_seed=0):
     """The control: one W for all sequences. Nothing is left to learn in context."""
-    W = haar_orthogonal(np.random.default_rng(family_seed), 1, d)
+    W = systems(1, d, family_seed)
     return iterate(W, first_state_and_noise(rng, B, T, d, noise, init_range))
 
 
@@ -83,7 +85,7 @@ def contracting_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0):
     """W = U diag(mu) U^-1 with U Gaussian and mu uniform in [0.3, 0.9], but one of them 0.9.
 
     U may be far from orthogonal, so states can grow before they decay: clipped to [-10, 10], where
-    some stay (4 of 100 at t = 50).
+    some stay (3 of 100 sequences at t = 50).
     """
     U, mu = rng.standard_normal((B, d, d)), rng.uniform(0.3, 0.9, (B, 1, d))
     mu[:, :, 0] = 0.9
@@ -137,7 +139,7 @@ TASKS = {"linear": linear_sequences, "partial": partial_sequences, "nonlinear": 
 
 def family_of(task, settings):
     """The arguments of TASKS[task] beyond rng, B and T: attributes of `settings` by these names,
-    where it has them."""
+    where it has them.  (So a family's argument that is called `width` is the model's width.)"""
     names = list(inspect.signature(TASKS[task]).parameters)[3:]
     return {name: getattr(settings, name) for name in names if hasattr(settings, name)}
 
@@ -201,8 +203,10 @@ def regression_pairs(rng, B, n, d=10, noise=0.01, tasks=1):
     """B few-shot regression problems of n pairs, x ~ U(-1, 1)^d and y = W x + noise: (x, y).
 
     Each is [B, n, d].  With tasks > 1 the n pairs fall into that many equal stretches, each with an
-    orthogonal W of its own.
+    orthogonal W of its own.  Raises ValueError if they cannot.
     """
+    if n % tasks:
+        raise ValueError(f"{n} pairs do not fall into {tasks} equal stretches")
     x = rng.uniform(-1, 1, (B, n, d))
     W = haar_orthogonal(rng, B * tasks, d).reshape(B, tasks, d, d)
     W = np.repeat(W, n // tasks, axis=1)                # [B, n, d, d]

@@ -87,10 +87,12 @@ def fading_attention(q, k, v, log_gamma):
 
 
 def need_system(q, log_gamma, beta, ridge):
-    """ValueError unless gates and ridges are as `solve` names them."""
+    """ValueError unless gates and ridges are as `solve` names them, and of the type of q."""
     for name, x, shape in (("log_gamma", log_gamma, q.shape[:-1]), ("beta", beta, q.shape[:-1]),
                            ("ridge", ridge, (q.shape[1], q.shape[-1]))):
         need_shape(name, x, shape)
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name} must be of the type of q, {q.dtype}, not {x.dtype}")
     need_logarithms(value(log_gamma))
 
 
@@ -101,7 +103,7 @@ def need_logarithms(log_gamma):
                          "pass np.log(gamma)")
 
 
-LEAST = -40.0           # exp(-40) of the past is nothing, even in double precision
+LEAST = -40.0           # exp(-40) of a past of the present's size is nothing in double precision
 
 
 def decays(log_gamma):
@@ -140,7 +142,7 @@ def states(K, V, decay, rounded=lambda past: past):
 def fading_sum(Q, K, V, decay, past=None):
     """Rows o_t = sum_{i<=t} fade_ti v_i (k_i . q_t), from what `decays` and `states` return.
 
-    Within a chunk O = ((Q K^T) o fade) V, where o multiplies entry by entry.  All earlier chunks
+    Within a chunk O = ((Q K^T) * fade) V, where * multiplies entry by entry.  All earlier chunks
     act through one matrix: exp(c_t) past^T q_t.
     """
     fade, since, *_ = decay
@@ -154,9 +156,9 @@ def fading_sum(Q, K, V, decay, past=None):
 def fading_vjp(Q, K, V, log_gamma, decay, G):
     """What fading_attention pulls a cotangent G back to: (Gq, Gk, Gv, Glog_gamma).
 
-    1.  O = ((Q K^T) o fade) V is linear in each of Q, K and V, and each cotangent is such a sum:
-            of Q: ((G V^T) o fade) K
-            of K: ((G V^T) o fade)^T Q      of V: ((Q K^T) o fade)^T G
+    1.  O = ((Q K^T) * fade) V is linear in each of Q, K and V, and each cotangent is such a sum:
+            of Q: ((G V^T) * fade) K
+            of K: ((G V^T) * fade)^T Q      of V: ((Q K^T) * fade)^T G
         The latter two run over later times, that is, over the past of a reversed sequence; there
         it is gamma_t that fades from t back to t-1.
     2.  With a_t = log gamma_1 + ... + log gamma_t, fade_ti = exp(a_t) exp(-a_i) is met only in
@@ -184,8 +186,9 @@ def gated_attention(q, k, v, log_gamma, beta, ridge, steps=STEPS):
 
     `steps` of conjugate gradients; `residual` says what they leave.  Without rounding Dk are exact;
     with it ridges far below the trace of H_t take two or three times as many.
-    Raises ValueError for other shapes and types and positive log_gamma, FloatingPointError where
-    H_t + Lambda is not positive definite or an entry is not finite.
+    Raises ValueError for other shapes and types and positive log_gamma, FloatingPointError where a
+    step meets a direction along which H_t + Lambda is not positive, or what is not finite: in
+    float32 |q| must be from 1e-15 to 1e19, or squares vanish or overflow.
     """
     p = solve(q, k, log_gamma, beta, ridge, steps)
     return fading_attention(p, ad.reshape(beta, *beta.shape, 1) * k, v, log_gamma)
@@ -271,8 +274,8 @@ def residual(p, q, k, log_gamma, beta, ridge):
 def gated_step(memory, q, k, v, log_gamma, beta, ridge, steps=STEPS):
     """The recurrence of `gated_direct` for the next token, [B, heads, 1, .] -> [B, heads, 1, Dv].
     Memory: H [B, heads, Dk, Dk], and N^T [B, heads, Dk, Dv]"""
-    need_one_token(q, k, v)
-    need_logarithms(log_gamma)
+    need_one_token(q, k, v, "f")
+    need_system(q, log_gamma, beta, ridge)
     gamma, beta_k = xp.exp(log_gamma)[..., None], beta[..., None] * k
     H, NT = (adjoint(beta_k) @ x for x in (k, v))
     if memory:
@@ -295,7 +298,8 @@ def unsolved_attention(q, k, v, log_gamma, beta, ridge):
 
 def unsolved_step(past, q, k, v, log_gamma, beta, ridge):
     """The same for the next token, [B, heads, 1, .].   Memory: N^T [B, heads, Dk, Dv]"""
-    need_logarithms(log_gamma)
+    need_one_token(q, k, v, "f")
+    need_system(q, log_gamma, beta, ridge)
     faded = None if past is None else xp.exp(log_gamma)[..., None] * past
     return mesa.linear_step(faded, q / ridge[:, None], beta[..., None] * k, v)
 

@@ -32,9 +32,9 @@ Glossary.  Rows run over time: Q, K, V, P are matrices whose row t is q_t, k_t, 
     phi           what x_{t+1} is regressed on where it is not x_t (not Phi_t)  [B, T, n]
 
 tril(.) keeps what does not look ahead, i <= t.  All functions take plain arrays or Tensors (see
-autodiff.py), but for the oracles of the tests and the steps of streams, which take arrays.  Linear
-and mesa attention also take queries, keys and values that are all complex; read k . q as k^H q and
-^T as ^H then (`adjoint` in the code).
+autodiff.py), but for the oracles of the tests, the steps of streams and the reference algorithms,
+which take arrays.  Linear and mesa attention also take queries, keys and values that are all
+complex; read k . q as k^H q and ^T as ^H then (`adjoint` in the code).
 
 Run it: `python mesa.py` walks through small examples with numbers to be checked by hand.
 """
@@ -73,13 +73,14 @@ def need_rows(kinds="fc", **rows):
 
 def need_shape(name, x, shape):
     """ValueError unless x has that shape: another one may be broadcast, and its gradient wrong."""
-    if np.shape(value(x)) != shape:                     # of an array on a device, too
-        raise ValueError(f"{name} must be an array of shape {shape}, not {np.shape(value(x))}")
+    found = getattr(value(x), "shape", type(x).__name__)
+    if found != shape:
+        raise ValueError(f"{name} must be an array of shape {shape}, not {found}")
 
 
-def need_one_token(q, k, v):
+def need_one_token(q, k, v, kinds="fc"):
     """ValueError unless queries, keys and values are the rows of one token, [B, heads, 1, .]."""
-    need_rows(q=q, k=k, v=v)
+    need_rows(kinds, q=q, k=k, v=v)
     if q.shape[2] != 1:
         raise ValueError(f"a stream takes one token at a time, [B, heads, 1, Dk], not {q.shape}")
 
@@ -174,11 +175,14 @@ def mesa_attention(q, k, v, lam):
 
 
 def need_lambda(lam, K):
-    """ValueError unless lam is one number for each head of keys K [B, heads, T, Dk], and on the CPU
-    FloatingPointError unless these are positive and finite."""
+    """ValueError unless lam is a real number for each head of keys K [B, heads, T, Dk], and on the
+    CPU FloatingPointError unless these are positive and finite."""
     if K.ndim != 4:
         raise ValueError(f"q and k must be [B, heads, T, Dk], not {K.shape}")
     need_shape("lam", lam, K.shape[1:2])
+    if lam.dtype.kind != "f":
+        raise ValueError(f"lam holds {lam.dtype}: pass real floating-point numbers, for example "
+                         "lam.astype(float)")
     if xp.module is np and not ((lam > 0) & (lam < np.inf)).all():
         raise FloatingPointError(f"lam must be positive and finite, not {lam}")
 
@@ -230,7 +234,7 @@ def precondition(q, k, lam):
         <H, linear_attention(P, K, K)>.  So the cotangent of K is minus the VJP of that linear
         attention, summed over both roles of k:  -(tril(H K^T)^T P + A^T H)  with  A = tril(P K^T).
     3.  The cotangent of lambda is  sum_t h_t . p_t / lambda^2.
-    No R_t is kept: the second sweep needs two vectors per token and a matrix per chunk of tokens.
+    No R_t is kept: for the VJP there are two vectors per token and a matrix per chunk of tokens.
     Raises what mesa_attention does.
     """
     need_rows(q=q, k=k)
@@ -308,6 +312,8 @@ def mesa_step(memory, q, k, v, lam):
     KV, root = memory or (None, xp.eye(k.shape[-1]) * (lam ** 0.5)[:, None, None])
     f = k @ root.conj()                                             # [B, heads, 1, Dk]
     nu = 1 + (f.conj() * f).real.sum(axis=-1, keepdims=True)
+    if xp.module is np and not np.isfinite(nu).all():
+        raise FloatingPointError(NOT_FINITE)
     gain = f @ root.swapaxes(-1, -2) / (nu + xp.sqrt(nu))
     root = root - gain.swapaxes(-1, -2) @ f.conj()
     p = q @ root.conj() @ root.swapaxes(-1, -2)
@@ -317,7 +323,7 @@ def mesa_step(memory, q, k, v, lam):
 
 def softmax_step(memory, q, k, v):
     """Softmax over all keys so far.   Memory: all keys and values, [B, heads, t, .]"""
-    need_one_token(q, k, v)
+    need_one_token(q, k, v, "f")
     K, V = memory or (k[:, :, :0], v[:, :, :0])
     K, V = xp.concatenate([K, k], axis=2), xp.concatenate([V, v], axis=2)
     return ad.softmax(q @ adjoint(K) * K.shape[-1] ** -0.5) @ V, (K, V)
@@ -411,7 +417,7 @@ def attention_block(params, b, kind, z, config, code=None, keep=lambda name, a: 
     out, T = from_heads(o, params[b + "wo"]), z.shape[1]            # [B, T, D]
     keep(b + "in", z)
     keep(b + "map", lambda: kind_of(kind, config).attention(
-        q, k, xp.broadcast_to(xp.eye(T, dtype=z.dtype), (*q.shape[:3], T)), *more))
+        q, k, xp.broadcast_to(xp.eye(T, dtype=q.dtype), (*q.shape[:3], T)), *more))
     keep(b + "out", out)
     return out
 
@@ -425,11 +431,13 @@ def norm(params, name, e, config):
 
 def embedding(params, x, config):
     """Tokens [B, T, d_in], or integers [B, T, m], as the first residual stream [B, T, D]."""
+    integers = x.dtype.kind in "iu"
     if not config.embed:
+        if integers:
+            raise ValueError(f"tokens of a model without an embedding must be floating-point "
+                             f"numbers, for example x.astype(float), not {x.dtype}")
         return x
-    if x.dtype.kind in "iu":
-        return params["embed"][x].sum(axis=2)
-    return x @ params["embed"]
+    return params["embed"][x].sum(axis=2) if integers else x @ params["embed"]
 
 
 def transformer(params, x, config, trace=None, memory=None):
@@ -446,12 +454,14 @@ def transformer(params, x, config, trace=None, memory=None):
     memory  a dict, if given, makes this a stream: x holds just the next token, [B, 1, d_in], and
             memory what the layers keep of all tokens before.  Start with {}, and pass the same dict
             with every token.  Linear and mesa layers keep matrices of fixed size, softmax layers
-            all keys and values.  Forward only.
+            all keys and values.  Forward only, and without a trace.
     Raises KeyError if the model has nothing of a name that is asked for, ValueError for a kind or a
-    code that there is not, or several tokens of a stream at once.
+    code that there is not, integers without an embedding, or several tokens of a stream at once.
     """
     start, left = 0, set(trace or ())
     if memory is not None:
+        if trace is not None:       # it would end the pass before later blocks have seen the token
+            raise ValueError("a stream has no trace: pass all its tokens at once, without memory")
         if x.shape[1] != 1:
             raise ValueError(f"a stream takes one token at a time, [B, 1, d_in], not {x.shape}")
         start = memory["t"] = memory.get("t", -1) + 1
@@ -529,7 +539,10 @@ def proposition_1(eta, d=10, key_size=20, heads=1):
     On tokens [0, *, x_t, x_{t-1}]: keys read x_{i-1}, values x_i, queries x_t, and wo writes
     eta o_t into slot 0.  With L(W) = 1/2 sum_{i<=t} |x_i - W x_{i-1}|^2 and W_0 = 0, that is
         eta sum_{i<=t} x_i (x_{i-1} . x_t) = eta N_t x_t = (W_0 - eta dL/dW) x_t.
+    Raises ValueError if a key has no room for x_{i-1}.
     """
+    if key_size < d:
+        raise ValueError(f"key_size ({key_size}) must be at least d ({d})")
     config = Config(("linear",), heads, key_size, width=4 * d, d_in=4 * d, d_out=d)
     params, I = no_weights(config), np.eye(d)
     params["blocks.0.wq"][slot(2, d), 0, :d] = I
@@ -560,14 +573,14 @@ def proposition_2(w, alpha, d=10, heads=4, n=None):
     params, I_d, I_n = no_weights(config), np.eye(d), np.eye(n)
     prediction, r = slice(0, d), slice(d, d + n)                    # the slots of a token
     x, past = slice(d + n, 2 * d + n), slice(2 * d + n, D)
-    for j in range(len(w)):
+    for j, (w_j, alpha_j) in enumerate(zip(w, alpha, strict=True)):
         b = f"blocks.{j}."
         params[b + "wq"][r, 0, :n] = I_n
         params[b + "wk"][past, 0, :n] = I_n
         params[b + "wv"][past, 0, :n] = I_n
         params[b + "wv"][x, 0, n:] = I_d
-        params[b + "wo"][0, :n, r] = -alpha[j] * I_n
-        params[b + "wo"][0, n:, prediction] = w[j] * I_d
+        params[b + "wo"][0, :n, r] = -alpha_j * I_n
+        params[b + "wo"][0, n:, prediction] = w_j * I_d
     return params, config
 
 
@@ -598,8 +611,9 @@ def with_binding(params, config, sharpness=100.0):
     earlier such a pair is turned by omega; so the query of head 0 is t's code, turned, its key the
     code of i, and the score of i at t is
         sharpness sum_omega cos(omega (t - 1 - i)),
-    largest at i = t - 1, for hundreds of tokens if keys have 8 entries or more.  The first token
-    sees only itself: let it be zeros, x_0, or the model learns from a pair (x_1, x_1), too.
+    largest at i = t - 1, for hundreds of tokens if keys and tokens have 8 entries or more.  The
+    first token sees only itself: let it be zeros, x_0, or the model learns from a pair (x_1, x_1),
+    too.
     """
     config = replace(config, kinds=("softmax", *config.kinds), positional="concat")
     d, D, Dk, all_params = config.d_out, config.width, config.key_size, no_weights(config)
@@ -869,7 +883,9 @@ def chunked_linear_attention(q, k, v):
     T = q.shape[-2]
 
     def before(X):                                      # sums over the chunks before each
-        return X.cumsum(axis=-3) - X
+        sums = xp.zeros_like(X)     # not cumsum(X) - X, where a large chunk rounds off all before
+        sums[..., 1:, :, :] = X[..., :-1, :, :].cumsum(axis=-3)
+        return sums
 
     def after(X):
         return before(X[..., ::-1, :, :])[..., ::-1, :, :]
@@ -895,12 +911,14 @@ def chunked_linear_attention(q, k, v):
 #     (I - f f^T / (nu + sqrt(nu)))^2 = I - f f^T / nu,    hence
 #     root_t = root_{t-1} - gain_t f_t^T,    gain_t = u_t / (nu_t + sqrt(nu_t)),
 # from root_0 = sqrt(lambda) I.  R = root root^T is positive whatever the rounding, nu >= 1 always,
-# and errors are of size eps sqrt(lambda |R^-1|) instead of the square of that root.
+# and errors relative to R are of size eps sqrt(lambda |R^-1|) instead of eps lambda |R^-1|.
 #
 # Within a chunk of tokens root_t = root_c - sum_i gain_i f_i^T, where root_c is the root at the
 # chunk's start: so applying root_t or root_t^T to the vector of its own time t is a product with
 # root_c and a linear attention over the chunk.  Once the f_i, the gain_i and a root per chunk are
 # known, no loop over time is left.
+
+NOT_FINITE = "a key is not finite, or lambda |k|^2 overflows: R_t cannot be computed"
 
 
 def square_root_sweep(K, lam):
@@ -927,8 +945,7 @@ def square_root_sweep(K, lam):
     if not on_cpu or chunks > 8 or not bound() < 1e6:
         K = K.astype(xp.result_type(K.dtype, "float64"))
         if on_cpu and not bound() < float("inf"):
-            raise FloatingPointError("a key is not finite, or lambda |k|^2 overflows: R_t cannot "
-                                     "be computed")
+            raise FloatingPointError(NOT_FINITE)
     k = xp.ascontiguousarray(K.transpose(2, 3, 4, 0, 1))            # [chunks, C, Dk, B, heads]
     F, gains = xp.empty_like(k), xp.empty_like(k)
     roots = xp.empty((chunks, Dk, Dk, B, heads), K.dtype)

@@ -308,7 +308,9 @@ def load_checkpoint(folder, settings_class):
 
 
 def save_model(path, params, settings):
-    """Weights and settings of a trained model in one small file."""
+    """Weights and settings of a trained model in one small file.  ValueError if the weights are not
+    those of the settings, in names, shapes or type."""
+    need_arrays(params, shapes_of(settings), settings.dtype, "weights")
     written = np.array(json.dumps(dataclasses.asdict(settings)))
     save_arrays(path, {"settings": written, **params})
 

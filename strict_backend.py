@@ -16,8 +16,8 @@ NAMES = {"abs", "add.at", "arange", "asarray", "ascontiguousarray", "broadcast_t
          "matmul", "maximum", "minimum", "nan", "ones", "ones_like", "result_type", "shape",
          "sin", "split", "sqrt", "stack", "take_along_axis", "tanh", "tensordot", "tri", "where",
          "zeros", "zeros_like"}
-METHODS = {"astype", "conj", "conjugate", "cumsum", "dtype", "imag", "max", "mean", "nbytes",
-           "ndim", "real", "reshape", "shape", "size", "sum", "swapaxes", "transpose"}
+METHODS = {"astype", "conj", "conjugate", "copy", "cumsum", "dtype", "imag", "max", "mean",
+           "nbytes", "ndim", "real", "reshape", "shape", "size", "sum", "swapaxes", "transpose"}
 TRANSFERS = {"to device": 0, "to host": 0}
 _SCALAR = (bool, int, float, complex)
 

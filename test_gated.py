@@ -107,6 +107,11 @@ def test_one_token_at_a_time_is_the_same(layer):
         assert np.shape(memory) == shape
         with pytest.raises(ValueError, match="one token at a time"):
             step(None, *inputs, ridge)
+        with pytest.raises(ValueError, match="ridge must be an array of shape"):
+            step(None, *(x[:, :, :1] for x in inputs), ridge[0])
+        with pytest.raises(ValueError, match="log_gamma must be an array of shape"):
+            step(None, *(x[:, :, :1] for x in inputs[:3]), inputs[3][0, :, :1], inputs[4][:, :, :1],
+                 ridge)
 
 
 @pytest.mark.parametrize("dtype, bound", [("float64", 1e-12), ("float32", 1e-4)])
@@ -126,6 +131,7 @@ def test_a_share_of_zero_forgets_and_harms_nothing_after_it(least, dtype, bound,
     ("log_gamma", lambda a: a[:, :, :-1], "log_gamma must be an array of shape"),
     ("beta", lambda a: a[:1], "beta must be an array of shape"),
     ("ridge", lambda a: a[:, :1], "ridge must be an array of shape"),
+    ("ridge", lambda a: a.astype("float32"), "ridge must be of the type of q, float64"),
     ("v", lambda a: a[:, :, :-1], "with the same B, heads, T and Dk"),
     ("k", lambda a: a.astype(int), "k holds int64")])
 def test_arguments_that_would_give_wrong_numbers_are_named(name, wrong, says, layer):

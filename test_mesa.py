@@ -96,6 +96,7 @@ OPERATIONS = {      # name: (function, shapes of its inputs); on complex inputs,
         (lambda a: a[..., None, 1] * a[:, ::2], ((2, 4),)),
     "index by a list": (lambda a: a[[0, 2, 0, 0]], ((3, 2),)),
     "index by an integer array": (lambda a: a[np.array([0, 2, 0, 0])], ((3, 2),)),
+    "index by a tuple": (lambda a: a[(0, 2, 0, 0),], ((3, 2),)),
     "concatenate":
         (lambda a, b: ad.concatenate([a, np.ones((2, 2)), b], axis=1), ((2, 3), (2, 1))),
     "concatenate the first axis":
@@ -245,6 +246,14 @@ def test_errors_say_what_to_do_instead(rng):
         backward((a * a).sum(), a)
     with pytest.raises(ValueError, match="the cotangent has shape"):
         backward(a * a, [a], np.ones(3))
+    with pytest.raises(TypeError, match="Tensor already"):
+        Tensor(a)
+    with pytest.raises(ValueError, match="two or more axes"):
+        a[0] @ np.ones((4, 3, 5))
+    with pytest.raises(ValueError, match="targets must be integers"):
+        ad.cross_entropy(a, np.array([True, False]))
+    with pytest.raises(ValueError, match="Tensor"):
+        ad.value_and_grad(lambda p: 1.0, {"a": np.ones(3)})
     wrong = ad.record(a.data.sum(), (a,), (lambda g: np.ones(3),))
     says = r"test_errors.* returned shape \(3,\) for an input of shape \(2, 3\)"
     with pytest.raises(ValueError, match=says):
@@ -480,6 +489,24 @@ def test_keys_that_overflow_are_refused(bad, rng):
     k[0, 0, 2, 1] = bad
     with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="not finite"):
         mesa.precondition(q, k, np.ones(1))
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="not finite"):
+        mesa.mesa_step(None, q[:, :, 2:3], k[:, :, 2:3], q[:, :, 2:3], np.ones(1))
+
+
+def test_rounding_leaks_nothing_from_one_chunk_into_another(rng):
+    """o_t knows nothing of later tokens, and the cotangent of k_i and v_i nothing of o_t, t < i,
+    however large these are."""
+    q, k, v, G = rng.standard_normal((4, 2, 3, 130, 4))
+    late, early = k.copy(), G.copy()
+    late[..., -1, :] *= 1e9
+    early[..., 0, :] *= 1e9
+    o = mesa.linear_attention(q, k, v)
+    assert np.array_equal(mesa.linear_attention(q, late, v)[..., :-1, :], o[..., :-1, :])
+    (_, *pulled), (_, *expected) = (backward(mesa.linear_attention(*inputs), inputs, g)
+                                    for inputs in [[Tensor(x) for x in (q, k, v)]]
+                                    for g in (early, G))
+    for one, other in zip(pulled, expected):
+        assert np.array_equal(one[..., 1:, :], other[..., 1:, :])
 
 
 @pytest.mark.parametrize("change, error, says", [
@@ -491,7 +518,8 @@ def test_keys_that_overflow_are_refused(bad, rng):
     (dict(q=lambda q: q[0], k=lambda k: k[0], v=lambda v: v[0]), ValueError, "q and k must be"),
     (dict(lam=lambda lam: np.ones((2, 3))), ValueError, r"lam must be an array of shape \(3,\)"),
     (dict(lam=lambda lam: np.ones(1)), ValueError, r"lam must be an array of shape \(3,\)"),
-    (dict(lam=lambda lam: 1.0), ValueError, r"lam must be an array of shape \(3,\)"),
+    (dict(lam=lambda lam: 1.0), ValueError, r"lam must be an array of shape \(3,\), not float"),
+    (dict(lam=lambda lam: lam + 1j), ValueError, "lam holds complex128: pass real"),
     (dict(lam=lambda lam: -lam), FloatingPointError, "lam must be positive and finite"),
     (dict(lam=lambda lam: lam * np.inf), FloatingPointError, "lam must be positive and finite")])
 def test_arguments_that_would_give_wrong_numbers_are_named(change, error, says, rng):
@@ -618,6 +646,10 @@ def test_streaming_equals_the_parallel_forward(positional, rng):
     for name, kind in mesa.KINDS.items():
         with pytest.raises(ValueError, match="one token at a time"):
             kind.step(None, q, k, v, *[np.ones(2)] * (name == "mesa"))
+    with pytest.raises(ValueError, match="a stream has no trace"):
+        mesa.transformer(params, x[:, :1], config, {"acts.1": None}, memory={})
+    with pytest.raises(ValueError, match="q holds complex128"):
+        mesa.softmax_step(None, *(a[:, :, :1] + 0j for a in (q, k, v)))
 
 
 def test_a_stream_that_refused_two_tokens_goes_on_as_if_nothing_had_been(rng):
@@ -639,6 +671,13 @@ def test_a_config_that_makes_no_model_is_named(change, says, rng):
     params, config = mesa.init_params(rng, FULL), replace(FULL, **change)
     with pytest.raises(ValueError, match=says):
         mesa.transformer(params, rng.standard_normal((2, 3, 4)), config)
+
+
+def test_integers_are_no_tokens_of_a_model_without_an_embedding(rng):
+    """A position code would be cast to 0, 1 and -1."""
+    config = mesa.Config(("linear",), width=4, d_in=4, d_out=1, positional="add")
+    with pytest.raises(ValueError, match="x.astype"):
+        mesa.transformer(mesa.init_params(rng, config), np.ones((1, 5, 4), int), config)
 
 
 # ---------------------------------------------------------------------------------------- theory
@@ -981,6 +1020,8 @@ def test_regression_pairs_are_linear_one_map_per_task():
     W = [np.linalg.lstsq(x[0, task], y[0, task], rcond=None)[0] for task in (first, second)]
     assert np.allclose(x[0, first] @ W[0], y[0, first])
     assert np.allclose(x[0, second] @ W[1], y[0, second]) and not np.allclose(*W)
+    with pytest.raises(ValueError, match="5 pairs do not fall into 2 equal stretches"):
+        data.regression_pairs(np.random.default_rng(0), 3, 5, tasks=2)
 
 
 @pytest.mark.parametrize("task", data.TASKS)
@@ -1179,16 +1220,49 @@ def test_gradient_is_that_of_the_whole_batch_whatever_the_number_of_workers(monk
     assert all(relative(grads[k], expected[k]) < 1e-11 for k in params)
 
 
-def test_what_goes_wrong_in_a_worker_is_raised_here():
+@pytest.mark.parametrize("where", [0, 1])
+def test_what_goes_wrong_in_a_worker_is_raised_here(where):
+    """And leaves nothing behind: the next batch has its own loss."""
+    params, broken = {"w": np.ones(2)}, workers.shared((1,), np.dtype(bool))
+
     def sample(g, n):
-        if n == 6:                      # the last piece, which the second worker gets
+        if broken[0] and n == (32, 6)[where]:           # the piece of this worker
             raise FloatingPointError("key")
-        return (np.zeros(n),)
-    params = {"w": np.ones(2)}
-    with workers.Workers(lambda p, x: p["w"].sum(), sample, params, 38, 2) as crew, \
-            pytest.raises(FloatingPointError, match="key"):
-        crew.gradient(params, np.random.default_rng(0))
+        return (g.standard_normal(n),)
+
+    def loss(p, x):
+        return p["w"].sum() * x.mean()
+    with workers.Workers(loss, sample, params, 38, 2) as crew:
+        expected, _ = crew.gradient(params, np.random.default_rng(1))
+        broken[0] = True
+        with pytest.raises(FloatingPointError, match="key"):
+            crew.gradient(params, np.random.default_rng(0))
+        broken[0] = False
+        assert crew.gradient(params, np.random.default_rng(1))[0] == expected
     assert not any(p.is_alive() for p in crew.processes)
+
+
+@pytest.mark.parametrize("batch", [8, 64])
+def test_a_gradient_stays_what_it_is_when_the_next_is_computed(batch):
+    params = {"w": np.ones(2)}
+    with workers.Workers(lambda p, x: p["w"].sum() * x.mean(),
+                         lambda g, n: (g.standard_normal(n),), params, batch) as crew:
+        _, grads = crew.gradient(params, np.random.default_rng(0))
+        before = grads["w"].copy()
+        crew.gradient(params, np.random.default_rng(1))
+    assert np.array_equal(grads["w"], before)
+
+
+def test_every_module_loads_autodiff_before_numpy():
+    """It sets the number of BLAS's threads, which is read when NumPy loads."""
+    files = list(Path(mesa.__file__).parent.glob("*.py"))
+    ours = {path.stem for path in files} - {"signals"}
+    for path in files:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        loaded = [line.split()[1].split(".")[0] for line in lines
+                  if line.startswith(("import ", "from "))]
+        if "numpy" in loaded and path.stem not in ("autodiff", "strict_backend"):
+            assert ours & set(loaded[:loaded.index("numpy")]), path.name
 
 
 def test_fit_is_the_loop_of_anything_that_has_a_gradient(rng):

@@ -229,9 +229,9 @@ def test_a_task_that_returns_another_shape_is_named(wrong, tmp_path, monkeypatch
         train.run(replace(tiny("linear-1"), task="walks"), tmp_path, quiet=True)
 
 
-@pytest.mark.parametrize("changes", [dict(heads=2.5), dict(kinds=["mesa"]), dict(lr="3e-3"),
-                                     dict(batch=8.0), dict(task=None), dict(kinds=(1,)),
-                                     dict(snapshots=(1.5,))])
+@pytest.mark.parametrize("changes", [dict(heads=2.5), dict(heads=True), dict(kinds=["mesa"]),
+                                     dict(lr="3e-3"), dict(batch=8.0), dict(task=None),
+                                     dict(kinds=(1,)), dict(snapshots=(1.5,))])
 def test_settings_of_another_type_are_named(changes):
     (name,) = changes
     with pytest.raises(store.UserError, match=f"{name} must be of type"):

@@ -4,8 +4,10 @@ work is lost and no process stays behind; and properties that hold for every sma
 `pytest -k robust` runs this file (and test_robust_files.py) in under a minute; MESA_KILLS=50 kills
 50 times instead of 3.
 """
+import dataclasses
 import errno
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -71,6 +73,8 @@ def run(line, monkeypatch, capsys):
     ("train linear-1 --lr nan", "lr must be"),
     ("train linear-1 --lr inf", "lr must be finite"),
     ("train linear-1 --lr -1", "lr must be greater than 0"),
+    ("train linear-1 --lr 1e-6", "lr_end (1e-05) must not be above lr (1e-06)"),
+    ("train linear-1 --task nonlinear --init-range 0", "init_range must be greater than 0"),
     ("train linear-1 --steps 1.5", "steps must be a whole number"),
     ("train linear-1 --steps -5", "steps must not be negative"),
     ("train linear-1 --steps 1e400", "steps must be a whole number"),
@@ -513,7 +517,11 @@ def test_a_model_file_holds_weights_and_settings(tmp_path):
     store.save_model(tmp_path / "m.npz", params, s)
     loaded, settings = store.load_model(tmp_path / "m.npz", train.Settings)
     assert settings == s and all(np.array_equal(loaded[k], w) for k, w in params.items())
-    store.save_model(tmp_path / "m.npz", loaded, replace(s, heads=s.heads + 1))
+    other = replace(s, heads=s.heads + 1)
+    with pytest.raises(ValueError, match="not those that its settings ask for"):
+        store.save_model(tmp_path / "m.npz", loaded, other)
+    settings = np.array(json.dumps(dataclasses.asdict(other)))
+    store.save_arrays(tmp_path / "m.npz", {"settings": settings, **loaded})
     with pytest.raises(store.UserError, match="not those that its settings ask for"):
         store.load_model(tmp_path / "m.npz", train.Settings)
 

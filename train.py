@@ -150,7 +150,8 @@ class Settings:
 
         for f in fields(self):
             v, (part, *_) = getattr(self, f.name), getattr(f.type, "__args__", (None,))
-            fits = (isinstance(v, (int, float) if f.type is float else f.type) if part is None else
+            fits = (isinstance(v, (int, float) if f.type is float else f.type) and
+                    isinstance(v, bool) == (f.type is bool) if part is None else
                     isinstance(v, tuple) and all(isinstance(p, part) for p in v))
             expected = f"a tuple of {part.__name__}" if part else f.type.__name__
             need(fits, f"{f.name} must be of type {expected}, not {v!r}")
@@ -168,6 +169,10 @@ class Settings:
              "1,000, for example --kinds linear,linear")
         for kind in self.kinds:
             choose("kinds", kind, mesa.KINDS | self.config.more_kinds, Unknown)
+        need(self.lr_end <= self.lr, f"lr_end ({self.lr_end}) must not be above lr ({self.lr}): "
+             f"add for example --lr-end {self.lr / 10:g}")
+        need(self.task != "nonlinear" or self.init_range > 0,
+             "init_range must be greater than 0 for the task nonlinear, which divides by |f(x)|")
         need(self.steps == 0 or self.warmup < self.steps,
              f"warmup ({self.warmup}) must be smaller than steps ({self.steps}): add for example "
              f"--warmup {self.steps // 10}")

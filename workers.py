@@ -129,14 +129,16 @@ class Workers:
             ours.close()                                # so that the pipe breaks if the parent dies
         try:
             while True:
-                seeds = pipe.recv()
-                try:
-                    answer = self.share(i, seeds)
-                except Exception as e:
-                    answer = e
-                pipe.send(answer)
+                pipe.send(self.answer(i, pipe.recv()))
         except (EOFError, OSError):
             pass
+
+    def answer(self, i, seeds):
+        """What `share` returns or, so that no other worker's answer is left in a pipe, raises."""
+        try:
+            return self.share(i, seeds)
+        except Exception as e:
+            return e
 
     def losses(self, seeds):
         """The losses of all pieces, in order; their gradients are in self.grads.  Raises what a
@@ -145,10 +147,10 @@ class Workers:
             for pipe in self.pipes:
                 pipe.send(seeds)
             if self.forks or self.count == 1:           # a GPU's libraries start anew per thread
-                answers = [self.share(0, seeds)] + [pipe.recv() for pipe in self.pipes]
+                answers = [self.answer(0, seeds)] + [pipe.recv() for pipe in self.pipes]
             else:
                 with ThreadPoolExecutor(self.count) as threads:
-                    answers = list(threads.map(lambda i: self.share(i, seeds), range(self.count)))
+                    answers = list(threads.map(lambda i: self.answer(i, seeds), range(self.count)))
         except (EOFError, ConnectionError):
             raise store.UserError("a worker process was ended from outside (is memory short?): "
                                   "resume, perhaps with --workers 1; the last checkpoint is kept"
@@ -167,7 +169,7 @@ class Workers:
         losses, weights = self.losses(seeds), np.array(self.sizes) / sum(self.sizes)
         loss = sum(float(a) * piece for a, piece in zip(weights, losses, strict=True))
         if len(seeds) == 1:
-            grads = {name: g[0] for name, g in self.grads.items()}
+            grads = {name: g[0].copy() for name, g in self.grads.items()}
         else:
             grads = {name: xp.tensordot(to_backend(weights, g.dtype), g, 1)
                      for name, g in self.grads.items()}
