@@ -53,7 +53,7 @@ def gated_direct(q, k, v, log_gamma, beta, ridge):
         o_t = N_t (H_t + Lambda)^-1 q_t
 
     q, k [B, heads, T, Dk], v [B, heads, T, Dv], log_gamma, beta [B, heads, T], ridge [heads, Dk]
-    -> [B, heads, T, Dv]; all real arrays.
+    -> [B, heads, T, Dv]; all real arrays.  Raises ValueError as gated_attention does.
     """
     need_rows("f", q=q, k=k, v=v)
     need_system(q, log_gamma, beta, ridge)
@@ -75,7 +75,8 @@ def gated_direct(q, k, v, log_gamma, beta, ridge):
 def fading_attention(q, k, v, log_gamma):
     """o_t = sum_{i<=t} fade_ti v_i (k_i . q_t), linear attention that forgets.
 
-    q, k [..., T, Dk], v [..., T, Dv], log_gamma [..., T] <= 0 -> [..., T, Dv]; real.
+    q, k [..., T, Dk], v [..., T, Dv], log_gamma [..., T] <= 0 -> [..., T, Dv]; real.  Raises
+    ValueError for other shapes and types and positive log_gamma.
     """
     need_rows("f", q=q, k=k, v=v)
     need_shape("log_gamma", log_gamma, q.shape[:-1])

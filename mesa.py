@@ -103,7 +103,7 @@ def linear_attention(q, k, v):
         of V: A^T G      of A: G V^T, of which only the lower triangle M counts
         of Q: M K        of K: M^T Q.
     All that takes time and memory of order T^2.  Longer sequences than CHUNK are left to
-    `chunked_linear_attention`, of order T.
+    `chunked_linear_attention`, of order T.  Raises ValueError for rows that do not fit.
     """
     need_rows(q=q, k=k, v=v)
     if q.shape[-2] > CHUNK:
@@ -130,6 +130,7 @@ def softmax_attention(q, k, v):
         of the scores, by the VJP of ad.softmax, and as sum_j A_tj (g_t . v_j) = g_t . o_t:
               M_ti = A_ti (g_t . v_i - g_t . o_t) = E_ti (g'_t . v_i - g'_t . o_t)
         of Q and K: from M as in linear attention.
+    Raises ValueError for rows that do not fit.
     """
     need_rows("f", q=q, k=k, v=v)
     scale = value(k).shape[-1] ** -0.5
@@ -291,7 +292,7 @@ class Config:
 
 
 # The attentions one token at a time: (memory of the past, None at first, and q, k, v
-# [B, heads, 1, .]) -> (o [B, heads, 1, Dv], new memory).
+# [B, heads, 1, .]) -> (o [B, heads, 1, Dv], new memory).  They raise what the attentions do.
 
 
 def linear_step(KV, q, k, v):
