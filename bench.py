@@ -427,7 +427,7 @@ def layer_errors(f, exact):
         with np.errstate(all="ignore"):
             got = f(*layer_inputs(lam))
         relative = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(got, expected)]
-        errors.append(float(max(relative)))
+        errors.append(float(np.max(relative)))          # not Python's max, which drops NaN
     return errors
 
 
@@ -580,9 +580,9 @@ def precondition_errors(K, Q, lam, at):
         for form, f in (("ours", mesa.precondition), ("textbook", mesa.sherman_morrison)):
             with np.errstate(all="ignore"):
                 P = f(q[None, None], k[None, None], np.array([lam], dtype))[0, 0]
-            errors[f"{dtype} {form}"] = max(
-                float(np.linalg.norm(P[t].astype(float) - p) / (size * np.linalg.norm(q[t])))
-                for t, (p, size) in exact.items())
+            errors[f"{dtype} {form}"] = np.max([            # not Python's max, which drops NaN
+                np.linalg.norm(P[t].astype(float) - p) / (size * np.linalg.norm(q[t]))
+                for t, (p, size) in exact.items()])
     return errors
 
 

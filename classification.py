@@ -272,8 +272,9 @@ def accuracy_row(kind, v, i, results):
         return (f"accuracy less the mean of least squares' and the nearest neighbour's ({its_own}; "
                 f"{listed})", "< 0", [a - (lsq + neighbour) / 2 for a in own])
     if judged_side(kind):
+        counts = [r["count"] for r in results]
         return in_every_seed(f"accuracy ({its_own}; {listed})", 0.5,
-                             [interval(a * r["count"], r["count"])[0] for a, r in zip(own, results)])
+                             [interval(a * n, n)[0] for a, n in zip(own, counts)])
     return in_every_seed(f"accuracy less the nearest neighbour's ({its_own}; {listed})", 0,
                          [difference(*r["apart"][v, i], r["count"]) for r in results])
 

@@ -231,7 +231,7 @@ def mean_inverse(T):
 
 
 def theorem1(k1, k2, k3, T):
-    """The product a b that gradient flow from the diagonal initialisation converges to, under
+    """The product a b that gradient flow from diagonals a_0, b_0 > 0 converges to, under
     Assumption 2: every moment of x_1 in which some coordinate appears to the first power vanishes.
 
     The derivation needs more: E x_j^3 x_k^3 = 0 for j != k, which Assumption 2 does not say and
@@ -247,7 +247,8 @@ def theorem1(k1, k2, k3, T):
 
 
 def flow(ab, k1, k2, k3, T):
-    """The population gradient flow (da, db) of the two diagonals (all other entries stay zero):
+    """The population gradient flow (da, db) of the two diagonals (where E x_j^3 x_k^3 = 0 all other
+    entries stay zero):
     da = b (T - 2) (k1 - a b (k2 + k3 m)), db = a times the same.  a^2 - b^2 is conserved."""
     a, b = ab
     rate = (T - 2) * (k1 - a * b * (k2 + k3 * mean_inverse(T)))

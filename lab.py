@@ -404,8 +404,8 @@ def executor_named(text):
 
 
 # ----------------------------------------------------------------------------------------- claims
-# A row: (panel, claim, source, expected, values, *runs): values has one number per seed, runs names
-# the runs that the claim is about.
+# A row: (panel, claim, source, expected, values, *runs): values has one number per seed, or one for
+# all; runs names the runs that the claim is about.
 
 
 def holds(expected, measured):
@@ -457,22 +457,26 @@ def judged(lab, rows, courses):
     and verdict.  courses: for each name of a run {seed: held-out losses}.
 
     Seeds in which a run that a claim is about has not arrived are left out and named; where none is
-    left, all are shown and nothing is judged."""
+    left, all are shown and nothing is judged.  Nor is what is not a number."""
     claims, late = [], {name: not_arrived(of_seed) for name, of_seed in courses.items()}
     for panel, text, source, expected, values, *runs in rows:
         out = {(seed, f"{store.printable(name)}, seed {seed}: {why}")
                for name in runs for seed, why in late[name].items()}
         seeds_out = {seed for seed, _ in out}
+        if len(values) not in (1, len(lab.seeds)):      # one number may stand for all seeds
+            raise ValueError(f"{len(values)} numbers for {len(lab.seeds)} seeds: {text}")
         values = dict(zip(lab.seeds, map(float, values)))
         counted = {seed: v for seed, v in values.items() if seed not in seeds_out} or values
         measured = float(np.mean(list(counted.values())))
         spread = float(np.std(list(counted.values()), ddof=1)) if len(counted) > 1 else None
-        verdict = None if seeds_out >= values.keys() else holds(expected, measured)
+        none = seeds_out >= values.keys() or np.isnan(measured)
+        verdict = None if none else holds(expected, measured)
         claims.append({"figure": panel, "claim": text, "source": source, "expected": expected,
                        "measured": measured, "spread": spread, "seeds": list(counted),
                        "profile": lab.profile, "holds": verdict})
-        if out:
-            claims[-1]["not judged"] = sorted(text for _, text in out)
+        why = {text for _, text in out} | ({"it is not a number"} if np.isnan(measured) else set())
+        if why:
+            claims[-1]["not judged"] = sorted(why)
     return claims
 
 

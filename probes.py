@@ -77,8 +77,11 @@ def activations(params, s, x, names):
 def probe(acts, target, rng):
     """[R^2, R^2 of the shuffled control] of a linear map from acts [B, n, D] to target [B, n, d],
     scored on sequences that it was not fitted to.  The control is the same with targets dealt out
-    to the wrong sequences."""
+    to the wrong sequences.  Raises ValueError for a single sequence."""
     half = len(acts) // 2
+    if not half:
+        raise ValueError("a probe needs two sequences at least: it is fitted to half of them and "
+                         "scored on the others")
     intercept = np.ones_like(acts[..., :1])
     inputs = np.concatenate([acts, intercept], axis=-1).astype(float)       # [B, n, D+1]
     scores = []
@@ -126,7 +129,8 @@ def induction_score(A):
     """For each head the share of its attention that goes to the token after the present one's
     first appearance, where a text of T/2 tokens is said twice: the mean over its second copy.
 
-    A    [B, heads, T, T] attention maps; entries may be negative, then the share is of their sizes
+    A    [B, heads, T, T] attention maps; of entries that may be negative it is the entry over the
+         sum of all sizes
     -> [heads]
     """
     half = A.shape[-1] // 2
@@ -137,7 +141,8 @@ def induction_score(A):
 
 def sensitivity(params, s, x, t, lags=8):
     """[lags]: mean over the sequences of states x [B, T+1, d] of |d acts.1 at t / d token t - j|,
-    the Frobenius norm of that Jacobian, j = 0 ... lags-1."""
+    the Frobenius norm of that Jacobian, j = 0 ... lags-1; no more lags than there are tokens."""
+    lags = min(lags, t)
     tokens = Tensor(data.TOKENS[s.tokens](x[:, :-1]))
     out = mesa.activations(params, tokens, s.config, ["acts.1"])["acts.1"]  # [B, T, D]
     jacobian = []

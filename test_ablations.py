@@ -193,6 +193,14 @@ def test_gradual_is_1_in_equal_falls_and_0_in_one():
     assert np.isnan(ab.gradual(np.array([1, 0.1])))                 # one layer
 
 
+def test_who_cannot_learn_is_not_said_not_to():
+    """Without a pool ridge tells whether there is anything to learn."""
+    def learner(ridge):
+        return {"learns": 0.0, "learns on the pool": np.nan, "optimiser": 0.0, "rival": 0.0,
+                "on the pool": [np.nan] * 4, "losses": [1.0, ridge, 1.0, np.nan]}
+    assert ab.learners({"could": learner(0.1), "could not": learner(1.0)}) == ([], ["could"])
+
+
 def test_what_errors_have_in_common(rng):
     a, b = rng.standard_normal((2, 50, 9, 3))
     assert ab.alike(a, 3 * a) == pytest.approx(1) and ab.alike(a, -a) == pytest.approx(-1)

@@ -298,6 +298,7 @@ def test_survival_solves_its_equation():
     W, weight = np.exp(0.8 * z - 0.32), norm.pdf(z) * (z[1] - z[0])
     noisy = ev.survival(np.full(400, 1.2), 0.8)
     assert 1 - noisy == pytest.approx(weight @ np.exp(-1.25 * W * noisy), rel=1e-6) and noisy < pi
+    assert ev.success(1_000, 0.02, M=2.0)[1] == pytest.approx(0.701, abs=5e-4)  # of a fitter winner
 
 
 # ------------------------------------------------------------------------------- figures and claims
@@ -313,6 +314,9 @@ def test_predicates_ask_for_the_digits_given():
             max(abs(measured[0] - 0.8) / 0.005, abs(measured[1] - 1.1) / 0.05)))
         assert (off <= 1) == lab.holds("<= 1", ev.judgeable("a", "= 0.80, 1.1", measured)[2])
     assert ev.judgeable("a", "= 1, 2 ± 0.5", [1.25, 2])[2] == 0.5
+    assert np.isnan(ev.judgeable("a", "= 1, 2", [1, np.nan])[2])
+    with pytest.raises(ValueError):
+        ev.judgeable("a", "= 1, 2", [1, 2, 3])
 
 
 def test_the_table_of_claims_shows_as_many_digits_as_are_expected():

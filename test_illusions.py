@@ -276,6 +276,8 @@ def test_functions_are_cut_out_and_their_nesting_counted():
     assert first.startswith("def f(self):\n    def g(x):") and first.endswith("return g(([1]))")
     assert second == "async def h(): pass" and completion.nesting(first) == 3
     assert completion.functions("Python", "def f(:") == []
+    paged = "x = 1  # \x0c\n\x0c\ndef f():\n    return 1\n"              # form feeds end no line
+    assert completion.functions("Python", paged) == ["def f():\n    return 1"]
     java = ("class A { int n; /* f(x) { */\n  int f(int x) throws B {\n    if (x > 0) { return "
             "g(x); }\n    return 0; }\n  void g() { }\n}")
     f, g = completion.functions("Java", java)

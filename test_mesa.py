@@ -1883,6 +1883,35 @@ def test_probe_is_scored_on_sequences_it_was_not_fitted_to(rng):
     noise = rng.standard_normal((60, 1, 4))             # 30 sequences for 21 unknowns: a fit of it
     r2, _ = probes.probe(acts[:60, :1], noise, rng)
     assert r2 < -0.2
+    with pytest.raises(ValueError, match="two sequences at least"):
+        probes.probe(acts[:1], linear[:1], rng)
+
+
+def test_what_is_not_a_number_is_not_judged():
+    laboratory = lab.Lab(None, {}, seeds=(0, 1, 2))
+
+    def judged(values):
+        return lab.judged(laboratory, [("1", "a", "b", "> 0", values)], {})[0]
+    assert judged([1, 2, 3])["holds"] and judged([1])["holds"]          # one may stand for all
+    assert judged([1, np.nan, 3])["holds"] is None
+    assert judged([1, np.nan, 3])["not judged"] == ["it is not a number"]
+    with pytest.raises(ValueError, match="2 numbers for 3 seeds"):
+        judged([1, 2])
+
+
+def test_a_form_that_is_not_a_number_somewhere_has_no_small_error(monkeypatch, rng):
+    """Python's max would drop it."""
+    K, Q = rng.standard_normal((2, 8, 2))
+
+    def breaks(q, k, lam):
+        P = mesa.precondition_direct(q, k, lam)
+        P[:, :, 5:] = np.nan
+        return P
+    monkeypatch.setattr(mesa, "precondition", breaks)
+    errors = bench.precondition_errors(K, Q, 1.0, (2, 6))
+    assert np.isnan(errors["float64 ours"]) and errors["float64 textbook"] < 1e-12
+    assert np.isnan(bench.layer_errors(lambda *x: [np.ones(2), np.full(2, np.nan)],
+                                       {1.0: [np.ones(2), np.ones(2)]}))
 
 
 def test_lag_probe_finds_what_a_token_holds(rng):

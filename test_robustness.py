@@ -121,6 +121,7 @@ def run(line, monkeypatch, capsys):
     ("figures --smoke --executor mpi", "pip install mpi4py"),
     ("emergence limit", "did you mean 'limits'"),
     ("language langage", "did you mean 'language'"),
+    ("language --corpus=", "--corpus is empty"),
     ("language --corpus nowhere.txt", "there is no file or folder"),
     ("language --corpus nowhere.txt", "nowhere.txt: give --corpus"),
     ("language --kinds softmax,hybird", "did you mean 'hybrid'"),
