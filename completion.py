@@ -169,7 +169,8 @@ def nesting(source):
 
 def characters(parts):
     """Texts as one array of numbers below 96: a line's end is 0, then the printable ASCII
-    characters in their order; tabs are four spaces, other characters a question mark."""
+    characters in their order; tabs go to the next of every four columns, control characters are
+    left out, others are a question mark."""
     whole = "\n\n".join(parts).expandtabs(4).encode("ascii", "replace")
     codes = np.frombuffer(whole, np.uint8)
     codes = codes[(codes == 10) | (codes >= 32) & (codes < 127)]

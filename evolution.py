@@ -76,6 +76,8 @@ def evolve(Q, f, x, T, see=()):
     Shares are kept and sizes are not, 2^100,000 overflows: log |y(t)| is in `log_sizes`."""
     Q, f = checked(Q, f)
     rows, x = np.stack(np.broadcast_arrays(f, *see)), np.broadcast_to(x, f.shape)
+    if not (np.isfinite(x) & (x >= 0)).all():
+        raise UserError("shares must be finite and at least 0")
     means = np.empty((T + 1, *rows.shape[:-1]))
     for t in range(T + 1):
         if t:

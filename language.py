@@ -307,7 +307,7 @@ def row(text, source, expected, found, f, *names):
     the bound is not judged."""
     values, error = estimate(found, f)
     text = f"{text} (standard error {error:.2g})"
-    if expected and abs(values.mean() - float(expected.split()[-1])) < 2 * error:
+    if expected and not abs(values.mean() - float(expected.split()[-1])) >= 2 * error:   # or NaN
         text, expected = f"{text}: a tie with {expected.split()[-1]}, not judged", ""
     return text, source, expected, values, *names
 

@@ -5,10 +5,10 @@
 
 With states in float16, conjugate gradients in GPU kernels have been seen to diverge.  Here queries,
 keys, values and gates are those of a trained model on held-out text, and G, the cotangent of o, is
-the gradient of its loss, the mean over a batch like those that it was trained with: entries of
-about 1e-3, and smaller in larger batches.  The exact layer and its exact gradients come from direct
-solves in float64; candidates are the layer of gated.py where all that it keeps is rounded after
-every update:
+the gradient of its loss, the mean over a batch like those that it was trained with: entries from
+3e-4 (in the second layer) to 1e-3, and smaller in larger batches.  The exact layer and its exact
+gradients come from direct solves in float64; candidates are the layer of gated.py where all that it
+keeps is rounded after every update:
 
     matrices    H_t and N_t, as `past` before every chunk of gated.CHUNK tokens, and the same sums
                 over later tokens in the backward pass
@@ -303,7 +303,8 @@ def precision_claims(lab, found):
              ("float16: exponent of the least scale, of powers of 4, with which a gradient is NaN "
               f"or wrong by {DIVERGED:g} (PyTorch's GradScaler begins with 2^16)", "measured",
               "<= 16", exponents[broken]),
-             right(1e-2, f"float16, {steps} steps, at the scale before that", before, "of all"),
+             right(1e-2, f"float16, {steps} steps, at the scale before that", before,
+                   "of any gradient"),
              wrong("> 1", f"float16 without a guard, {steps} steps, at the best scale of the loss "
                    f"({DIVERGED:g}: NaN)", *worst(found, "float16 none", -1)),
              wrong("> 0.01", f"float64, 1e-5 in the denominators, {steps} steps, loss not scaled",

@@ -13,9 +13,10 @@ a time, from what they keep of those before.
     gated     the mesa layer that forgets, by conjugate gradients   one a chunk, eight times
 
 A cost model of two numbers, seconds per multiply-add and per turn of a Python loop, is fitted at
-every other T and judged at those between.  Seconds are CPU time of this process: what else the
-machine is doing matters less for them, but it does share caches and memory.  For several seeds say
---executor serial, on a quiet machine.  Costs of an attention are per token and head.
+every other T and judged at the others, the last of which is longer than all.  Seconds are CPU time
+of this process: what else the machine is doing matters less for them, but it does share caches and
+memory.  For several seeds say --executor serial, on a quiet machine.  Costs of an attention are per
+token and head.
 """
 import time
 import tracemalloc
@@ -120,7 +121,7 @@ def operations(kind, T, Dk):
 
 def fit_cost(terms, seconds):
     """Seconds per operation and per turn of a loop, for terms [lengths, 2] and seconds [lengths],
-    both per token and head: fitted at every other length, to be judged at those between.  Relative
+    both per token and head: fitted at every other length, to be judged at the others.  Relative
     errors are squared."""
     relative = (terms / seconds[:, None])[::2]
     return scipy.optimize.nnls(relative, np.ones(len(relative)))[0]

@@ -120,7 +120,7 @@ def judged(params, s, size, seed):
                            (lambda x: train.predictions(params, s, x), *proxies.values())]
             scores = [r_squared(p, predictions[0]) for p in predictions[1:]]
             lost = [loss(p, x[:, 1:][:, at]) for p in predictions]
-        r2.append(np.nan_to_num(scores, nan=-np.inf))
+        r2.append(np.nan_to_num(scores, nan=-np.inf, neginf=-np.inf))
         losses.append(np.nan_to_num(lost, nan=np.inf, posinf=np.inf))
     return {"proxies": np.array(list(proxies)), "r2": r2, "loss": losses}
 
