@@ -494,7 +494,7 @@ def test_claims_fail_where_precisions_change_places():
     good = verdicts(right)
     assert all(good.values()) and len(good) == 16
     float16, float64 = right["float16 rule scaled"], right["float64 rule"]
-    changes = [{f"{name} rule": right[f"{name} rule"] + 2 * bound} for name, bound in
+    changes = [{f"{name} rule scaled": right[f"{name} rule scaled"] + 2 * bound} for name, bound in
                (("float32", 1e-3), ("float16-matrices", 1e-3), ("bfloat16-matrices", 1e-2),
                 ("bfloat16", 1e-2), ("float16", 1e-2))]
     changes += [{"float64 rule": np.maximum(float64, 0.02 * (steps < 6))},
