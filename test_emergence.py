@@ -187,6 +187,42 @@ def test_theorem_2_is_the_limit_of_one_step(rng):
     assert np.allclose(em.theorem2(np.array([0, 5 ** 0.5]), 3, 15), [0, 1])
 
 
+def test_without_training_the_layer_is_the_step_that_its_diagonals_name(monkeypatch):
+    """What is measured of a training, on one of which the answer is known."""
+    size, course = em.SIZE["smoke"], np.column_stack([np.arange(3.0), np.zeros(3)])
+    for stray in (1e-15, 0.1):                          # an entry off the diagonals
+        params, quarter = (em.initial(0.2, 0.7, size["d"]) for _ in range(2))
+        params["KQ"][0, 0], quarter["KQ"][0, 0] = stray, 2 * stray
+        monkeypatch.setattr(em, "trained", lambda *a: (1.0, [(params, course)], quarter))  # noqa: B023
+        found = em.facts(size, 0, "Gaussian", [(0.2, 0.7)])
+        assert np.allclose(found["ends"], 0.14) and found["due to sampling"] == pytest.approx(2)
+        assert (found["corollary"] < 1e-12) == (stray < 0.1)
+
+
+def test_sparse_states_are_recovered_by_one_step_at_every_position(rng):
+    """Theorem 2's exception, at every t: whatever is read at another position is another state.
+    Least squares recovers all states, from d pairs on."""
+    step, _ = em.errors_over_context(rng, 50, 20, 3, "sparse", np.array([2, 5, 20]))
+    assert np.max(step) < 1e-20
+    _, mesa = em.errors_over_context(rng, 50, 20, 3, "Gaussian", np.array([2, 3, 4, 20]))
+    assert mesa[1] > 1e-3 and (mesa[2:] < 1e-4).all()
+    assert em.laws(em.SIZE["smoke"], 0)["sparse far"] < 1e-10
+
+
+def test_slope_is_that_of_predictions_on_truths(rng, monkeypatch):
+    y = complex_normal(rng, 200, 3)
+    monkeypatch.setattr(em, "last_step", lambda *a: (None, 2 * y, y))
+    assert np.allclose(em.ratios_at_the_end(rng, 400, 9, 3), [9, 2, 2, 2])
+
+
+def test_every_odd_moment_is_looked_at(rng):
+    """Laws of which one of them alone does not vanish."""
+    a, b, c = rng.standard_normal((3, 20_000))
+    for odd in (a + 1, a + b, a + b ** 2 - 1, a + b ** 3 - 3 * b, a + b * c):
+        assert em.odd_moments(np.stack([odd, b, c], axis=1)) > 7
+    assert em.odd_moments(np.stack([a, b, c], axis=1)) < 4
+
+
 def test_a_complex_mesa_layer_is_least_squares_and_recovers_the_process(x):
     out = em.least_squares(x, ridge=1e-6)
     for b in range(5):

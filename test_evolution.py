@@ -8,7 +8,7 @@ from test_mesa import all_measured, made, made_again, once
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 RESULTS = Path(__file__).parent / "results" / "data"
 
@@ -261,6 +261,23 @@ def test_finite_populations_are_the_dynamics_on_average(rng):
     assert (np.abs(first.mean(axis=0) - expected) < 4 * error).all()
 
 
+def test_parents_are_drawn_by_fitness_and_a_population_stops_where_it_is_over(rng):
+    """One generation from equal counts, where all are copies: shares f / sum f.  Then, from the
+    start on, populations with a majority of the fittest stand still."""
+    f = np.array([1.0, 2.0, 3.0])
+    counts = ev.wright_fisher(rng, np.eye(3), f, np.ones(3), 60, 20_000, 1, lambda n: n[:, 0] < 0)
+    # the parents' counts vary, too: the mean of f_i n_i / sum f n is a little below f_i / sum f
+    assert np.allclose(counts.mean(axis=0) / 60, f / 6, atol=0.01)
+
+    def over(n):
+        return n[:, 2] > 30
+    after = [ev.wright_fisher(np.random.default_rng(7), np.eye(3), f, np.ones(3), 60, 500, T, over)
+             for T in (5, 6)]
+    there = over(after[0])
+    assert 50 < there.sum() < 500 and np.array_equal(after[0][there], after[1][there])
+    assert not (after[0][~there] == after[1][~there]).all(axis=1).any()
+
+
 def test_noise_is_a_sum_of_one_factor_per_copy(rng):
     counts = np.tile([3, 0, 97], (4_000, 1))
     sums = ev.noisy(rng, counts, 0.5)
@@ -290,6 +307,26 @@ def test_the_short_form_of_that_chance_is_for_large_populations_and_few_locks():
     assert 0.02 < short(200, 0.3) - ev.success(200, 0.3)[0] < 0.03
     for sigma, P in {0: 0.679, 0.5: 0.602, 1: 0.400, 1.5: 0.185}.items():
         assert short(1_000, 0.05, sigma) == pytest.approx(P, abs=5e-4)
+
+
+def test_what_is_read_off_finite_populations():
+    """Intervals are Clopper and Pearson's; a lead is a difference over its standard error."""
+    size = ev.SIZE["smoke"]
+    for _, _, share, low, high, _ in ev.finite(size, 0)["rows"]:
+        exact = binomtest(round(share * size["replicates"]), size["replicates"])
+        if 0 < share < 1:
+            assert np.allclose([low, high], exact.proportion_ci(0.99, "exact"))
+    r = ev.ladder(size, 0)
+    at = [ev.ETAS.index(eta) for eta in (2e-3, 1e-4)]
+    (more, less), errors = r["ladder"][2, at, 0], r["ladder"][2, at, 1]
+    assert r["ahead"][0] == pytest.approx((more - less) / np.hypot(*errors))
+
+
+def test_times_until_deception_are_those_of_its_course():
+    r = ev.deception({"T": 8_000}, 0)
+    assert (r["t95"] < 400).any()                       # 400 generations: some arrive
+    for run, t95 in enumerate(r["t95"]):
+        assert ((r["d"][:, run] >= 0.95) == ((r["t"] >= t95) & (t95 < 400))).all()
 
 
 def test_survival_solves_its_equation():
