@@ -679,7 +679,8 @@ def feature_rows(name, read):
         start, end = ([of_seed[i].max() for of_seed in r2] for i in (0, -1))
         # what the end of training reads better than the input can be read
         gains = [of_seed[-1] - r[key][-1, 0, 0] for of_seed, r in zip(r2, read)]    # [layers]
-        first = [np.argmax(gain >= 0.9 * gain.max()) + 1 for gain in gains]
+        first = [np.argmax(gain >= 0.9 * gain.max()) + 1 if gain.max() > 0 else layers
+                 for gain in gains]
         course = f"R² {np.mean(start):.2f}, then {np.mean(end):.2f}"
         rows += [row(f"unexplained variance of {text} at t = T, best layer of {name}, end of "
                      f"training over its start ({course})",
@@ -688,7 +689,8 @@ def feature_rows(name, read):
                      f"the input in R² of {text}, over the number of layers, {name}", "<= 0.5",
                      np.divide(first, layers))]
     return [*rows, control(f"largest absolute R² of the shuffled control, {name}", "< 0.1",
-                           [np.abs(r["r2"][:, 1:, 1]).max() for r in read])]
+                           [np.abs([r[key][:, 1:, 1] for key in ("r2", "normalised")]).max()
+                            for r in read])]
 
 
 def fig2_claims(lab, *found):
@@ -986,7 +988,8 @@ def swap_rows(name, swaps, bound):
 
 
 def fig5_claims(lab, *found):
-    """A linear layer replaces the first softmax layer (5A); interpolation fails in high d (5B)."""
+    """A linear layer replaces every softmax layer but the first (5A); interpolation fails in high d
+    (5B)."""
     *by_model, dimensions = found
     rows, row = [], about("5B", "paper, 5B")
     for name, swaps, bound in zip(ATTENTION, by_model[::2], by_model[1::2]):
@@ -1227,8 +1230,9 @@ def shot_rows(name, shots):
             other(f"{text}: the same over that of least squares on all neighbouring tokens",
                   "0.9 .. 1.1", ratios(prefix, each(shots, "single neighbours"))),
             other(f"{text}: R² on its outputs, with EOS and prefix, of least squares on all "
-                  f"neighbouring tokens, the ridge nearest to them (as trained: {alike[0, 0]:.2f}; "
-                  f"of least squares on pairs {alike[1, 1]:.2f}, as trained {alike[0, 1]:.2f})",
+                  f"neighbouring tokens but the prefix, the ridge nearest to them (as trained: "
+                  f"{alike[0, 0]:.2f}; leaving the EOS out {alike[1, 2]:.2f}; of least squares on "
+                  f"pairs {alike[1, 1]:.2f}, as trained {alike[0, 1]:.2f})",
                   "> 0.9", each(shots, "alike", 1, 0)),
             two(f"{text}: loss at the last example of the second of two tasks over that of "
                 f"predicting zero, with EOS and prefix (at the last of the first, the first of the "

@@ -6,14 +6,16 @@ asked of trained models.
     runs   trained models, as lab.Run
 
 Rivals are tuned on sequences of their own (x_tune, their spectrum spec_tune) and judged, like the
-models, on others that nobody has seen (x, spec, and the next states y) - but for one: the
+models, on others that no model was trained on (x, spec, and the next states y) - but for one: the
 closed-form optimum is fitted to the sequences it bounds the loss of.  All seeds are judged on the
-same sequences, except by `over_dimensions`, which trains nothing and draws others for each seed;
-generators 101, 102, ... have one use each.  Losses are
-1/2 E|prediction - x_{t+1}|^2; a probe gives [R², R² of its shuffled control]; layer 0 of a stream
-is its input.  The frame in lab.py calls these functions in parallel and keeps what they return.
+same sequences, so that their spread is that of trainings, except by `over_dimensions`, which trains
+nothing and draws others for each seed; generators 101, 102, ... have one use each.  Losses are
+1/2 E|prediction - x_{t+1}|^2; R² of a rival is that on a model's outputs, which it is to explain; a
+probe gives [R², R² of its shuffled control]; layer 0 of a stream is its input.  The frame in lab.py
+calls these functions in parallel and keeps what they return.
 """
 from dataclasses import replace
+from functools import partial
 
 import autodiff  # noqa: F401  (before NumPy: it sets the number of BLAS threads)
 
@@ -420,8 +422,9 @@ def few_shot(size, seed, run):
     ... neighbours, 0.001                   the same with the authors' ridge        [pairs]
     ... zero                                predicting nothing                      [pairs]
     alike                                   R² on the outputs, as trained and with both tokens, of
-                                            least squares on neighbours and on pairs, each with the
-                                            ridge nearest to them                   [2, 2]
+                                            least squares on the neighbours that the model reads
+                                            (but for the prefix), on pairs, on neighbours without
+                                            the EOS, each with the ridge nearest to them    [2, 3]
     """
     s, n = run.settings, size["pairs"]
     rng, judge, params = np.random.default_rng([108, seed]), np.random.default_rng(109), run.params
@@ -455,9 +458,10 @@ def few_shot(size, seed, run):
         tokens, at = probes.few_shot_tokens(x, y, eos, tasks=tasks)
         return probes.least_squares_on_neighbours(tokens, mu)[:, at]
     found = {"eos": eos["eos"], "prefix": prefix["prefix"]}
-    ridges, token = np.logspace(-3, 1, 17), eos["eos"].astype(float)
+    ridges, token = np.logspace(-3, 2, 21), eos["eos"].astype(float)
     of_fresh = [[neighbours(*fresh, mu) for mu in ridges],
                 [neighbours(*fresh, mu, token) for mu in ridges]]
+    of_pairs = [probes.least_squares_on_pairs(*fresh, mu) for mu in ridges]
     best, best_with = (ridges[np.argmin([by_position(o, fresh[1]).mean() for o in some])]
                        for some in of_fresh)
     kinds = ((" neighbours", best, None), (" neighbours, EOS", best_with, token),
@@ -466,14 +470,13 @@ def few_shot(size, seed, run):
         found[name] = [losses(x, y, extra, tasks) for extra in ({}, eos, eos | prefix)]
         found[name + " zero"] = by_position(0 * y, y)
         found[name + " pairs"] = by_position(probes.least_squares_on_pairs(x, y), y)
-        for text, mu, token in kinds:
-            found[name + text] = by_position(neighbours(x, y, mu, token, tasks), y)
-    solvers = ((neighbours, of_fresh[0]),
-               (probes.least_squares_on_pairs,
-                [probes.least_squares_on_pairs(*fresh, mu) for mu in ridges]))
+        for text, mu, read in kinds:
+            found[name + text] = by_position(neighbours(x, y, mu, read, tasks), y)
     found["alike"] = []
-    for extra in ({}, eos | prefix):
+    for extra, read in (({}, None), (eos | prefix, token)):
         there, here = (predictions(*some, extra) for some in (fresh, single))
+        solvers = ((partial(neighbours, eos=read), of_fresh[read is not None]),
+                   (probes.least_squares_on_pairs, of_pairs), (neighbours, of_fresh[0]))
         nearest = [(f, ridges[np.argmax([r_squared(o, there) for o in found_there])])
                    for f, found_there in solvers]
         found["alike"].append([r_squared(f(*single, mu), here) for f, mu in nearest])

@@ -159,7 +159,7 @@ def few_shot(names, good):
     ascent = base * (1 + 3 * ((n > 0) & (n < 5)))
     zero = np.full(20, 0.5)
     same = {"single zero": zero, "double zero": zero, "single neighbours": base,
-            "alike": np.full((2, 2), 0.95 if good else 0.5)}
+            "alike": np.full((2, 3), 0.95 if good else 0.5)}
     if good:
         return same | {"single": np.array([2 * ascent, 1.5 * base, base]),
                        "double": np.array([late] * 3),
@@ -188,6 +188,15 @@ def block_of_notes(starts):
     """The Python block of NOTES.md that starts like this."""
     text = (HERE / "NOTES.md").read_text(encoding="utf-8")
     return next(b.split("```")[0] for b in text.split("```python\n") if b.startswith(starts))
+
+
+def test_features_that_every_layer_loses_are_not_found_early():
+    r2 = np.array([[0.9, 0.5, 0.4], [0.9, 0.5, 0.4]])[..., None] * [1, 0]  # [snapshots, layers, 2]
+    rows = figures.feature_rows("softmax-7, nonlinear", [{"r2": r2, "normalised": r2}])
+    assert [row[4][0] for row in rows if "first layer" in row[1]] == [1, 1]
+    strayed = r2 + [0, 0.3]
+    *_, control = figures.feature_rows("softmax-7, nonlinear", [{"r2": r2, "normalised": strayed}])
+    assert control[4] == [pytest.approx(0.3)]
 
 
 def test_what_two_runs_or_measurements_leave_lies_in_two_files():

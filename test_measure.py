@@ -164,3 +164,18 @@ def test_few_shot_tokens_are_tuned_without_the_pairs_they_are_judged_on(rng, mon
     monkeypatch.setattr(probes, "tune_tokens", tune_tokens)
     measure.few_shot(SIZE, 0, run)
     assert any(seen)
+
+
+def test_a_solver_of_all_that_it_reads_is_told_from_one_of_pairs(rng, monkeypatch):
+    """Its neighbours are those with the EOS among them where it reads that; ridge 10 is on the grid
+    and not at its end."""
+    run = untrained(rng, "softmax-3", T=30)
+
+    def solver(params, s, x, y, extra=None, tasks=1):
+        tokens, at = probes.few_shot_tokens(x, y, (extra or {}).get("eos"), tasks=tasks)
+        return probes.least_squares_on_neighbours(tokens, 10.0)[:, at]
+    monkeypatch.setattr(probes, "few_shot_predictions", solver)
+    monkeypatch.setattr(probes, "tune_tokens", lambda params, s, n, start, *rest, **more: start)
+    alike = np.array(measure.few_shot(SIZE | {"pairs": 8}, 0, run)["alike"])
+    assert np.allclose(alike[:, 0], 1) and np.allclose(alike[0], [1, alike[0, 1], 1])
+    assert alike[1, 2] < 0.95 and (alike[:, 1] < 0.95).all()
