@@ -410,8 +410,8 @@ def executor_named(text):
 
 def holds(expected, measured):
     """Whether a number satisfies a predicate: "< 1", "<= 1", "> 0.9", ">= 0.9" or "0.99 .. 1.01";
-    None if there is none, ""."""
-    if not expected:
+    None if there is none, "", or no number."""
+    if not expected or np.isnan(measured):
         return None
     if ".." in expected:
         low, high = map(float, expected.split(".."))
@@ -469,8 +469,7 @@ def judged(lab, rows, courses):
         counted = {seed: v for seed, v in values.items() if seed not in seeds_out} or values
         measured = float(np.mean(list(counted.values())))
         spread = float(np.std(list(counted.values()), ddof=1)) if len(counted) > 1 else None
-        none = seeds_out >= values.keys() or np.isnan(measured)
-        verdict = None if none else holds(expected, measured)
+        verdict = None if seeds_out >= values.keys() else holds(expected, measured)
         claims.append({"figure": panel, "claim": text, "source": source, "expected": expected,
                        "measured": measured, "spread": spread, "seeds": list(counted),
                        "profile": lab.profile, "holds": verdict})

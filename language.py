@@ -419,8 +419,8 @@ def time_claims(texts, kinds, lab, *found):
         runs, timed = by_kind(kinds, results)
         panel, split = f"time, {name_of(text)}", f" (split {str(known['sha256'])[:12]})"
         for kind, seeds in timed.items():
-            own, spent = f"{kind} timed 1-byte {text}", minutes_of(seeds) / minutes_of(
-                runs["softmax"])
+            own = f"{kind} timed 1-byte {text}"
+            spent = minutes_of(seeds) / minutes_of(runs["softmax"])
             equal = 0.9 <= spent <= 1.1
             used = "" if equal else f" ({spent:.2f} of it was used: not judged)"
             rows += [(panel, *row(f"bits per byte of {SHOWN[kind]} over those of softmax, equal "

@@ -295,7 +295,7 @@ def precision_claims(lab, found):
     for precision, bound in (("float32", 1e-3), ("float16-matrices", 1e-3),
                              ("bfloat16-matrices", 1e-2), ("bfloat16", 1e-2), ("float16", 1e-2)):
         at = [worst(found, f"{precision} rule scaled", j, -1) for j in range(len(SCALES))]
-        j = min(range(len(SCALES)), key=lambda j: max(at[j][0]))            # noqa: B023
+        j = np.argmin([off.max() for off, _ in at])
         rows.append(right(bound, f"{precision.replace('-', ' ')}, {steps} steps, at the scale of "
                           f"the loss that is best for all seeds, 2^{exponents[j]}", *at[j]))
     rows += [wrong("> 0.5", f"float16, rule, {steps} steps, loss not scaled",
