@@ -501,8 +501,8 @@ def totals(claims):
     """How many claims there are, and what became of them, as a sentence."""
     yes, no, late = (sum(c["holds"] is verdict for c in claims if c["expected"])
                      for verdict in (True, False, None))
-    return f"{yes} claims hold, {no} do not" + (
-        f", {late} are not judged: their runs have not arrived" if late else "")
+    return f"{yes} of {yes + no} claims hold" + (
+        f" ({late} more not judged: runs have not arrived)" if late else "")
 
 
 CLAIM = {"figure": str, "claim": str, "source": str, "expected": str, "measured": float,
@@ -526,13 +526,20 @@ def claims_in(path):
         return []
 
 
+COLUMNS = """\
+*Source*: "paper" is a claim of a paper's, with its figure; what is "measured", "derived" or "ours"
+is asked beside it; "control", "anchor" and "trial" check a measurement. *Expected* is the
+predicate; a row without one only reports a number (*holds*: –). *Measured* is the mean over seeds ±
+their standard deviation."""
+
+
 def all_tables(out):
     """The claims of all figures in the folder `out`, in Markdown: their totals, then a section for
     each figure with its own."""
     tables = {path.stem: claims_in(path) for path in sorted(out.glob("*.json"))}
     parts = [f"## {store.printable(name)}\n\n{totals(claims)}.\n\n{markdown(claims)}"
              for name, claims in tables.items() if claims]
-    return "\n".join([f"{totals(sum(tables.values(), []))}.\n", *parts])
+    return "\n".join([f"{totals(sum(tables.values(), []))}.\n\n{COLUMNS}\n", *parts])
 
 
 def pyplot():
@@ -688,17 +695,23 @@ def profile_of(args):
 
 def show(figures, settings, sizes):
     """What the figures are, how long their training takes here on all cores, and what is cached."""
-    for name, figure in figures.items():
-        what = (figure.draw.__doc__ or "").partition("\n")[0]       # python -OO: there is none
-        print(f"{name:10s} {what}", flush=True)
-        runs = dict.fromkeys(run for _, *runs in figure.measurements for run in runs)
-        if runs:
-            print(f"{'':10s} runs: {'; '.join(runs)}", flush=True)
+    def times(runs):
         for profile in ("quick", "full") if runs else ():
             left, count = Lab(settings, sizes, profile).untrained([(run, 0) for run in runs])
             minutes = sum(seconds for *_, seconds in left.values()) / 60 / cores()
             print(f"{'':10s} {profile}: {count - len(left)} of {count} runs are trained"
                   + (f", the others take about {minutes:.0f} minutes" if left else ""), flush=True)
+    runs_of = {name: dict.fromkeys(run for _, *runs in figure.measurements for run in runs)
+               for name, figure in figures.items()}
+    for name, figure in figures.items():
+        what = (figure.draw.__doc__ or "").partition("\n")[0]       # python -OO: there is none
+        print(f"{name:10s} {what}", flush=True)
+        if runs_of[name]:
+            print(f"{'':10s} runs: {'; '.join(runs_of[name])}", flush=True)
+        times(runs_of[name])
+    if sum(map(bool, runs_of.values())) > 1:
+        print(f"{'together':10s} (runs that they share count once)", flush=True)
+        times(dict.fromkeys(itertools.chain(*runs_of.values())))
 
 
 def reproduce(args, figures, default, settings, sizes):

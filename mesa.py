@@ -47,7 +47,7 @@ from autodiff import Tensor, adjoint, record, value, xp
 import numpy as np
 import scipy   # its parts are loaded when they are used
 
-from data import constructed_tokens, linear_sequences, previous
+from data import constructed_tokens, previous
 
 # ---------------------------------------------------------- arguments that would be misunderstood
 
@@ -246,6 +246,7 @@ def precondition(q, k, lam):
 
     def vjp(G):
         H = apply_R(*sweep, G)
+        # P as a Tensor, so that its VJP is noted; what that says of P itself, _, is not needed
         _, as_key, as_value = linear_attention(Tensor(P), K, K).vjp(H)
         return H, -(as_key + as_value), (H.conj() * P).real.sum(axis=(0, 2, 3)) / lam_ ** 2
     return record(P, (q, k, lam), vjp)
@@ -1005,24 +1006,27 @@ def show_mesa_layer():
     print(f"  mesa_attention says o_3 = {o};  ridge regression of all v on all k says {Phi @ q}")
 
 
+SQUARE = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+
+
 def show_proposition_1():
-    """A linear layer beside the gradient step it was built to make."""
-    x = linear_sequences(np.random.default_rng(0), 1, 20, d=3)
-    params, config = proposition_1(eta=0.05, d=3, key_size=3)
-    out = transformer(params, constructed_tokens(x[:, :-1]), config)[0, -1]
-    step = 0.05 * sum(np.outer(x[0, i], x[0, i - 1]) for i in range(1, 20)) @ x[0, 19]
-    print(f"\nProposition 1, d = 3, T = 20: the linear layer says {out},\n"
-          f"                  one gradient step from W = 0 says {step}")
+    """A linear layer beside the gradient step it was built to make, on the corners of a square."""
+    params, config = proposition_1(eta=0.25, d=2, key_size=2)
+    out = transformer(params, constructed_tokens(SQUARE[None]), config)[0, 3]
+    N = sum(np.outer(SQUARE[i], SQUARE[i - 1]) for i in (1, 2, 3))
+    print(f"\nProposition 1 on x = (1, 0), (0, 1), (-1, 0), (0, -1), at t = 4, eta = 0.25:\n"
+          f"  N = sum_i x_i x_(i-1)^T = {N.tolist()}; the linear layer says {out};\n"
+          f"  one gradient step from W = 0, W = eta N, says W x_4 = {0.25 * N @ SQUARE[3]}")
 
 
 def show_proposition_2():
-    """Two layers beside two gradient steps, on the corners of a square, visited in turn."""
-    x, eta = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]), [0.25, 0.5]
+    """Two layers beside two gradient steps, on the same square."""
+    x, eta = SQUARE, [0.25, 0.5]
     params, config = proposition_2(*richardson_weights(eta), d=2)
     names = ["acts.0", "acts.1", "acts.2"]
     streams = activations(params, constructed_tokens(x[None]), config, names)
     N, S = (sum(np.outer(x[i + ahead], x[i]) for i in range(3)) for ahead in (1, 0))
-    print(f"\nProposition 2 on x = (1, 0), (0, 1), (-1, 0), (0, -1), at t = 4; x_5 is (1, 0).\n"
+    print(f"\nProposition 2 on the same; the next corner, x_5, is (1, 0).\n"
           f"  N = {N.tolist()}, S = {S.tolist()};\n"
           f"  eta = {eta} in  W <- W + eta (N - W S)  and  r <- r - eta S r,  from r = x_4")
     W, r = np.zeros((2, 2)), x[3]

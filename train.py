@@ -4,7 +4,8 @@ loop for every experiment.
     python train.py linear-1 --out runs/linear-1    train a preset; every setting is an option
                                                     (--lr 1e-3, --T 30, ...)
     python train.py --resume runs/linear-1          go on where it stopped, to the same bits as if
-                                                    it never had; or with another --lr
+                                                    it never had; or with another --lr (and
+                                                    --lr-end)
     python train.py                                 show the presets and all settings
 
 The loop is `fit`: loss function x parameters x source of batches x update.  Anything that is
@@ -591,9 +592,9 @@ def main():
     """One training that the command line asks for."""
     args, changes = parsed()
     if args.resume:
-        if args.preset or args.out or changes.keys() - {"lr"}:
+        if args.preset or args.out or changes.keys() - {"lr", "lr_end"}:
             raise UserError("--resume takes its settings from the folder: give it alone, or with "
-                            "another --lr")
+                            "another --lr (and --lr-end)")
         name, folder = Path(args.resume).name, Path(args.resume)
         state, settings = store.load_checkpoint(folder, Settings)
         if changes:
