@@ -82,6 +82,44 @@ def test_kernel_regression_of_no_width_is_the_nearest_neighbour(rng):
     assert np.allclose(out[2, 7 - 3], x[2, i + 1])
 
 
+def test_interpolation_is_that_of_figure_5_and_may_know_that_systems_are_odd(rng):
+    x = data.linear_sequences(rng, 4, 9, d=3)
+    ours = ab.interpolate(x[:, :-1], x[:, 1:], 0.4)
+    assert np.allclose(ours, mesa.kernel_regression(x, 0.4)[:, 1:])
+    odd = ab.interpolate(x[:, :-1], x[:, 1:], 0.4, odd=True)[2, 6]
+    keys, values = (np.concatenate([a, -a]) for a in (x[2, :7], x[2, 1:8]))     # at t = 8
+    weights = np.exp(-((keys - x[2, 7]) ** 2).sum(axis=-1) / (2 * 0.4 ** 2))
+    assert np.allclose(odd, weights @ values / weights.sum())
+
+
+def test_kernel_regression_is_tuned_and_better_where_it_knows_that_systems_are_odd(rng):
+    tune, x = (data.linear_sequences(rng, 400, 15, d=3) for _ in range(2))
+    found, y = ab.rivals(TRUE, tune, x), x[:, 4:]
+    best = min(probes.loss(mesa.kernel_regression(x, h)[:, 3:], y) for h in ab.BANDWIDTHS)
+    assert probes.loss(found["kernel regression"], y) == pytest.approx(best, rel=0.02)
+    best = min(probes.loss(ab.interpolate(x[:, :-1], x[:, 1:], h, True)[:, 2:], y)
+               for h in ab.BANDWIDTHS)
+    mirrored = probes.loss(found["mirrored kernel regression"], y)
+    assert mirrored == pytest.approx(best, rel=0.02)
+    assert mirrored < 0.8 * probes.loss(found["kernel regression"], y)
+
+
+def test_rivals_see_what_least_squares_sees(rng):
+    """Windows of partial observations; the features of the nonlinear task."""
+    s = replace(TRUE, task="partial", d=2, d_state=4)
+    tune, x = (data.partial_sequences(rng, 30, 15, d=2, d_state=4) for _ in range(2))
+    out = ab.rivals(s, tune, x, window=2)["nearest neighbour"]
+    seen = data.windows(x, 2)[3, :10]                   # at t = 10: the pairs up to x_10
+    i = np.argmin(((seen[:9] - seen[9]) ** 2).sum(axis=-1))
+    assert np.allclose(out[3, 9 - 2], x[3, i + 1])
+    s = replace(TRUE, task="nonlinear")
+    x = data.nonlinear_sequences(rng, 4, 15, d=3)
+    seen = data.feature(x)[3, :10]
+    i = np.argmin(((seen[:9] - seen[9]) ** 2).sum(axis=-1))
+    out = ab.rivals(s, data.nonlinear_sequences(rng, 20, 15, d=3), x)["nearest neighbour"]
+    assert np.allclose(out[3, 9 - 3], x[3, i + 1])
+
+
 # --------------------------------------------------------------- the four numbers, on known weights
 
 
@@ -123,6 +161,7 @@ def test_proposition_2_scores_1_as_an_optimiser(k):
     assert r["optimiser"] == pytest.approx(1, abs=1e-6)
     assert r2[f"{k} plain steps"] == pytest.approx(1, abs=1e-6)
     assert r["rival"] < 0.95 and 0 < r["learns"] < 0.9
+    assert r["outside"][0] > r["outside"][1]            # its steps are too large at twice the range
     assert ab.best_alike(r) == pytest.approx(1, abs=1e-6) and ab.best_alike(r, rival=True) < 0.9
 
 
@@ -159,6 +198,14 @@ def test_who_predicts_nothing_has_learned_nothing():
     assert wide / in_law == pytest.approx(4, rel=0.1)
     assert shrinking / in_law == pytest.approx(np.mean(0.95 ** (2 * np.arange(4, 16))), rel=0.25)
     assert np.allclose(r["outside"], 0, atol=0.01)      # and no share, whatever the ratio
+    assert np.isnan(r["alike"]).all()                   # nor has it anything beyond ridge
+
+
+def test_ridge_made_smaller_has_nothing_beyond_ridge(rng):
+    best, other = rng.standard_normal((2, 50, 9, 3))
+    assert not ab.beyond(0.7 * best, best).any()
+    assert abs((ab.beyond(other, best) * best).sum()) < 1e-9
+    assert np.allclose(ab.beyond(other + 2 * best, best), ab.beyond(other, best))
 
 
 def test_binding_is_that_of_the_token_before():
@@ -167,6 +214,8 @@ def test_binding_is_that_of_the_token_before():
     x = measure.judging_sequences(SIZE, ab.law_of(s))
     assert ab.mechanism(params, s, x)["binding"] < 0.1
     assert np.isnan(ab.mechanism(*zeros(TRUE), x)["binding"])   # constructed tokens hold it
+    x = np.repeat(x[:, :1], 16, axis=1)                 # W = I: x_t is x_{t-1}
+    assert np.isnan(ab.mechanism(params, s, x)["binding"])
 
 
 def test_every_sequence_counts_alike_in_number_3(rng):
@@ -351,5 +400,5 @@ def test_what_is_measured_of_a_run():
     class Untrained:
         settings, params = s, train.start(s).params
     r = ab.numbers(ab.SIZE["smoke"], 0, Untrained)
-    assert len(r["errors"]) == 4 and len(r["r2"]) == len(r["methods"]) == 1 + 3 * 8 + 1 + 3
+    assert len(r["errors"]) == 4 and len(r["r2"]) == len(r["methods"]) == 1 + 3 * 8 + 1 + 4
     assert np.isfinite(r["on the pool"]).all() and np.isfinite(r["losses"]).all()
