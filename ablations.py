@@ -202,9 +202,9 @@ def posterior(s, x, times=1):
 
 
 def interpolate(phi, y, bandwidth, odd=False):
-    """mesa.kernel_regression for pairs (phi_i, y_i), i < t, and a query phi_t, at t = 2 ... T.  odd:
-    by somebody who knows that y is an odd function of phi, for whom every pair seen is two, the
-    other one (-phi_i, -y_i).            phi [B, T, n], y [B, T, d] -> [B, T-1, d]"""
+    """mesa.kernel_regression for pairs (phi_i, y_i), i < t, and a query phi_t, at t = 2 ... T:
+    phi [B, T, n], y [B, T, d] -> [B, T-1, d].  odd: by somebody who knows that y is an odd
+    function of phi, for whom every pair seen is two, the other one (-phi_i, -y_i)."""
     keys, values, queries = phi[:, :-1], y[:, :-1], phi[:, 1:]
     dots, lengths = queries @ keys.swapaxes(1, 2), (keys * keys).sum(axis=-1)[:, None]
     unseen = np.where(np.tri(dots.shape[-1], dtype=bool), 0, -np.inf)
@@ -337,8 +337,8 @@ def all_losses(s, law, tune, x, spec, model, ridge):
 
 
 def mechanism(params, s, x):
-    """Number 3 of a model on states x: binding (not a number where tokens hold x_{t-1}, or x_t alone
-    tells more than half of it, as where states end on one line), gradual, errors.  Sequences
+    """Number 3 of a model on states x: binding (not a number where tokens hold x_{t-1}, or x_t
+    alone tells more than half of it, as where states end on one line), gradual, errors.  Sequences
     are scaled to one length: each counts alike, those that have grown, too."""
     rng, names = np.random.default_rng(401), measure.stream(s)
     scale = 1 / np.sqrt((x ** 2).mean(axis=(1, 2), keepdims=True))
@@ -346,7 +346,8 @@ def mechanism(params, s, x):
             for name, a in probes.activations(params, s, x, names).items()}
     before, after = after_d(s, scale * data.previous(x[:, :-1]), scale * x[:, 1:])
     errors = np.array([1 - probes.probe(acts[name], after, rng)[0] for name in names])
-    given = s.tokens != "raw" or probes.probe(after_d(s, scale * x[:, :-1])[0], before, rng)[0] > 0.5
+    now, = after_d(s, scale * x[:, :-1])
+    given = s.tokens != "raw" or probes.probe(now, before, rng)[0] > 0.5
     bound = np.nan if given else probes.probe(acts["acts.1"], before, rng)[0]
     return {"binding": bound, "gradual": gradual(errors), "errors": errors}
 

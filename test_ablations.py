@@ -68,10 +68,32 @@ def test_more_gradient_steps_are_better_also_where_they_were_not_tuned():
     x = measure.judging_sequences(size, law)
     assert window is None                               # one observation is the state
     spec, (y,) = ab.spectrum_after_d(law, x), ab.after_d(s, x[:, 1:])
+    found = {}
     for steps in ("plain steps", "Richardson", "Chebyshev"):
-        found = [probes.loss(mesa.predict(spec, tuned[f"{k} {steps}"](spec.s)), y)
-                 for k in measure.STEPS]
-        assert np.all(np.diff(found) < 0), steps
+        found[steps] = [probes.loss(mesa.predict(spec, tuned[f"{k} {steps}"](spec.s)), y)
+                        for k in measure.STEPS]
+        assert np.all(np.diff(found[steps]) < 0), steps
+    assert np.all(np.less(found["Chebyshev"][1:], found["Richardson"][1:]))     # of one step: equal
+
+
+def test_least_squares_sees_the_window_with_which_it_predicts_best(monkeypatch):
+    law = ab.law_of(replace(TRUE, task="partial", d=2, d_state=4))
+    window, losses = ab.tuned_optimisers(law, 256)[1], {}
+    for alone in ab.WINDOWS:
+        monkeypatch.setattr(ab, "WINDOWS", (alone,))
+        methods, _ = ab.tuned_optimisers.__wrapped__(law, 256)
+        spec = ab.spectrum_after_d(law, measure.tuning_sequences({"tune": 256}, law), alone)
+        losses[alone] = probes.loss(mesa.predict(spec, methods["ridge"](spec.s)), spec.y)
+    assert window == min(losses, key=losses.get) and len(losses) == 3
+
+
+def test_a_bayesian_who_believes_in_more_noise_is_found(monkeypatch):
+    params, s = by_heart(4)
+    W = data.systems(4, 3, s.family_seed)
+    monkeypatch.setattr(ab.train, "predictions",
+                        lambda params, s, x: ab.pool_posterior(x, W, 30 * s.noise))
+    r = ab.four_numbers(SIZE, params, s)
+    assert ab.r2_on(r, ab.POSTERIOR) < 0.99 and r["softened"] == pytest.approx(1, abs=1e-9)
 
 
 def test_kernel_regression_of_no_width_is_the_nearest_neighbour(rng):
@@ -248,6 +270,10 @@ def test_who_cannot_learn_is_not_said_not_to():
         return {"learns": 0.0, "learns on the pool": np.nan, "optimiser": 0.0, "rival": 0.0,
                 "on the pool": [np.nan] * 4, "losses": [1.0, ridge, 1.0, np.nan]}
     assert ab.learners({"could": learner(0.1), "could not": learner(1.0)}) == ([], ["could"])
+    # with a pool the posterior tells; and who is nearer to a rival is no optimiser
+    pool = learner(0.1) | {"on the pool": [1.0, 1.2, 1.0, 0.1]}
+    near = learner(0.1) | {"learns": 0.9, "optimiser": 0.95, "rival": 0.96, "losses": [0.1] * 4}
+    assert ab.learners({"pool": pool, "near": near}) == (["near"], ["pool"])
 
 
 def test_what_errors_have_in_common(rng):
@@ -378,6 +404,9 @@ def test_all_runs_count_in_the_grid_also_those_that_are_still_learning():
     found["noise 0.3"][0] |= {"learns": -5.0, "course 0": LATE}
     assert ab.spread("noise", found, "learns")[0] == [pytest.approx(5.9)]
     assert np.isnan(ab.spread("noise", found, "learns")[2])     # one seed tells nothing of chance
+    before = ab.spread("dynamics", found, "learns")[1]
+    found["dynamics fixed"][0] |= {"learns": -50.0}     # a pool of one, which diversity has
+    assert ab.spread("dynamics", found, "learns")[1] == before
 
 
 def test_what_chance_alone_makes_of_levels_that_are_equal(rng):
