@@ -346,8 +346,8 @@ def mechanism(params, s, x):
             for name, a in probes.activations(params, s, x, names).items()}
     before, after = after_d(s, scale * data.previous(x[:, :-1]), scale * x[:, 1:])
     errors = np.array([1 - probes.probe(acts[name], after, rng)[0] for name in names])
-    now, = after_d(s, scale * x[:, :-1])
-    given = s.tokens != "raw" or probes.probe(now, before, rng)[0] > 0.5
+    given = s.tokens != "raw" or probes.probe(
+        after_d(s, scale * x[:, :-1])[0], before, rng)[0] > 0.5
     bound = np.nan if given else probes.probe(acts["acts.1"], before, rng)[0]
     return {"binding": bound, "gradual": gradual(errors), "errors": errors}
 
