@@ -427,7 +427,7 @@ def time_claims(texts, kinds, lab, *found):
                                   f"time{split}{used}", "measured", "< 1" if equal else "",
                                   of_two(seeds, runs["softmax"]), ratio, own,
                                   f"softmax small 1-byte {text}")),
-                     (panel, "time that this training takes over softmax's (by the first timing)",
+                     (panel, "time that this training takes over softmax's (medians of timings)",
                       "measured", "0.9 .. 1.1", [spent])]
             split = ""                                  # named once
     return rows

@@ -244,12 +244,12 @@ def uniform(n):
 
 
 def draw_origin(lab_, *found):
-    """Gains over softmax after repetitions, induction scores of all heads, bytes read by layer."""
+    """Gains over softmax after repetitions, induction scores of all heads, bytes read by lag."""
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(len(CORPORA), 3, figsize=(10, 3 * len(CORPORA)), squeeze=False,
                              sharex="col")
     for (left, middle, right), (text, runs) in zip(axes, by_corpus(found), strict=True):
-        ends = []
+        ends, controls = [], []
         for k, (kind, seeds) in enumerate(runs.items()):
             colour = COLOUR[kind]
             if kind != "softmax":
@@ -264,10 +264,12 @@ def draw_origin(lab_, *found):
                 for l, of_layer in enumerate(scores):
                     middle.plot(of_layer, np.full(len(of_layer), 0.15 - 0.3 * l - k), mark, ms=4.5,
                                 color=colour, mfc="white" if l == 0 else None)
-            trained, start, wrong = np.mean([r["read"] for r in seeds], axis=(0, 1))
+            trained, *control = np.mean([r["read"] for r in seeds], axis=(0, 1))
+            controls.append(control)
             right.plot(range(LAGS), trained, "o-", color=colour, ms=4, lw=1.5)
             ends.append((trained[-1], SHOWN[kind], colour))
-        for shares, name, colour in ((start, "not trained", "0.3"), (wrong, "shuffled", "control")):
+        for shares, name, colour in zip(np.mean(controls, axis=0), ("not trained", "shuffled"),
+                                        ("0.3", "control"), strict=True):
             right.plot(range(LAGS), shares, ":", color=COLOUR.get(colour, colour))
             ends.append((shares[-1], name, colour))
         left.axvline(0, color="0.7", lw=1)

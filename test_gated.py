@@ -114,14 +114,24 @@ def test_one_token_at_a_time_is_the_same(layer):
                  ridge)
 
 
+def test_one_token_at_a_time_takes_as_many_steps_as_it_is_told(layer):
+    """Fewer than Dk: an answer of its own."""
+    (*inputs, ridge), memory, rows = layer, None, []
+    for t in range(11):
+        o, memory = gated.gated_step(memory, *(x[:, :, t:t + 1] for x in inputs), ridge, steps=2)
+        rows.append(o)
+    assert np.allclose(np.concatenate(rows, axis=2), gated.gated_attention(*layer, steps=2))
+    assert not np.allclose(gated.gated_attention(*layer, steps=2), gated.gated_attention(*layer))
+
+
 @pytest.mark.parametrize("dtype, bound", [("float64", 1e-12), ("float32", 1e-4)])
 @pytest.mark.parametrize("least", [-1e2, -1e9, -np.inf])
 def test_a_share_of_zero_forgets_and_harms_nothing_after_it(least, dtype, bound, layer):
-    """As where one text ends and the next begins: two layers, one after the other."""
+    """As where one text ends and the next begins, three times: layers one after the other."""
     q, k, v, log_gamma, beta, ridge = (x.astype(dtype) for x in layer)
-    log_gamma[:, :, 5] = least
+    log_gamma[:, :, [3, 5, 8]] = least
     whole = gated.gated_attention(q, k, v, log_gamma, beta, ridge)
-    for part in (slice(0, 5), slice(5, None)):
+    for part in (slice(0, 3), slice(3, 5), slice(5, 8), slice(8, None)):
         rows = [x[:, :, part] for x in (q, k, v, log_gamma, beta)]
         assert np.allclose(whole[:, :, part], gated.gated_direct(*rows, ridge), bound, bound)
 
@@ -138,6 +148,9 @@ def test_arguments_that_would_give_wrong_numbers_are_named(name, wrong, says, la
     inputs = dict(zip(("q", "k", "v", "log_gamma", "beta", "ridge"), layer, strict=True))
     with pytest.raises(ValueError, match=says):
         gated.gated_attention(**inputs | {name: wrong(inputs[name])})
+    if wrong is np.exp:
+        with pytest.raises(ValueError, match=says):
+            gated.fading_attention(*layer[:3], np.exp(layer[3]))
 
 
 # ------------------------------------------------------------------------------------ gradients

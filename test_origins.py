@@ -79,6 +79,11 @@ def test_what_is_asked_of_a_model_is_asked_of_the_test_text(rng, monkeypatch):
     assert len(trained) == origins.LAGS
     # tokens of one byte: the stream holds its own byte, more so before the weights were moved
     assert start[0] > trained[0] > 0.6 and wrong.max() < 0.3
+    monkeypatch.setattr(origins.train, "start", lambda s: type("State", (), {
+        "params": {k: 0 * w for k, w in run.params.items()}}))              # holds nothing
+    found = origins.bytes_read(run.params, s, changed.test, dict(read=64, steps=50), rng)
+    trained, start, _ = found["read"].mean(axis=0)
+    assert trained[0] > 0.6 and start[0] < 0.3
 
 
 def test_the_same_bytes_are_compared(monkeypatch, rng):

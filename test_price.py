@@ -113,15 +113,19 @@ def test_costs_are_fitted_at_every_other_length():
 
 
 def test_costs_are_per_token_and_head(rng, monkeypatch):
-    """However many heads there are: of times that are proportional to all tokens of all heads."""
+    """However many heads there are: of times that are proportional to all tokens of all heads, but
+    for the turns of a loop, which all of them share."""
     def cost(kind, rng, shape):
         B, heads, T, Dk = shape
-        return 1e-6 * B * heads * T, 100 * B * heads * T
+        each, turns = price.operations(kind, T, Dk)
+        return 1e-9 * each * B * heads * T + 1e-6 * turns, 100 * B * heads * T
     monkeypatch.setattr(price, "cost", cost)
     monkeypatch.setattr(price, "stream", lambda s, n: None)
     for heads in (1, 3):
         found = price.price(price.SIZE["smoke"] | {"heads": heads}, 0)
-        assert np.allclose(found["mesa seconds"], 1e-6) and np.allclose(found["mesa bytes"], 100)
+        assert np.allclose(found["mesa cost"], [1e-9, 1e-6])
+        assert np.allclose(found["mesa seconds"], found["mesa model"])
+        assert np.allclose(found["mesa bytes"], 100)
 
 
 # ---------------------------------------------------------------------------------- the figure
