@@ -652,9 +652,9 @@ def draw_pool_losses(ax, of_pool):
     rivals = ("posterior (pool)", "ridge", "no context")
     pool_axis(ax, title="softmax-3: loss, $t > d$", ylabel="held-out loss")
     end_labels(ax, [(y, text, colour) for (y, colour), text in zip(ends, rivals)], 7.5)
-    for key, text, up in (("losses", "on new W", 1.6), ("on the pool", "on its pool", 0.6)):
+    for key, text, up in (("losses", "on new W", 0.85), ("on the pool", "on its pool", 0.6)):
         x, loss = positions(["16"])[0], mean([r[key][0] for r in of_pool["16"]])
-        label(ax, x + 0.15, up * loss, text, "softmax", ha="left", fontsize=8)
+        label(ax, x + 0.2, up * loss, text, "softmax", ha="left", fontsize=8)
 
 
 def draw_pool_r2(ax, found):
