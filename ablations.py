@@ -14,11 +14,11 @@ whatever W it was trained on, at t from d + 1 to T:
                                     0 nothing, 1 as much as least squares
     2  as an optimiser does         the largest R² of its outputs on those of a gradient method (k
                                     steps, plain or the paper's) or of ridge; beside it the largest
-                                    on a rival's: kernel regression, also one that knows that W is
-                                    odd, nearest neighbour, and, where training had a pool of W, the
-                                    posterior over that pool.  All good predictors are near each
-                                    other; so also: the cosine of what its outputs have beyond (a
-                                    multiple of) ridge's with what those have beyond them
+                                    on a rival's: kernel regression, the same with (-x, -y) seen for
+                                    every pair (x, y), nearest neighbour, and, where training had a
+                                    pool of W, the posterior over that pool.  All good predictors
+                                    are near each other; so also: the cosine of what its outputs
+                                    have beyond a multiple of ridge's with what those have beyond it
     3  by the mechanism             R² of x_{t-1} in the stream after layer 1; and how gradually the
                                     probe for x_{t+1} gets better: 0 in one layer, 1 in equal falls
     4  and generalises              number 1 where W or x_1 leave the law of the training: singular
