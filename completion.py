@@ -33,7 +33,6 @@ from pathlib import Path
 import autodiff as ad                                   # before NumPy: it sets BLAS's threads
 from autodiff import to_backend, to_numpy
 
-import matplotlib
 import numpy as np
 
 import lab
@@ -62,7 +61,7 @@ KEYWORDS = {*keyword.kwlist, *re.findall(r"\w+", """
 def installed():
     """The code that comes with Python, NumPy and matplotlib: {language: [(name, text)]}."""
     found = {"Python": [(name, source.decode(errors="replace")) for name, source in text.source()]}
-    folders = {"JavaScript": [Path(matplotlib.__file__).parent],
+    folders = {"JavaScript": [Path(lab.pyplot().__file__).parent],
                "C": [Path(np.get_include()), Path(sysconfig.get_paths()["include"])]}
     try:
         import tkinter

@@ -398,6 +398,8 @@ def executor_named(text):
             return Client(detail or None).get_executor()
         from mpi4py.futures import MPIPoolExecutor
         return MPIPoolExecutor()
+    except (OSError, ValueError) as e:
+        raise store.UserError(f"--executor {text} does not work: {e}") from None
     except ImportError as e:
         raise store.UserError(f"--executor {kind} needs the package {e.name}: "
                               f"pip install {e.name}") from None
@@ -731,7 +733,11 @@ def reproduce(args, figures, default, settings, sizes):
             if profile not in sizes:
                 raise store.UserError(f"{data} does not hold what {name} needs: make it once "
                                       f"without --redraw")
-            make(name, figures[name], Lab(settings, sizes, profile, seeds, data=data), args.out)
+            try:
+                make(name, figures[name], Lab(settings, sizes, profile, seeds, data=data), args.out)
+            except (LookupError, ValueError) as e:      # arrays of another version
+                raise store.UserError(f"{data} does not hold what {name} draws now ({e!r:.200}): "
+                                      "make it again without --redraw") from None
         return None
     lab = Lab(settings, sizes, profile_of(args), tuple(range(count_named("--seeds", args.seeds))))
     try:

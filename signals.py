@@ -19,9 +19,10 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
 
 # Ctrl-C while a command of this folder is still being loaded ends it without a traceback; what it
 # does later is up to train.command.
-_script = getattr(sys.modules["__main__"], "__file__", None) or ""
-if (os.path.dirname(_script) == os.path.dirname(__file__)
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+_script = getattr(sys.modules["__main__"], "__file__", None)    # python ../here/train.py, a link
+_ours = _script and os.path.dirname(os.path.realpath(_script)) == os.path.dirname(
+    os.path.realpath(__file__))
+if _ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

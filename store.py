@@ -169,7 +169,7 @@ def checked(file, size):
     return members
 
 
-# What NumPy writes before an array's numbers.  Its own reader evaluates Python expressions.
+# What NumPy writes before an array's numbers.  Its own reader parses Python literals.
 HEADER = re.compile(rb"\x93NUMPY\x01\x00..\{'descr': '([<>|][biufcU]\d{1,9})', 'fortran_order': "
                     rb"(True|False), 'shape': \(([\d, ]*)\), \} *\n", re.DOTALL)
 
@@ -364,8 +364,8 @@ def alone_in(folder):
     try:
         lock = taken(path)
     except BlockingIOError:
-        raise UserError(f"another process is training in {folder}: wait for it, or choose another "
-                        f"--out") from None
+        raise UserError(f"another process is training in {folder}: wait for it, or train in "
+                        "another folder") from None
     except OSError as e:
         ours = not os.path.lexists(path) or (path.is_file() and not path.is_symlink())
         why = e.strerror or e if ours else "its .lock is not a file of this program: remove that"

@@ -179,3 +179,81 @@ def test_a_solver_of_all_that_it_reads_is_told_from_one_of_pairs(rng, monkeypatc
     alike = np.array(measure.few_shot(SIZE | {"pairs": 8}, 0, run)["alike"])
     assert np.allclose(alike[:, 0], 1) and np.allclose(alike[0], [1, alike[0, 1], 1])
     assert alike[1, 2] < 0.95 and (alike[:, 1] < 0.95).all()
+
+
+def of_weights(params, **settings):
+    """A run of linear layers with these weights from the start."""
+    s = tiny("linear-2", dtype="float64", clamp=0.0, snapshots=(0,), **settings)
+    return SimpleNamespace(settings=s, params=params, weights_at=lambda step: params,
+                           state=SimpleNamespace(params=params, heldout=np.ones((2, 2))))
+
+
+def test_proposition_1_is_found_in_its_own_weights():
+    params, config = mesa.proposition_1(0.05, d=2, key_size=3)
+    run = of_weights(params, kinds=("linear",), heads=1, key_size=3, tokens="constructed-0")
+    found = measure.one_layer(SIZE, 0, run)
+    assert found["prop1"] == pytest.approx(1) and found["diagonal"] == pytest.approx(1)
+    assert found["compressed"] == pytest.approx(np.mean(found["linear"]))
+    [[_, _, r2, cosine]] = found["along"]
+    # of another step size; at t = 1, where the step predicts 0, the cosine counts as 0
+    assert cosine == pytest.approx(1 - 1 / run.settings.T) and r2 < 0.9
+    wo = params["blocks.0.wo"]
+    params["blocks.0.wo"] = wo + wo[..., [1, 0, *range(2, 8)]]          # half of it off diagonals
+    assert measure.one_layer(SIZE, 0, run)["diagonal"] == pytest.approx(0.75)
+
+
+def test_the_layer_that_is_not_compressed_is_told_from_the_others():
+    params, config = mesa.proposition_2(*mesa.richardson_weights([0.05, 0.1]), d=2)
+    params["blocks.1.wo"][0, :, :2] += 0.1 * np.arange(8).reshape(4, 2)
+    run = of_weights(params, heads=config.heads, key_size=config.key_size)
+    found = measure.compression(SIZE, 0, run)
+    [[own, short, half]] = found["rows"]
+    assert np.allclose(found["alone"], [own, short]) and abs(own - short) > 1e-3 * own
+    assert not np.isclose(half, own) and not np.isclose(half, short)
+    # with slot 0 of the products as it was, nothing is lost: that is where the change is
+    assert found["but"][0] == pytest.approx(own) and not np.isclose(found["but"][1], own)
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_a_regression_on_windows_is_told_by_its_window_and_its_ridge(unit, rng, monkeypatch):
+    run = untrained(rng, "hybrid-2", task="partial", d=2, d_state=4)
+
+    def predictions(params, s, x):
+        now = x[:, :-1]
+        if unit:
+            now = now / np.linalg.norm(now, axis=-1, keepdims=True)
+        spec = mesa.spectrum(x, data.windows(now, 3))
+        return mesa.predict(spec, mesa.ridge(spec.s, 0.2))
+    monkeypatch.setattr(train, "predictions", predictions)
+    found = measure.windowed(SIZE | {"tune": 512}, 0, run)
+    r2 = np.array(found["unit r2" if unit else "r2"])
+    assert r2.argmax() == 2 and r2[2] > 1 - 1e-6
+    assert unit or found["ridges"][2][1] == pytest.approx(0.2, rel=1e-2)
+    assert found["near"][2] != found["best"][2]
+    assert np.isclose(found["near"][2], found["own"]) == (not unit)
+
+
+def test_least_squares_does_not_get_worse_with_d_and_kernel_regression_does():
+    for seed in (0, 1):
+        found = measure.over_dimensions({"dims": (2, 5)}, seed)
+        lsq, kernel = np.transpose(found["rows"])
+        assert (lsq < 1e-3).all() and 2 < kernel[1] / kernel[0] < 4
+    assert found["rows"] != measure.over_dimensions({"dims": (2, 5)}, 0)["rows"]
+
+
+def test_chebyshev_is_no_worse_than_richardson(rng):
+    run = untrained(rng, "linear-2")
+    found = measure.context(SIZE | {"judge": 400, "tune": 400}, 0, run)
+    of = (np.mean(found[name], axis=1) for name in ("richardson", "chebyshev"))
+    richardson, chebyshev = of                          # one step of the two is the same
+    assert (richardson[1:] > chebyshev[1:]).all() and richardson[0] == pytest.approx(chebyshev[0])
+    _, richardson, chebyshev = np.array(measure.one_token(SIZE | {"judge": 400}, 0, run)["error"])
+    assert richardson[2] > chebyshev[2] and richardson[:2] == pytest.approx(chebyshev[:2])
+
+
+def test_least_squares_knows_a_task_after_d_pairs_and_has_to_begin_anew(rng, monkeypatch):
+    run = untrained(rng, "softmax-3", T=40)
+    found = measure.few_shot(SIZE | {"pairs": 12, "rounds": 1}, 0, run)
+    one, two = found["single pairs"], found["double pairs"]
+    assert one[4:].max() < 0.01 * found["single zero"].min() and one[0] > 0.1
+    assert np.argmax(two) in (6, 7) and two[6] > one[0]

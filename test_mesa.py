@@ -17,12 +17,13 @@ import subprocess
 import sys
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import autodiff as ad
 from autodiff import Tensor, backward, check_gradients, to_backend, to_numpy, value_and_grad
@@ -1876,6 +1877,12 @@ def test_a_failing_job_is_reported_and_the_others_are_called_off(tmp_path):
     with ThreadPoolExecutor(1) as pool, pytest.raises(store.UserError, match="no luck"):
         laboratory(executor=pool).map(job, [(n,) for n in range(20)])
     assert not done
+    futures = [Future() for _ in range(5)]              # of a cluster, which tells no size
+    futures[0].set_exception(store.UserError("no luck"))
+    cluster = SimpleNamespace(submit=lambda job, n: futures[n])
+    with pytest.raises(store.UserError, match="no luck"):
+        laboratory(executor=cluster).map(None, [(n,) for n in range(5)])
+    assert all(future.cancelled() for future in futures[1:])
 
 
 # ---------------------------------------------------------------------------------------- probes

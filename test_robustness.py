@@ -108,6 +108,8 @@ def run(line, monkeypatch, capsys):
     ("train --lr 1", "name a preset first"),
     ("train --resume /nowhere", "there is no file /nowhere/checkpoint.npz"),
     ("train --resume runs --steps 1", "give it alone"),
+    ("train --resume=", "--resume is empty"),
+    ("figures fig1 --executor dask:nonsense --smoke", "--executor dask:nonsense"),
     ("train linear-1 --out /proc/nowhere", "/proc/nowhere"),
     ("train linear-1 --backend cuda", "unknown backend 'cuda'"),
     ("figures overvew", "did you mean 'overview'"),
@@ -155,7 +157,7 @@ def test_the_smallest_settings_work(preset, changes, tmp_path):
 
 def test_a_full_disk_is_reported_and_costs_nothing(monkeypatch, tmp_path):
     s = tiny("linear-1")
-    train.run(replace(s, steps=s.steps), tmp_path, quiet=True)
+    train.run(s, tmp_path, quiet=True)
     before = (tmp_path / "checkpoint.npz").read_bytes()
 
     def full(_):
@@ -439,7 +441,7 @@ def test_a_lock_without_fcntl_holds_its_owners_pid(monkeypatch, tmp_path):
 def test_a_reader_who_leaves_is_no_error(command):
     line = f"{sys.executable} {command} | head -1; exit ${{PIPESTATUS[0]}}"
     run = subprocess.run(line, shell=True, executable="/bin/bash", cwd=HERE, capture_output=True,
-                         encoding="utf-8")
+                         encoding="utf-8", timeout=DEADLINE)
     assert not run.returncode and not run.stderr and run.stdout.count("\n") == 1
 
 
@@ -447,7 +449,7 @@ def test_training_goes_on_when_the_reader_of_its_progress_has_left(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     line = [sys.executable, HERE / "train.py", "linear-1", *TINY_ARGS, "--out", tmp_path]
-    assert subprocess.run(line, stdout=writer, stderr=writer).returncode == 0
+    assert subprocess.run(line, stdout=writer, stderr=writer, timeout=DEADLINE).returncode == 0
     os.close(writer)
     assert store.load_checkpoint(tmp_path, train.Settings)[0].step == 12
 
@@ -605,3 +607,55 @@ def test_property_workers_do_not_change_a_bit(seed):
 def test_the_backend_is_numpy_unless_asked():
     families = {"linear", "partial", "nonlinear", "contracting", "fixed", "pool"}
     assert xp.module is np and set(data.TASKS) == families
+
+def test_a_fork_that_fails_leaves_no_process(monkeypatch):
+    real, made = multiprocessing.Pipe, []
+
+    def pipe():
+        if made:
+            raise OSError(errno.EMFILE, "Too many open files")
+        made.append(real())
+        return made[0]
+    monkeypatch.setattr(workers.multiprocessing, "Pipe", pipe)
+    with pytest.raises(OSError):
+        workers.Workers(lambda p, x: (p["w"] * x).sum(), lambda rng, n: [np.ones((n, 2))],
+                        {"w": np.ones(2)}, 3 * workers.PIECE, 3)
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    assert not left
+
+
+def test_what_follows_a_stop_is_not_stopped():
+    """`timeout` and others send SIGTERM twice: saving goes on."""
+    with signals.heeding():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_an_array_that_is_stored_transposed_comes_back_as_it_was(tmp_path):
+    a = np.arange(6.0).reshape(2, 3).T
+    store.save_arrays(tmp_path / "a.npz", {"a": a})
+    assert np.array_equal(store.load_arrays(tmp_path / "a.npz")["a"], a)
+
+
+def test_memory_that_is_short_is_said(monkeypatch, capsys):
+    def short():
+        raise MemoryError
+    with pytest.raises(SystemExit) as ended:
+        train.command(short)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and err.startswith("error: not enough memory"), err
+
+
+def test_arrays_of_another_version_are_not_drawn(tmp_path):
+    """One sentence, and no traceback, where an array lacks what today's code reads."""
+    out = tmp_path / "out"
+    shutil.copytree(HERE / "results", out)
+    path = out / "data" / "flattest+quick-0.npz"
+    arrays = store.load_arrays(path)
+    store.save_arrays(path, dict(list(arrays.items())[1:]))
+    run = command_line("evolution.py", "flattest", "--redraw", "--out", out)
+    assert run.returncode == 2 and "make it again without --redraw" in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr

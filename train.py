@@ -17,6 +17,7 @@ import contextlib
 import difflib
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -542,13 +543,15 @@ def command(main):
             said = "not enough memory: choose smaller settings (--T, --batch, --width)"
         except OSError as e:            # where only the system knows that something is wrong
             code = 2
-            said = store.printable(f"{e.filename or 'the working folder'}: {e.strerror or e}")
+            where = "the working folder" if isinstance(e, FileNotFoundError) else "the system says"
+            said = store.printable(f"{e.filename or where}: {e.strerror or e}")
         out.flush()
         lost = out.lost or err.lost
         if lost and not code:
             code, said = 3, f"all is done, but not all that it printed could be written: {lost}"
         if said:
-            print(f"error: {said}", file=err, flush=True)
+            clear = "\r\033[K" if err.isatty() else ""      # of a line of progress
+            print(f"{clear}error: {said}", file=err, flush=True)
     sys.exit(code)
 
 
@@ -588,15 +591,25 @@ def parsed():
                   if name.startswith("set_") and v is not None}
 
 
+def quoted(path):
+    """A path as a word of a shell's command line."""
+    return shlex.quote(str(path))
+
+
 def main():
     """One training that the command line asks for."""
     args, changes = parsed()
-    if args.resume:
+    if args.resume is not None:
         if args.preset or args.out or changes.keys() - {"lr", "lr_end"}:
             raise UserError("--resume takes its settings from the folder: give it alone, or with "
                             "another --lr (and --lr-end)")
-        name, folder = Path(args.resume).name, Path(args.resume)
+        if not args.resume:                             # would mean the current folder
+            raise UserError("--resume is empty: give it the folder of a run")
+        folder = Path(args.resume)
+        name = folder.resolve().name
         state, settings = store.load_checkpoint(folder, Settings)
+        if changes and state.step >= settings.steps:
+            raise UserError(f"{folder} holds a finished run: no step is left for another --lr")
         if changes:
             settings = settings.changed(changes)
             with store.alone_in(folder):
@@ -606,8 +619,8 @@ def main():
         settings = PRESETS[name].changed(changes)
         folder = Path(args.out or f"runs/{name}")
         if store.exists(folder / "checkpoint.npz"):
-            raise UserError(f"{folder} already holds a run: go on with --resume {folder}, or "
-                            f"choose another --out")
+            raise UserError(f"{folder} already holds a run: go on with --resume {quoted(folder)}, "
+                            f"or choose another --out")
     elif changes or args.out:
         raise UserError(f"name a preset first: {', '.join(PRESETS)}")
     else:
@@ -616,14 +629,15 @@ def main():
         state = run(settings, folder, name, args.checkpoint_seconds, args.workers)
     except KeyboardInterrupt:
         saved = store.exists(folder / "checkpoint.npz")
-        print("\nstopped" + f"; go on with: python train.py --resume {folder}" * saved,
+        print("\nstopped" + f"; go on with: python train.py --resume {quoted(folder)}" * saved,
               file=sys.stderr)
         raise
     except Diverged as e:
         if not store.exists(folder / "checkpoint.npz"):
             raise
         raise Diverged(f"{e}; the last step at which they were finite is kept: go on from there "
-                       f"with, for example, --resume {folder} --lr {settings.lr / 10:g}") from None
+                       f"with, for example, --resume {quoted(folder)} --lr {settings.lr / 10:g}"
+                       ) from None
     print(f"{name}: held-out loss {state.heldout[-1][1]:.4f} after {state.step} steps "
           f"({state.seconds:.0f} s), in {folder}/")
 

@@ -99,14 +99,18 @@ class Workers:
         self.grads = {name: new((len(self.sizes), *w.shape), w.dtype)   # of every piece
                       for name, w in params.items()}
         self.pipes, self.processes = [], []
-        for i in range(1, self.count if self.forks else 1):         # this process is worker 0
-            ours, theirs = multiprocessing.Pipe()
-            self.pipes.append(ours)
-            process = multiprocessing.get_context("fork").Process(
-                target=self.serve, args=(i, theirs), daemon=True)
-            self.processes.append(process)
-            process.start()
-            theirs.close()
+        try:
+            for i in range(1, self.count if self.forks else 1):     # this process is worker 0
+                ours, theirs = multiprocessing.Pipe()
+                self.pipes.append(ours)
+                process = multiprocessing.get_context("fork").Process(
+                    target=self.serve, args=(i, theirs), daemon=True)
+                process.start()
+                self.processes.append(process)
+                theirs.close()
+        except BaseException:           # no more of them: those that are there end, too
+            self.__exit__()
+            raise
 
     def share(self, i, seeds):
         """What worker i does of a batch, every count-th piece: gradients go to self.grads, losses
@@ -183,8 +187,9 @@ class Workers:
         return self
 
     def __exit__(self, *_):
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
+        for pipe in self.pipes:
             pipe.close()
+        for process in self.processes:
             process.join()
 
 
