@@ -104,7 +104,7 @@ FORMS = {"small 1-byte": {
                                "gated": ("concat", 0.02), "fading": ("concat", 0.02)},
              "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
                         "mesa": ("concat", 0.01), "hybrid": ("concat", 0.01),
-                        "gated": ("concat", 0.01), "fading": ("concat", 0.01)}},
+                        "gated": ("concat", 0.01), "fading": ("none", 0.01)}},
          "timed 1-byte": {
              "documentation": {"softmax": ("concat", 0.02), "linear": ("concat", 0.01),
                                "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),

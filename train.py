@@ -606,8 +606,8 @@ def main():
         if not args.resume:                             # would mean the current folder
             raise UserError("--resume is empty: give it the folder of a run")
         folder = Path(args.resume)
-        name = folder.resolve().name
         state, settings = store.load_checkpoint(folder, Settings)
+        name = folder.resolve().name                    # of ".", too
         if changes and state.step >= settings.steps:
             raise UserError(f"{folder} holds a finished run: no step is left for another --lr")
         if changes:
