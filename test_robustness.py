@@ -109,7 +109,7 @@ def run(line, monkeypatch, capsys):
     ("train --resume /nowhere", "there is no file /nowhere/checkpoint.npz"),
     ("train --resume runs --steps 1", "give it alone"),
     ("train --resume=", "--resume is empty"),
-    ("figures fig1 --executor dask:nonsense --smoke", "--executor dask:nonsense"),
+    ("figures fig1 --executor dask:nonsense --smoke", "--executor dask"),
     ("train linear-1 --out /proc/nowhere", "/proc/nowhere"),
     ("train linear-1 --backend cuda", "unknown backend 'cuda'"),
     ("figures overvew", "did you mean 'overview'"),
