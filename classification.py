@@ -301,23 +301,23 @@ CONTROLS = (("class means", STEPPED, "kernel regression", "majority"),
 def side_row(kind, v, i, results):
     """A claim of the side that variant v takes on problem i where two rivals differ and least
     squares is wrong: who sides with it there does as it does, right or wrong."""
-    judged, names = int(neighbour_fails(kind)), list(map(str, results[0]["names"]))
-    one, other = SIDES[judged]
+    side, names = int(neighbour_fails(kind)), list(map(str, results[0]["names"]))
+    one, other = SIDES[side]
 
     def shares(sides):
         (a, n), (b, m) = sides
         return f"{a / max(n, 1):.2f} of {n:.0f} where that is right, {b / max(m, 1):.2f} of {m:.0f}"
     kept = arrived(results)
-    own = np.mean([r["sides"][v, i, judged] for r in kept], axis=0)
+    own = np.mean([r["sides"][v, i, side] for r in kept], axis=0)
     controls = "; ".join(
-        f"{name} {b / max(m, 1):.2f}" for name in CONTROLS[judged]
-        for _, (b, m) in [results[0]["sides of rivals"][names.index(name), i, judged]])
+        f"{name} {b / max(m, 1):.2f}" for name in CONTROLS[side]
+        for _, (b, m) in [results[0]["sides of rivals"][names.index(name), i, side]])
     wrong = 1 - np.mean([r["accuracy"][v, i] for r in kept])
     text, expected, values = in_every_seed(
         f"sides with {one}, not {other}, on {shares(own)} where it is wrong (there: unrelated "
         f"errors {wrong:.2f}; {controls})", 0.5,
-        [interval(*r["sides"][v, i, judged, 1])[0] for r in results])
-    return text, "" if judged else expected, values
+        [interval(*r["sides"][v, i, side, 1])[0] for r in results])
+    return text, "" if neighbour_fails(kind) else expected, values
 
 
 # ---------------------------------------------------------------------------------------- figures

@@ -9,8 +9,8 @@ thing each: what is seen of the state (partial), the map (nonlinear, contracting
 anything to learn in context (fixed) or only which of some rules it is (pool).  `regression_pairs`
 draws pairs for few-shot learning instead.  All data are drawn afresh for every training step.
 
-Everything here runs in NumPy and takes an explicit `numpy.random.Generator`, so that it
-draws the same data whatever the array backend.  Sizes: B sequences of T observations in R^d.
+Everything here runs in NumPy and takes an explicit `numpy.random.Generator`, so that it draws the
+same data whatever the array backend.  Sizes: B sequences of T observations in R^d.
 
 Run it: `python data.py` prints a sequence whose rule can be seen by eye.
 """

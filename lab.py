@@ -528,7 +528,7 @@ def claims_in(path):
         return []
 
 
-COLUMNS = """\
+HOW_TO_READ = """\
 *Source*: "paper" is a claim of a paper's, with its figure; what is "measured", "derived" or "ours"
 is asked beside it; "control", "anchor" and "trial" check a measurement. *Expected* is the
 predicate; a row without one only reports a number (*holds*: –). *Measured* is the mean over seeds ±
@@ -541,7 +541,7 @@ def all_tables(out):
     tables = {path.stem: claims_in(path) for path in sorted(out.glob("*.json"))}
     parts = [f"## {store.printable(name)}\n\n{totals(claims)}.\n\n{markdown(claims)}"
              for name, claims in tables.items() if claims]
-    return "\n".join([f"{totals(sum(tables.values(), []))}.\n\n{COLUMNS}\n", *parts])
+    return "\n".join([f"{totals(sum(tables.values(), []))}.\n\n{HOW_TO_READ}\n", *parts])
 
 
 def pyplot():

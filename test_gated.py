@@ -148,9 +148,12 @@ def test_arguments_that_would_give_wrong_numbers_are_named(name, wrong, says, la
     inputs = dict(zip(("q", "k", "v", "log_gamma", "beta", "ridge"), layer, strict=True))
     with pytest.raises(ValueError, match=says):
         gated.gated_attention(**inputs | {name: wrong(inputs[name])})
-    if wrong is np.exp:
-        with pytest.raises(ValueError, match=says):
-            gated.fading_attention(*layer[:3], np.exp(layer[3]))
+
+
+def test_shares_are_not_taken_for_their_logarithms(layer):
+    q, k, v, log_gamma, *_ = layer
+    with pytest.raises(ValueError, match="log_gamma must not be positive"):
+        gated.fading_attention(q, k, v, np.exp(log_gamma))
 
 
 # ------------------------------------------------------------------------------------ gradients

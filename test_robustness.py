@@ -608,6 +608,7 @@ def test_the_backend_is_numpy_unless_asked():
     families = {"linear", "partial", "nonlinear", "contracting", "fixed", "pool"}
     assert xp.module is np and set(data.TASKS) == families
 
+
 def test_a_fork_that_fails_leaves_no_process(monkeypatch):
     real, made, others = multiprocessing.Pipe, [], multiprocessing.active_children()
 
