@@ -201,18 +201,6 @@ def posterior(s, x, times=1):
     return after_d(s, pool_posterior(x, W, times * s.noise))[0]
 
 
-def interpolate(phi, y, bandwidth, odd=False):
-    """mesa.kernel_regression for pairs (phi_i, y_i), i < t, and a query phi_t, at t = 2 ... T:
-    phi [B, T, n], y [B, T, d] -> [B, T-1, d].  odd: by somebody who knows that y is an odd
-    function of phi, for whom every pair seen is two, the other one (-phi_i, -y_i)."""
-    keys, values, queries = phi[:, :-1], y[:, :-1], phi[:, 1:]
-    dots, lengths = queries @ keys.swapaxes(1, 2), (keys * keys).sum(axis=-1)[:, None]
-    unseen = np.where(np.tri(dots.shape[-1], dtype=bool), 0, -np.inf)
-    scores = [(sign * dots - lengths / 2) / bandwidth ** 2 + unseen for sign in (1, -1)[:1 + odd]]
-    p = ad.softmax(np.concatenate(scores, axis=-1))
-    return p @ np.concatenate([values, -values][:1 + odd], axis=1)
-
-
 POSTERIOR = "pool's posterior"
 RIVALS = ("kernel regression", "mirrored kernel regression", "nearest neighbour", POSTERIOR)
 BANDWIDTHS = np.geomspace(0.05, 3, 12)
@@ -225,7 +213,7 @@ def rivals(s, tune, x, window=None):
     see the same: x_t, its features f(x_t), or the last `window` observations."""
     def matched(x, bandwidth, odd=False):
         phi = measure.features({"window": window}, s, x)
-        return interpolate(phi, x[:, 1:], bandwidth, odd)[:, min(s.d, s.T - 1) - 1:]
+        return after_d(s, mesa.kernel_regression(x, bandwidth, phi, odd))[0]
     y, best = after_d(s, tune[:, 1:])[0], {}
     for odd in (False, True):
         best[odd] = min(BANDWIDTHS, key=lambda h, odd=odd: loss(matched(tune, h, odd), y))

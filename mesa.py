@@ -765,17 +765,24 @@ def ridge(s, mu):
     return 1 / (s + mu)
 
 
-def kernel_regression(x, bandwidth):
+def kernel_regression(x, bandwidth, phi=None, odd=False):
     """Nadaraya-Watson, the rival explanation: interpolation.   [B, T+1, d] -> [B, T, d]
 
     The mean of the states x_i that followed states x_{i-1} near x_t, weighted by
     exp(-|x_{i-1} - x_t|^2 / (2 bandwidth^2)).
+
+    phi [B, T, n], if given, is what x_{t+1} is regressed on, instead of x_t.  odd: by somebody who
+    knows that x_{t+1} is an odd function of phi_t, for whom every pair seen is two, the other one
+    (-phi_{i-1}, -x_i).
     """
     # at t = 2 ... T: pairs (x_{i-1}, x_i) with i <= t; at t = 1 nothing has been seen
-    keys, values, queries = x[:, :-2], x[:, 1:-1], x[:, 1:-1]
-    score = queries @ adjoint(keys)                                         # [B, T-1, T-1]
-    score = score - 0.5 * (keys * keys).sum(axis=-1)[:, None, :]
-    unseen = np.where(np.tri(score.shape[-1], dtype=bool), 0, -np.inf)
+    phi = x[:, :-1] if phi is None else phi
+    keys, values, queries = phi[:, :-1], x[:, 1:-1], phi[:, 1:]
+    unseen = np.where(np.tri(keys.shape[1], dtype=bool), 0, -np.inf)        # [T-1, T-1]
+    if odd:
+        keys, values = (np.concatenate([a, -a], axis=1) for a in (keys, values))
+        unseen = np.concatenate([unseen, unseen], axis=1)
+    score = queries @ adjoint(keys) - 0.5 * (keys * keys).sum(axis=-1)[:, None, :]
     later = ad.softmax(score * bandwidth ** -2 + unseen) @ values
     return ad.concatenate([np.zeros_like(x[:, :1]), later], axis=1)
 

@@ -104,22 +104,12 @@ def test_kernel_regression_of_no_width_is_the_nearest_neighbour(rng):
     assert np.allclose(out[2, 7 - 3], x[2, i + 1])
 
 
-def test_interpolation_is_that_of_figure_5_and_may_know_that_systems_are_odd(rng):
-    x = data.linear_sequences(rng, 4, 9, d=3)
-    ours = ab.interpolate(x[:, :-1], x[:, 1:], 0.4)
-    assert np.allclose(ours, mesa.kernel_regression(x, 0.4)[:, 1:])
-    odd = ab.interpolate(x[:, :-1], x[:, 1:], 0.4, odd=True)[2, 6]
-    keys, values = (np.concatenate([a, -a]) for a in (x[2, :7], x[2, 1:8]))     # at t = 8
-    weights = np.exp(-((keys - x[2, 7]) ** 2).sum(axis=-1) / (2 * 0.4 ** 2))
-    assert np.allclose(odd, weights @ values / weights.sum())
-
-
 def test_kernel_regression_is_tuned_and_better_where_it_knows_that_systems_are_odd(rng):
     tune, x = (data.linear_sequences(rng, 400, 15, d=3) for _ in range(2))
     found, y = ab.rivals(TRUE, tune, x), x[:, 4:]
     best = min(probes.loss(mesa.kernel_regression(x, h)[:, 3:], y) for h in ab.BANDWIDTHS)
     assert probes.loss(found["kernel regression"], y) == pytest.approx(best, rel=0.02)
-    best = min(probes.loss(ab.interpolate(x[:, :-1], x[:, 1:], h, True)[:, 2:], y)
+    best = min(probes.loss(mesa.kernel_regression(x, h, odd=True)[:, 3:], y)
                for h in ab.BANDWIDTHS)
     mirrored = probes.loss(found["mirrored kernel regression"], y)
     assert mirrored == pytest.approx(best, rel=0.02)

@@ -900,6 +900,14 @@ def test_kernel_regression_is_nadaraya_watson(states):
         assert np.allclose(out[:, t], (w[..., None] * states[:, 1:t + 1]).sum(1))
 
 
+def test_kernel_regression_on_features_may_know_that_systems_are_odd(states):
+    x, phi, h = states[2], np.sin(3 * states[:, :-1, :4]), 0.8
+    out = mesa.kernel_regression(states, h, phi, odd=True)[2, 7]                # at t = 8
+    keys, values = (np.concatenate([a, -a]) for a in (phi[2, :7], x[1:8]))
+    weights = np.exp(-((keys - phi[2, 7]) ** 2).sum(axis=-1) / (2 * h * h))
+    assert np.allclose(out, weights @ values / weights.sum())
+
+
 def test_numbers_to_expect_on_the_linear_task():
     """Population values at d = 10, T = 50; this sample of 1,024 sequences scatters by about one per
     cent."""
