@@ -167,6 +167,34 @@ def test_what_broke_the_reader_of_checkpoints_is_refused(what, members, tmp_path
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("why", [
+    "its format is 2, not 1", "its time is no time", "its generator has no such state",
+    "its held-out losses are not of its steps", "its weights are not those", "its moments of AdamW",
+    "its description is not as", "two of its members have one name",
+    "was not written by this program"])
+def test_a_checkpoint_that_does_not_fit_together_is_refused_for_that(why, members, tmp_path):
+    meta = meta_of(members)
+    rows = np.array([[0.0, 1.0], [meta["step"] + 1.0, 0.5]])
+    changed = {
+        "its format": changed_meta(members, version=2),
+        "its time": changed_meta(members, seconds=-1.0),
+        "its generator": changed_meta(members, rng=meta["rng"] | {"uinteger": 0.5}),
+        "its held-out": members | {"heldout.npy": member(rows)},
+        "its weights": {k: v for k, v in members.items() if not k.startswith("params.")},
+        "its moments": {k: v for k, v in members.items() if not k.startswith("slots.")},
+        "its description": changed_meta(members, more=1)}
+    path = tmp_path / "checkpoint.npz"
+    written(path, next((m for begins, m in changed.items() if why.startswith(begins)), members))
+    if why.startswith("two"):
+        with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
+            file.writestr("meta.npy", members["meta.npy"])
+    if why.startswith("was"):
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("more.npy", member(np.zeros(9)))
+    with pytest.raises(store.UserError, match=why):
+        store.load_checkpoint(tmp_path, train.Settings)
+
+
 def lying_on_top(path, content, count):
     """An archive of that many members with the same content, which it has once: the extra field of
     each header covers those behind it."""
