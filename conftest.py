@@ -1,5 +1,7 @@
-"""What all tests share: a folder of runs and measurements, and a disk that keeps nobody waiting."""
+"""What all tests share: a folder of runs and measurements, a disk that keeps nobody waiting, and an
+end to all waiting."""
 import os
+import signal
 
 import pytest
 
@@ -8,6 +10,19 @@ import pytest
 def runs(tmp_path_factory):
     """The cache of all studies: what two of them need is trained and measured once."""
     return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(autouse=True)
+def end_of_waiting():
+    """A test that waits for what never comes, at a pipe for example, fails after ten minutes."""
+    if not hasattr(signal, "alarm"):                    # Windows
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it has waited for ten minutes"))
+    signal.alarm(600)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session", autouse=True)
