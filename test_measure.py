@@ -106,6 +106,33 @@ def test_the_next_state_cannot_be_read_from_a_token_that_holds_the_present_one(r
     assert np.max(found["next"][0]) < 0.5               # of any W, so none on average
 
 
+def holding(monkeypatch, make):
+    """Activations are made up: make(states x_1 ... x_{T+1}) -> one stream for every name asked."""
+    monkeypatch.setattr(probes, "activations", lambda params, s, x, names: dict(zip(
+        names, make(x), strict=True)))
+
+
+def test_what_a_stream_holds_is_read_from_it_and_from_no_other(rng, monkeypatch):
+    """The next state, the preconditioned input, a polynomial of degree 3: one in each stream."""
+    run = untrained(rng, "linear-2")
+    tuned = mesa.spectrum(measure.tuning_sequences(SIZE, run.settings)[:1_024])
+    inverses = [lambda s: mesa.ridge(s, 1e-3), probes.band(tuned, 3)[1]]
+    holding(monkeypatch, lambda x: [x[:, 1:], *mesa.preconditioned_inputs(x[:, :-1], inverses)])
+    found = measure.depth(SIZE | {"judge": 400}, 0, run)
+    following, preconditioned = (np.array(found[k])[..., 0] for k in ("next", "input"))
+    degrees = np.array(found["degrees"])
+    assert (following[0] > 0.99).all() and (following[1:] < 0.9).all()
+    assert (preconditioned[1, 1:] > 0.99).all() and (preconditioned[0] < 0.9).all()
+    assert degrees[2].argmax() == 3 - 1 and degrees[2].max() > 0.999 > degrees[0].max()
+
+
+def test_lags_are_read_from_the_layer_that_holds_them(rng, monkeypatch):
+    run = untrained(rng, "softmax-3")
+    holding(monkeypatch, lambda x: [np.roll(x[:, :-1], lag, axis=1) for lag in range(4)])
+    r2 = np.array(measure.bindings(SIZE | {"judge": 800}, 0, run)["r2"])[..., 0]    # [layers, lags]
+    assert (r2.argmax(axis=1) == np.arange(4)).all() and (np.diag(r2[:, :4]) > 0.99).all()
+
+
 def test_a_hidden_state_needs_so_many_observations_more():
     for d, hidden, needed in ((5, 15, 2), (5, 11, 2), (5, 10, 1)):
         run = untrained(np.random.default_rng(0), "hybrid-2", task="partial", d=d, d_state=hidden)
@@ -116,10 +143,12 @@ def test_attention_of_the_first_layer_is_that_of_the_later_half(rng, monkeypatch
     run = untrained(rng, "softmax-3")
     early = np.arange(8)[:, None] < 4
     mean = np.where(early, np.eye(8), np.eye(8, k=-1))[None]
-    monkeypatch.setattr(probes, "attention_map", lambda *_: (mean, mean))
+    deviation = np.where(early, 3, 0.5) * mean
+    monkeypatch.setattr(probes, "attention_map", lambda *_: (mean, deviation))
     monkeypatch.setattr(probes, "sensitivity", lambda params, s, x, t, lags: [t] * lags)
     found = measure.first_layer(SIZE, 0, run)
     assert np.allclose(np.ravel(found["mass"]), [0, 1, 0, 0])
+    assert np.allclose(found["spread"], 0.5)
     assert found["sensitivity"] == [8] * 8
 
 
