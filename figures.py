@@ -198,12 +198,12 @@ def matrix_rows(panel, ones):
                 "closed-form optimum)", "> 0.9", each(ones, "prop1"))]
 
 
-def least_squares_rows(row, losses, lsq, d):
+def least_squares_rows(paper, measured, losses, lsq, d):
     """That mesa-1 does what least squares does: in the mean, and where there is something to
     tell, at t > d."""
-    return [row("mesa-1's mean loss over that of least squares", "< 1.1", ratios(losses, lsq)),
-            row("the same at t > d alone", "< 1.1",
-                ratios([loss[d:] for loss in losses], [loss[d:] for loss in lsq]))]
+    return [paper("mesa-1's mean loss over that of least squares", "< 1.1", ratios(losses, lsq)),
+            measured("the same at t > d alone", "< 1.1",
+                     ratios([loss[d:] for loss in losses], [loss[d:] for loss in lsq]))]
 
 
 def mesa_rows(lab, panel, ones, mesas):
@@ -219,7 +219,7 @@ def mesa_rows(lab, panel, ones, mesas):
             measured(f"R² of mesa-1's outputs on those of the ridge regression nearest to it "
                      f"({near:.2g})", "> 0.99", each(mesas, "r2_ridge")),
             against("mesa-1's loss over linear-1's", "< 1", ratios(losses, linear)),
-            *least_squares_rows(paper, losses, lsq, int(mesas[0]["d"]))]
+            *least_squares_rows(paper, measured, losses, lsq, int(mesas[0]["d"]))]
     # the layer's ridge goes on falling for long: no verdict after a brief training
     expected = "0.9 .. 1.1" if lab.profile == "full" else ""
     for t in (15, 20, 50):
@@ -328,7 +328,8 @@ def depth_rows(panels, depths, name):
     late = at > d + 1 if (at > d + 1).any() else at > 0
     targets = ("next", "x_t+1"), ("input", "the preconditioned input")
     for panel, (what, text) in zip(panels, targets):
-        row, control = about(panel, f"paper, {panel}", name), about(panel, "control")
+        row, measured, control = (about(panel, source, *of) for source, *of in (
+            (f"paper, {panel}", name), ("measured", name), ("control",)))
         errors = [1 - r[what][:, :, 0] for r in depths]                     # [layers + 1, at]
         squared = [error[:, -1] * r[what + " variance"][-1] for error, r in zip(errors, depths)]
         before, after = np.mean([e[0] for e in squared]), np.mean([e[-1] for e in squared])
@@ -347,8 +348,8 @@ def depth_rows(panels, depths, name):
                          [np.abs(r[what][1:, :, 1]).max() for r in depths])]
         if what == "next":
             shares = [largest_share(error[:, -1]) for error in errors]
-            rows.append(row("largest share of a single layer in the fall of the logarithm of the "
-                            f"error for x_t+1 at t = T, {name}", "< 0.5", shares))
+            rows.append(measured("largest share of a single layer in the fall of the logarithm of "
+                                 f"the error for x_t+1 at t = T, {name}", "< 0.5", shares))
     return rows
 
 
@@ -410,7 +411,9 @@ def band_rows(panel, name, i, k, curves, run=None, what="models", when=""):
     what  "models", or "early" for its curve at step EARLY
     when  what distinguishes these claims, for their texts
     """
-    row, text = about(panel, "paper, 4C-D, 6C", run or name), f"{name}'s{when}"
+    row, measured = (about(panel, source, run or name)
+                     for source in ("paper, 4C-D, 6C", "measured"))
+    text = f"{name}'s{when}"
     losses, d = np.array(each(curves, what, i)), int(curves[0]["d"])       # [seeds, T]
     band = curves[0]["richardson"], curves[0]["chebyshev"]                  # [8, T] each
     (rich, cheb), every, late = (end[k - 1] for end in band), slice(None), slice(d, None)
@@ -424,8 +427,8 @@ def band_rows(panel, name, i, k, curves, run=None, what="models", when=""):
     rows = [row(f"{text} mean loss over that of {k} Chebyshev steps, {cheb.mean():.3f} (t <= d: "
                 f"{ratio(slice(d)).mean():.2f}; of {k} Richardson steps, the band's other end: "
                 f"{width(every):.2f})", f"0.97 .. {1.03 * width(every):.3g}", ratio(every)),
-            row(f"the same at t > d alone (the band's other end: {width(late):.2f})",
-                f"0.97 .. {1.03 * width(late):.3g}", ratio(late))]
+            measured(f"the same at t > d alone (the band's other end: {width(late):.2f})",
+                     f"0.97 .. {1.03 * width(late):.3g}", ratio(late))]
 
     inside = in_band(losses[:, None], *band).mean(axis=2)                   # [seeds, 8]
     others = [m for m in STEPS if m != k and inside[:, m - 1].mean() > 0.9]
@@ -445,12 +448,12 @@ def band_rows(panel, name, i, k, curves, run=None, what="models", when=""):
 
     r2 = np.array(each(curves, "nearness", i))      # of the outputs on steps, least squares, ridge
     lsq, ridge = r2[:, -2:].mean(axis=0)
-    rows.append(row(f"how far from {k} the number of Chebyshev steps is to which {text} outputs at "
-                    f"t > d are nearest, least squares standing for 9 (R² of 1, 2, ... steps: "
-                    f"{listed(r2[:, :-2].mean(axis=0), '.3f', ' ')}; of least squares: {lsq:.3f}; "
-                    f"of the ridge regression fitted to these outputs, "
-                    f"{np.mean(each(curves, 'ridges', i)):.2g}: {ridge:.3f})", "< 0.5",
-                    np.abs(r2[:, :-1].argmax(axis=1) + 1 - k)))
+    rows.append(measured(
+        f"how far from {k} the number of Chebyshev steps is to which {text} outputs at t > d are "
+        f"nearest, least squares standing for 9 (R² of 1, 2, ... steps: "
+        f"{listed(r2[:, :-2].mean(axis=0), '.3f', ' ')}; of least squares: {lsq:.3f}; of the ridge "
+        f"regression fitted to these outputs, {np.mean(each(curves, 'ridges', i)):.2g}: "
+        f"{ridge:.3f})", "< 0.5", np.abs(r2[:, :-1].argmax(axis=1) + 1 - k)))
     return rows
 
 
@@ -927,17 +930,18 @@ def mesa_row_claims(lab, curves, clamps):
         row = about("mesa", "paper, mesa against linear attention", "mesa-1", name)
         rows.append(row(f"mesa-1's mean loss over that of {name}", "< 1",
                         ratios(mesa, each(curves, "models", i))))
-    row, d = about("mesa", "paper, section on the mesa layer", "mesa-1"), int(curves[0]["d"])
-    rows += least_squares_rows(row, mesa, each(curves, "lsq"), d)
-    row, clip = about("mesa", "measured", "mesa-1"), float(clamps[0]["clamp"])
+    paper, measured = (about("mesa", source, "mesa-1")
+                       for source in ("paper, section on the mesa layer", "measured"))
+    d, clip = int(curves[0]["d"]), float(clamps[0]["clamp"])
+    rows += least_squares_rows(paper, measured, mesa, each(curves, "lsq"), d)
     if not clip:                                        # in the quick profile
         return rows
     for text, key, expected in ((f"mesa-1's loss without its clamp at ±{clip:g}", "free", "< 1.1"),
                                 ("loss of least squares, its predictions clipped alike",
                                  "clipped lsq", "")):
         for when, at in (("t > d", slice(d, None)), ("t = d + 1", d), ("t = T", -1)):
-            rows.append(row(f"{text}, over that of least squares, {when}", expected,
-                            ratios(each(clamps, key, at), each(clamps, "lsq", at))))
+            rows.append(measured(f"{text}, over that of least squares, {when}", expected,
+                                 ratios(each(clamps, key, at), each(clamps, "lsq", at))))
     return rows
 
 
@@ -1229,6 +1233,8 @@ def shot_rows(name, shots):
                 "(sub-optimal)", "", ratios(prefix, each(shots, "single pairs"))),
             other(f"{text}: the same over that of least squares on all neighbouring tokens",
                   "0.9 .. 1.1", ratios(prefix, each(shots, "single neighbours"))),
+            other(f"{text}: the same, the EOS among these tokens", "0.9 .. 1.1",
+                  ratios(prefix, each(shots, "single neighbours, EOS"))),
             other(f"{text}: R² on its outputs, with EOS and prefix, of least squares on all "
                   f"neighbouring tokens but the prefix, the ridge nearest to them (as trained: "
                   f"{alike[0, 0]:.2f}; leaving the EOS out {alike[1, 2]:.2f}; of least squares on "

@@ -6,10 +6,11 @@ asked of trained models.
     runs   trained models, as lab.Run
 
 Rivals are tuned on sequences of their own (x_tune, their spectrum spec_tune) and judged, like the
-models, on others that no model was trained on (x, spec, and the next states y) - but for one: the
-closed-form optimum is fitted to the sequences it bounds the loss of.  All seeds are judged on the
-same sequences, so that their spread is that of trainings, except by `over_dimensions`, which trains
-nothing and draws others for each seed; generators 101, 102, ... have one use each.  Losses are
+models, on others that no model was trained on (x, spec, and the next states y) - but for two: the
+closed-form optimum is fitted to the sequences it bounds the loss of, and of the windows of figure
+7B the best is chosen on those that are judged.  All seeds are judged on the same sequences, so that
+their spread is that of trainings, except by `over_dimensions`, which trains nothing and draws
+others for each seed; generators 101, 102, ... have one use each.  Losses are
 1/2 E|prediction - x_{t+1}|^2; R² of a rival is that on a model's outputs, which it is to explain; a
 probe gives [R², R² of its shuffled control]; layer 0 of a stream is its input.  The frame in lab.py
 calls these functions in parallel and keeps what they return.

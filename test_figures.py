@@ -159,7 +159,7 @@ def few_shot(names, good):
     ascent = base * (1 + 3 * ((n > 0) & (n < 5)))
     zero = np.full(20, 0.5)
     same = {"single zero": zero, "double zero": zero, "single neighbours": base,
-            "alike": np.full((2, 3), 0.95 if good else 0.5)}
+            "single neighbours, EOS": base, "alike": np.full((2, 3), 0.95 if good else 0.5)}
     if good:
         return same | {"single": np.array([2 * ascent, 1.5 * base, base]),
                        "double": np.array([late] * 3),
