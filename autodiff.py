@@ -258,7 +258,7 @@ def divide(a, b):
 def power(a, n):
     """a ** n for a constant number n."""
     A = value(a)
-    return record(A ** n, (a,), (lambda g: g * conj(n * A ** (n - 1)),))
+    return record(A ** n, (a,), (lambda g: g * conj(n * A ** (n - 1) if n else 0 * A),))
 
 
 def matmul(a, b):

@@ -165,6 +165,9 @@ def fading_vjp(Q, K, V, log_gamma, decay, G):
     2.  With a_t = log gamma_1 + ... + log gamma_t, fade_ti = exp(a_t) exp(-a_i) is met only in
         exp(a_t) q_t and exp(-a_i) k_i.  So the cotangent of a_t is q_t . Gq_t - k_t . Gk_t,
     3.  and as log gamma_j is in every a_t with t >= j, it gets the sum of theirs.
+
+    These sums cancel: Glog_gamma is wrong by rounding of the size of their terms, however small it
+    is (in float32 by all of it near gamma = 1e-7); at t = 1, where it is 0, it is such noise.
     """
     shifted = xp.concatenate([xp.zeros_like(log_gamma[..., :1]), log_gamma[..., :0:-1]], axis=-1)
     back = decays(shifted)
@@ -188,8 +191,9 @@ def gated_attention(q, k, v, log_gamma, beta, ridge, steps=STEPS):
     `steps` of conjugate gradients; `residual` says what they leave.  Without rounding Dk are exact;
     with it ridges far below the trace of H_t take two or three times as many.
     Raises ValueError for other shapes and types and positive log_gamma, FloatingPointError where a
-    step meets a direction along which H_t + Lambda is not positive, or what is not finite: in
-    float32 |q| must be from 1e-15 to 1e19, or squares vanish or overflow.
+    step meets a direction along which H_t + Lambda is not positive, or what is not finite.  In
+    float32 |q|, and for the gradients |N_t^T g_t|, must be from 1e-12 to 1e19, or squares overflow
+    or vanish (smaller ones count as solved too early, at worst with p_t = 0).
     """
     p = solve(q, k, log_gamma, beta, ridge, steps)
     return fading_attention(p, ad.reshape(beta, *beta.shape, 1) * k, v, log_gamma)
@@ -259,7 +263,8 @@ def conjugate_gradients(times, q, steps):
         direction, rr = r + new / xp.where(rr > solved, rr, xp.inf) * direction, new
     if xp.module is np and not np.isfinite(p).all():
         raise FloatingPointError("conjugate gradients: H_t + Lambda is not positive definite (beta "
-                                 ">= 0? ridge > 0?), or an entry is not finite")
+                                 ">= 0? ridge > 0, and not lost beside H_t by rounding in "
+                                 f"{q.dtype}?), or an entry is not finite")
     return p
 
 

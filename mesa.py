@@ -91,7 +91,8 @@ def need_one_token(q, k, v, kinds="fc"):
 
 
 def tril(A):
-    """Zero, in place, what looks ahead: entries [..., t, i] with i > t."""
+    """Zero, in place, what looks ahead: entries [..., t, i] with i > t.  But 0 times what is not
+    finite is NaN: a score or a v_i that is not finite spoils earlier o_t of its chunk, too."""
     A *= xp.tri(A.shape[-1], dtype=A.dtype)
     return A
 
@@ -166,11 +167,13 @@ def mesa_attention(q, k, v, lam):
 
     q, k [B, heads, T, Dk], v [B, heads, T, Dv], lam [heads] > 0 -> [B, heads, T, Dv]
 
-    All of one floating-point type, which is that of the result.  Until t = Dk, p_t has size lambda,
-    and log10(lambda |k|^2) digits of o_t are lost, of the gradients of k and lambda twice as many:
-    use it in float32 up to lambda |k|^2 of about 1e3, as an oracle in float64 up to 1e6.
-    Raises ValueError for other shapes and types, FloatingPointError where lambda is not positive or
-    a key is not finite.
+    All of one floating-point type, which is that of the result.  While the keys so far do not span
+    all Dk directions (until t = Dk at least; for ever if they repeat), p_t has size lambda, and
+    log10(lambda sum_{i<=t} |k_i|^2) digits of o_t are lost, of the gradients of k and lambda twice
+    as many: use it in float32 up to lambda sum |k|^2 of about 1e3, as an oracle in float64 up to
+    1e6.  The gradient of lambda is not finite where lambda^2 underflows (below 1e-19 in float32).
+    Raises ValueError for other shapes and types, and on the CPU FloatingPointError where lambda is
+    not positive or a key is not finite (elsewhere the result is NaN then, or zero for lambda = 0).
     """
     return linear_attention(precondition(q, k, lam), k, v)
 
@@ -193,6 +196,7 @@ def precondition_direct(Q, K, lam):
 
     Q, K [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk].  The oracle of the tests.
     """
+    need_rows(q=Q, k=K)
     need_lambda(lam, K)
     gram = (K[..., :, None] * K[..., None, :].conj()).cumsum(axis=2)        # [B, heads, T, Dk, Dk]
     ridge = xp.eye(K.shape[-1], dtype=K.dtype) / lam[:, None, None, None]
@@ -207,6 +211,7 @@ def sherman_morrison(X, K, lam):
     from R_0 = lambda I, in O(Dk^2) per token.  x_t is a row of X: queries, or cotangents.
     X, K [B, heads, T, Dk], lam [heads] -> [B, heads, T, Dk]
     """
+    need_rows(q=X, k=K)
     need_lambda(lam, K)
     R = xp.eye(K.shape[-1], dtype=K.dtype) * lam[:, None, None]     # later [B, heads, Dk, Dk]
     rows = []
@@ -311,7 +316,7 @@ def mesa_step(memory, q, k, v, lam):
     """
     need_one_token(q, k, v)
     need_lambda(lam, k)
-    KV, root = memory or (None, xp.eye(k.shape[-1]) * (lam ** 0.5)[:, None, None])
+    KV, root = memory or (None, xp.eye(k.shape[-1]) * (lam.astype(float) ** 0.5)[:, None, None])
     f = k @ root.conj()                                             # [B, heads, 1, Dk]
     nu = 1 + (f.conj() * f).real.sum(axis=-1, keepdims=True)
     if xp.module is np and not np.isfinite(nu).all():
@@ -456,9 +461,11 @@ def transformer(params, x, config, trace=None, memory=None):
     memory  a dict, if given, makes this a stream: x holds just the next token, [B, 1, d_in], and
             memory what the layers keep of all tokens before.  Start with {}, and pass the same dict
             with every token.  Linear and mesa layers keep matrices of fixed size, softmax layers
-            all keys and values.  Forward only, and without a trace.
+            all keys and values.  Forward only, and without a trace.  It is spoilt by a token that
+            raises FloatingPointError: start again.
     Raises KeyError if the model has nothing of a name that is asked for, ValueError for a kind or a
-    code that there is not, integers without an embedding, or several tokens of a stream at once.
+    code that there is not, integers without an embedding, several tokens of a stream at once, or
+    another number of streams than before.
     """
     start, left = 0, set(trace or ())
     if memory is not None:
@@ -466,6 +473,9 @@ def transformer(params, x, config, trace=None, memory=None):
             raise ValueError("a stream has no trace: pass all its tokens at once, without memory")
         if x.shape[1] != 1:
             raise ValueError(f"a stream takes one token at a time, [B, 1, d_in], not {x.shape}")
+        if memory.setdefault("B", len(x)) != len(x):
+            raise ValueError(f"the memory is of {memory['B']} sequences, not {len(x)}: start again "
+                             "with {}")
         start = memory["t"] = memory.get("t", -1) + 1
 
     def keep(name, a):                                  # an array, or a function that makes it
@@ -769,7 +779,7 @@ def kernel_regression(x, bandwidth, phi=None, odd=False):
     """Nadaraya-Watson, the rival explanation: interpolation.   [B, T+1, d] -> [B, T, d]
 
     The mean of the states x_i that followed states x_{i-1} near x_t, weighted by
-    exp(-|x_{i-1} - x_t|^2 / (2 bandwidth^2)).
+    exp(-|x_{i-1} - x_t|^2 / (2 bandwidth^2)).  T at least 2.
 
     phi [B, T, n], if given, is what x_{t+1} is regressed on, instead of x_t.  odd: by somebody who
     knows that x_{t+1} is an odd function of phi_t, for whom every pair seen is two, the other one
@@ -868,18 +878,18 @@ def cut(X, most=None):
 
     The last is filled up with zeros.
     """
-    T = X.shape[-2]
-    chunks = -(-T // (most or CHUNK))                   # rounded up
+    *lead, T, Dk = X.shape
+    chunks = max(1, -(-T // (most or CHUNK)))           # rounded up
     C = -(-T // chunks)
     if chunks * C > T:
-        zeros = xp.zeros((*X.shape[:-2], chunks * C - T, X.shape[-1]), X.dtype)
-        X = xp.concatenate([X, zeros], axis=-2)
-    return X.reshape(*X.shape[:-2], chunks, C, X.shape[-1])
+        X = xp.concatenate([X, xp.zeros((*lead, chunks * C - T, Dk), X.dtype)], axis=-2)
+    return X.reshape(*lead, chunks, C, Dk)
 
 
 def join(X, T):
     """What `cut` made, together again: [..., chunks, C, Dk] -> [..., T, Dk]."""
-    return X.reshape(*X.shape[:-3], -1, X.shape[-1])[..., :T, :]
+    *lead, chunks, C, Dk = X.shape
+    return X.reshape(*lead, chunks * C, Dk)[..., :T, :]
 
 
 def chunked_linear_attention(q, k, v):
@@ -944,12 +954,13 @@ def square_root_sweep(K, lam):
     for that bound would interrupt, the sweep runs in double precision.
     """
     B, heads, _, Dk = K.shape
+    start = lam.astype(K.real.dtype) ** 0.5             # no root in float32 for keys in float64
     K = cut(K)                                          # [B, heads, chunks, C, Dk]
     chunks, C = K.shape[2:4]
 
     def bound():
         lengths = xp.einsum("bhntk,bhntk->bhn", K, K.conj()).real
-        return float((lam[:, None] * lengths).max())
+        return float((lam[:, None] * lengths).max(initial=0))
     on_cpu = xp.module is np
     if not on_cpu or chunks > 8 or not bound() < 1e6:
         K = K.astype(xp.result_type(K.dtype, "float64"))
@@ -959,7 +970,7 @@ def square_root_sweep(K, lam):
     F, gains = xp.empty_like(k), xp.empty_like(k)
     roots = xp.empty((chunks, Dk, Dk, B, heads), K.dtype)
     root = xp.zeros((Dk, Dk, B, heads), K.dtype)
-    root[xp.arange(Dk), xp.arange(Dk)] = lam ** 0.5
+    root[xp.arange(Dk), xp.arange(Dk)] = start
     for c in range(chunks):
         roots[c] = root
         for t in range(C):

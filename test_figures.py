@@ -2,6 +2,7 @@
 it should."""
 import importlib
 import os
+import re
 
 import figures                                          # before NumPy: it sets BLAS's threads
 import ablations
@@ -188,6 +189,19 @@ def block_of_notes(starts):
     """The Python block of NOTES.md that starts like this."""
     text = (HERE / "NOTES.md").read_text(encoding="utf-8")
     return next(b.split("```")[0] for b in text.split("```python\n") if b.startswith(starts))
+
+
+def test_what_the_index_of_equations_names_exists():
+    """Tests of NOTES.md, their names in full or up to an ellipsis, and functions of modules."""
+    text = (HERE / "NOTES.md").read_text(encoding="utf-8")
+    tests = " ".join(path.read_text(encoding="utf-8") for path in HERE.glob("test_*.py"))
+    named = re.findall(r"`(test_[a-z0-9_]+)(…?)`", text)
+    assert len(named) > 60
+    assert not [n for n, more in named if not re.search(rf"def {n}{'' if more else '[(]'}", tests)]
+    named = [(m, f) for m, f in re.findall(r"`([a-z0-9_]+)\.([a-zA-Z_]\w*)", text)
+             if (HERE / f"{m}.py").exists() and f != "py"]
+    assert len(named) > 60
+    assert not [n for n in named if not hasattr(importlib.import_module(n[0]), n[1])]
 
 
 def test_features_that_every_layer_loses_are_not_found_early():

@@ -484,6 +484,36 @@ def test_preconditioner_is_steady(keys, lam, rng):
             assert np.linalg.norm(P[t] - p) <= bound * norm * np.linalg.norm(q[t]), (dtype, t)
 
 
+def test_a_lambda_in_float32_does_not_cost_the_precision_of_keys_in_float64(rng):
+    q, k = rng.standard_normal((2, 1, 2, 9, 3))
+    lam = np.array([0.3, 7.7], "float32")
+    exact = mesa.precondition(q, k, lam.astype(float))
+    assert relative(mesa.precondition(q, k, lam), exact) < 1e-14
+    _, root = mesa.mesa_step(None, *(a[:, :, :1] for a in (q, k, k)), lam)[1]
+    _, right = mesa.mesa_step(None, *(a[:, :, :1] for a in (q, k, k)), lam.astype(float))[1]
+    assert relative(root, right) < 1e-14
+
+
+@pytest.mark.parametrize("empty", [dict(B=0), dict(heads=0), dict(T=0), dict(Dv=0)])
+def test_of_nothing_attention_makes_nothing(empty):
+    n = dict(B=2, heads=3, T=4, Dk=5, Dv=6) | empty
+    *rows, v = (np.ones((n["B"], n["heads"], n["T"], n[d])) for d in ("Dk", "Dk", "Dv"))
+    for f, *more in ((mesa.mesa_attention, np.ones(n["heads"])), (mesa.linear_attention,)):
+        leaves = [Tensor(a) for a in (*rows, v, *more)]
+        out = f(*leaves)
+        assert out.shape == v.shape
+        assert [g.shape for g in ad.backward(out, leaves, np.ones(v.shape))] == [
+            a.shape for a in leaves]
+
+
+def test_oracles_refuse_rows_that_would_be_broadcast(rng):
+    q, k = rng.standard_normal((2, 1, 2, 9, 3))
+    for oracle in (mesa.sherman_morrison, mesa.precondition_direct):
+        for other in (k[:, :, :5], k[:, :1]):
+            with pytest.raises(ValueError, match="with the same B, heads, T and Dk"):
+                oracle(q, other, np.ones(other.shape[1]))
+
+
 def test_long_float32_sequences_are_swept_in_double_precision(rng):
     """Rows p_t of 2,048 tokens are as good as the one rounding of their keys and queries allows."""
     K, Q = rng.standard_normal((2, 1, 1, 2_048, 4)).astype("float32")
@@ -684,6 +714,15 @@ def test_a_stream_that_refused_two_tokens_goes_on_as_if_nothing_had_been(rng):
     assert relative(y[:, 0], mesa.transformer(params, x, config)[:, 2]) < 1e-12
 
 
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1)])
+def test_a_stream_keeps_its_batch(before, after, rng):
+    config = replace(FULL, kinds=("linear", "mesa"))
+    params, memory = mesa.init_params(rng, config), {}
+    mesa.transformer(params, rng.standard_normal((before, 1, 4)), config, memory=memory)
+    with pytest.raises(ValueError, match=f"the memory is of {before} sequences, not {after}"):
+        mesa.transformer(params, rng.standard_normal((after, 1, 4)), config, memory=memory)
+
+
 @pytest.mark.parametrize("change, says", [
     (dict(kinds=("mess",)), "there is no kind of layer 'mess'"),
     (dict(kinds="mesa"), "kinds is a tuple of some of linear, softmax, mesa"),
@@ -692,6 +731,11 @@ def test_a_config_that_makes_no_model_is_named(change, says, rng):
     params, config = mesa.init_params(rng, FULL), replace(FULL, **change)
     with pytest.raises(ValueError, match=says):
         mesa.transformer(params, rng.standard_normal((2, 3, 4)), config)
+
+
+def test_the_gradient_of_a_constant_power_is_zero():
+    a = Tensor(np.array([0.0, 2.0]))
+    assert (ad.backward((a ** 0).sum(), [a])[0] == 0).all()
 
 
 def test_integers_are_no_tokens_of_a_model_without_an_embedding(rng):

@@ -256,6 +256,18 @@ def test_a_task_that_returns_another_shape_is_named(wrong, tmp_path, monkeypatch
         train.run(replace(tiny("linear-1"), task="walks"), tmp_path, quiet=True)
 
 
+def test_a_task_that_returns_what_is_not_finite_is_named_and_not_the_learning_rate(
+        tmp_path, monkeypatch):
+    monkeypatch.setitem(data.TASKS, "walks", lambda rng, B, T, d: np.nan * walks(rng, B, T, d))
+    with pytest.raises(store.UserError, match="task 'walks' must return finite states"):
+        train.run(replace(tiny("linear-1"), task="walks"), tmp_path, quiet=True)
+
+
+def test_settings_that_nobody_could_load_again_are_not_trained(tmp_path):
+    with pytest.raises(store.UserError, match="warmup .* must be smaller than steps"):
+        train.run(replace(tiny("linear-1"), warmup=500), tmp_path, quiet=True)
+
+
 @pytest.mark.parametrize("changes", [dict(heads=2.5), dict(heads=True), dict(kinds=["mesa"]),
                                      dict(lr="3e-3"), dict(batch=8.0), dict(task=None),
                                      dict(kinds=(1,)), dict(snapshots=(1.5,))])

@@ -144,8 +144,8 @@ class Settings:
         return replace(self, **new).check()
 
     def check(self):
-        """These settings; UserError if they cannot work. Called once, where settings enter:
-        formulas trust them."""
+        """These settings; UserError if they cannot work. Called where settings enter: formulas
+        trust them."""
         def need(holds, message):
             if not holds:
                 raise UserError(message)
@@ -333,11 +333,13 @@ def fit(loss_fn, state, sample, update, steps, batch, watch=lambda state: None, 
 
 def sequences(s, rng, B):
     """B new sequences [B, T+1, d] of the task of settings s, in float64.  UserError if the task, a
-    user's own, returns another shape."""
+    user's own, returns another shape, or what is not finite."""
     x, shape = data.TASKS[s.task](rng, B, s.T, **s.family), (B, s.T + 1, s.d)
     if x.shape != shape:
         raise UserError(f"task '{s.task}' must return states [B, T + 1, d], here {shape}, not "
                         f"{x.shape}")
+    if not np.isfinite(x).all():
+        raise UserError(f"task '{s.task}' must return finite states: some are NaN or infinite")
     return x
 
 
@@ -461,7 +463,7 @@ def run(s, folder, name="run", save_seconds=30.0, workers=None, quiet=False, lin
 
     Raises what `fit` does; UserError, and overwrites nothing, if the folder holds another run.
     """
-    need_memory(s)
+    need_memory(s.check())
     folder, saved_at, good, now = Path(folder), -math.inf, None, None
     with store.alone_in(folder):
         state = begun(s, folder)
