@@ -218,7 +218,8 @@ def rivals(s, tune, x, window=None):
     for odd in (False, True):
         best[odd] = min(BANDWIDTHS, key=lambda h, odd=odd: loss(matched(tune, h, odd), y))
     found = [matched(x, best[False]), matched(x, best[True], True), matched(x, NEAREST)]
-    return dict(zip(RIVALS, found + [posterior(s, x)] * (s.task == "pool"), strict=False))
+    known = [posterior(s, x)] if s.task == "pool" else []
+    return dict(zip(RIVALS, found + known, strict=False))
 
 
 def ignoring(s, tune, x):
