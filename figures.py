@@ -328,8 +328,8 @@ def depth_rows(panels, depths, name):
     late = at > d + 1 if (at > d + 1).any() else at > 0
     targets = ("next", "x_t+1"), ("input", "the preconditioned input")
     for panel, (what, text) in zip(panels, targets):
-        row, measured, control = (about(panel, source, *of) for source, *of in (
-            (f"paper, {panel}", name), ("measured", name), ("control",)))
+        row, measured = (about(panel, source, name) for source in (f"paper, {panel}", "measured"))
+        control = about(panel, "control")
         errors = [1 - r[what][:, :, 0] for r in depths]                     # [layers + 1, at]
         squared = [error[:, -1] * r[what + " variance"][-1] for error, r in zip(errors, depths)]
         before, after = np.mean([e[0] for e in squared]), np.mean([e[-1] for e in squared])
