@@ -328,9 +328,9 @@ def smoke(runs):
 def test_figure_smoke_and_drawing_again_give_the_same_claims(name, smoke, tmp_path, monkeypatch):
     claims, shown = made(name, FIGURES[name], smoke, tmp_path)
     assert all(np.isfinite(c["measured"]) for c in claims)
-    for c in claims:                                    # None: models that are still learning
+    for c in claims:                # None: still learning, a tie, or another time than softmax's
         assert c["holds"] in (lab.holds(c["expected"], c["measured"]), None)
-        assert c["holds"] is not None or "not judged" in c or "a tie with" in c["claim"]
+        assert c["holds"] is not None or "not judged" in c or "not judged" in c["claim"]
     sha256 = corpus("documentation").sha256[:12]
     assert [sha256 in c["claim"] for c in claims].count(True) == 1
     monkeypatch.delattr(language, "corpus")             # drawing again does not need the text
