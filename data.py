@@ -85,7 +85,7 @@ def contracting_sequences(rng, B, T, d=10, noise=0.01, init_range=1.0):
     """W = U diag(mu) U^-1 with U Gaussian and mu uniform in [0.3, 0.9], but one of them 0.9.
 
     U may be far from orthogonal, so states can grow before they decay: clipped to [-10, 10], where
-    some stay (3 of 100 sequences at t = 50).
+    some stay (3 to 4 of 100 sequences at t = 50).
     """
     U, mu = rng.standard_normal((B, d, d)), rng.uniform(0.3, 0.9, (B, 1, d))
     mu[:, :, 0] = 0.9

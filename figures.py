@@ -50,10 +50,10 @@ def _dimension(d):
     return dict(d=d, T=5 * d, width=4 * d, key_size=2 * d)
 
 
-_quick = dict(d=5, T=25, steps=3_000)
+_quick = dict(d=5, T=25, steps=3_000, report=250)     # evaluations take time, too
 _short = _quick | dict(T=50, steps=2_500)
 _partial = _quick | dict(d=3, d_state=8, T=40)
-_linear = dict(steps=2_000, batch=128, lr=1e-3, warmup=300)
+_linear = dict(steps=2_000, batch=128, lr=1e-3, warmup=300, report=250)
 _mesa = dict(steps=600, warmup=100, lr=1e-2, lr_end=1e-3, clamp=0.0)
 _nonlinear = dict(task="nonlinear", lr=3e-3, snapshots=WHILE)
 # room for two tasks of ten pairs with EOS tokens, and two prefixes (quick: of six pairs)
@@ -178,8 +178,8 @@ def step_rows(panel, ones):
 
 
 def diagonal_share_of_sum(r):
-    """Share of squares on the diagonals of blocks of sum_h V_h ⊗ K_h, the products of the two
-    matrices of every head, in whose sum heads can cancel each other."""
+    """Share of squares on the diagonals of blocks of the sum over heads of W_v W_o ⊗ W_q W_k^T, in
+    which heads can cancel each other."""
     def gram(M):                                        # [heads, D, D] -> [heads, heads]
         rows = M.reshape(len(M), -1)
         return rows @ rows.T
@@ -192,8 +192,8 @@ def matrix_rows(panel, ones):
     row, optimum = about(panel, "paper, 3B", "linear-1"), ones[0]["prop1_optimum"]
     summed = np.mean([diagonal_share_of_sum(r) for r in ones])
     return [row("share of the squared entries of linear-1's product matrices on the diagonals of "
-                f"blocks (of the sum over heads of V ⊗ K: {summed:.3f})", "> 0.9",
-                each(ones, "diagonal")),
+                f"blocks (of the sum over heads of W_v W_o ⊗ W_q W_kᵀ: {summed:.3f})",
+                "> 0.9", each(ones, "diagonal")),
             row(f"share of Proposition 1 in linear-1's squared coefficients ({optimum:.2f} at the "
                 "closed-form optimum)", "> 0.9", each(ones, "prop1"))]
 
@@ -567,6 +567,7 @@ def draw_overview(lab, ones, mesas, firsts, bound, curves):
     maps = firsts[0]["map"]                                                 # [heads, T, T]
     for h, ax in enumerate(left.subplots(2, -(-len(maps) // 2), squeeze=False).ravel()):
         draw_head(ax, maps[h], f"head {h + 1}")
+        ax.set_ylabel("" if h % 2 else "token $t$", fontsize=8)
     draw_binding(middle.subplots(), "softmax-3", bound, "softmax-3: past tokens in the stream")
     draw_context(right.subplots(), [(0, "softmax-3", "softmax")], curves, (3,),
                  "softmax-3 over context", ("lsq", "kernel"))
@@ -838,14 +839,15 @@ def compression_rows(compressions):
 
 
 def trained_on_rows(found):
-    """Whether CompressedAlg's numbers, trained on, make up for what compressing cost."""
+    """Whether CompressedAlg's numbers, trained further, make up for what compressing cost."""
     rows, steps = [], int(found[0]["steps"])
     for i, when in enumerate(("", " at t > d")):
         own, _, longer, short = np.transpose([f["losses"][:, i] for f in found])
         measured, control = (about("4B", source, WIDE) for source in ("measured", "control"))
-        rows += [measured(f"loss{when} of CompressedAlg, its numbers trained on for {steps:,} "
-                          f"steps, over that of {WIDE}", "< 1.05", short / own),
-                 control(f"the same of {WIDE}, all entries trained on", "> 0.95", longer / own)]
+        rows += [measured(f"loss{when} of CompressedAlg, its numbers trained further for "
+                          f"{steps:,} steps, over that of {WIDE}", "< 1.05", short / own),
+                 control(f"the same of {WIDE}, all entries trained further", "> 0.95",
+                         longer / own)]
     return rows
 
 
@@ -894,7 +896,7 @@ def draw_compression(ax, compressions, longer):
     ends.append((late[-1], "CompressedAlg,\n$t > d$", "CompressedAlg"))
     trained = np.mean([r["losses"][3] / r["losses"][0] for r in longer], axis=0)
     ax.plot([steps[-1]] * 2, trained, "D", ms=5, color=COLOUR["CompressedAlg"])
-    ends.append((trained.mean(), "its numbers\ntrained on", "CompressedAlg"))
+    ends.append((trained.mean(), "its numbers,\ntrained further", "CompressedAlg"))
     ax.set_ylim(0.8, max(1.25, 1.05 * np.nanmax(beyond, initial=0)))
     ax.set(title=f"B  {WIDE}, compressed", xlabel="training step",
            ylabel="loss / loss of the trained model")

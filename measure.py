@@ -11,9 +11,10 @@ closed-form optimum is fitted to the sequences it bounds the loss of, and of the
 7B the best is chosen on those that are judged.  All seeds are judged on the same sequences, so that
 their spread is that of trainings, except by `over_dimensions`, which trains nothing and draws
 others for each seed; generators 101, 102, ... have one use each.  Losses are
-1/2 E|prediction - x_{t+1}|^2; R² of a rival is that on a model's outputs, which it is to explain; a
-probe gives [R², R² of its shuffled control]; layer 0 of a stream is its input.  The frame in lab.py
-calls these functions in parallel and keeps what they return.
+1/2 E|prediction - x_{t+1}|^2; R² is that of a rival on a model's outputs, which it is to explain,
+but in `one_layer` and `mesa_layer` that of the model's outputs on the rival's; a probe gives [R²,
+R² of its shuffled control]; layer 0 of a stream is its input.  The frame in lab.py calls these
+functions in parallel and keeps what they return.
 """
 from dataclasses import replace
 from functools import partial
@@ -298,9 +299,9 @@ def depth(size, seed, run):
 
 
 def probed(size, run, inverses, rng):
-    """Probes of every layer: the next state and the preconditioned input S_t^-1 x_t at several t;
-    and what the best polynomials of S_t, of degree 1 ... 7, make of x_t, late in the context
-    (inverses: see mesa.preconditioned_inputs, the first for S_t^-1).
+    """Probes of every layer: the next state and the preconditioned input, (S_t + 0.001 I)^-1 x_t,
+    at several t; and what the best polynomials of S_t, of degree 1 ... 7, make of x_t, late in the
+    context (inverses: see mesa.preconditioned_inputs, the first for that input).
 
     at                              the positions t
     next, input                     probes                                  [layers+1, at, 2]
@@ -328,7 +329,8 @@ def probed(size, run, inverses, rng):
 
 def bindings(size, seed, run):
     """How well x_{t-j} can be read from the stream before and after the first three layers: probes,
-    r2 [4 at most, lags, 2].  needed: the number of past lags that determine the hidden state."""
+    r2 [4 at most, lags, 2].  needed: how many past lags determine the hidden state (if it
+    is observed: 1, the pair's)."""
     s, rng = run.settings, np.random.default_rng(104)
     x, names = train.sequences(s, rng, size["judge"] // 2), stream(s)[:4]
     acts, lags = probes.activations(run.params, s, x, names), min(8, s.T)

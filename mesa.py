@@ -1076,7 +1076,8 @@ def show_inverses():
     print("\n1/s after four steps; by hand (1 - e) / s, where e is what is left of 1 - s inverse:")
     for name, inverse, e in (
             ("Neumann, alpha = 1/4", neumann(s, 0.25, 4), "(1 - s/4)^4"),
-            ("Chebyshev on [1, 4]", chebyshev(s, 1, 4, 4), "T_4((5 - 2s) / 3) / T_4(5/3)"),
+            ("Chebyshev on [1, 4]", chebyshev(s, 1, 4, 4), "C((5 - 2s) / 3) / C(5/3), "
+             "C(x) = 8 x^4 - 8 x^2 + 1"),
             ("Newton-Schulz from 1/7", newton_schulz(s, 4), "(1 - s/7)^16")):
         print(f"  {name:24s} {inverse}   e = {e}")
     print(f"  {'1/s for s = 1, 2, 4':24s} {ridge(s, 0)}")

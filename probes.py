@@ -159,8 +159,8 @@ def sensitivity(params, s, x, t, lags=8):
 
 
 def effective_matrices(params, l):
-    """(W_q W_k^T, W_v W_o) of every head of block l: [heads, D, D] each; all that linear attention
-    depends on."""
+    """The product matrices (W_q W_k^T, W_v W_o) of every head of block l, all that linear attention
+    depends on: [heads, D, D] each."""
     wq, wk, wv = (np.asarray(params[f"blocks.{l}.{name}"], float).swapaxes(0, 1)
                   for name in ("wq", "wk", "wv"))                           # [heads, D, Dk]
     wo = np.asarray(params[f"blocks.{l}.wo"], float)                        # [heads, Dk, D]
@@ -168,7 +168,7 @@ def effective_matrices(params, l):
 
 
 def products(params, config):
-    """All effective matrices of a model of linear layers: [layers, 2, heads, D, D]."""
+    """The product matrices of all layers of a model of linear layers: [layers, 2, heads, D, D]."""
     return np.array([effective_matrices(params, l) for l in range(len(config.kinds))])
 
 
@@ -463,13 +463,14 @@ def report(name, params, s):
     spec, y, model = mesa.spectrum(x), x[:, 1:], train.predictions(params, s, x)
     size = sum(w.size for w in params.values())
     print(f"{name}: {' '.join(s.kinds)}; {size:,} weights, {s.steps:,} steps, d = {s.d}, "
-          f"T = {s.T}\n  loss on 512 new sequences {loss(model, y):.3f}; ", end="")
+          f"T = {s.T}\n  loss on 512 new sequences {loss(model, y):.3f}\n"
+          "  losses of rivals (R2 of the model's outputs on theirs): ", end="")
     for k in (1, 2, 6):
         gd = mesa.predict(spec, best_steps(spec_tune, k)(spec.s))
-        print(f"{k} plain gradient steps {loss(gd, y):.3f} (R2 {r_squared(model, gd):.3f}); ",
-              end="")
+        print(f"{k} plain gradient step{'s' * (k > 1)} {loss(gd, y):.3f} "
+              f"({r_squared(model, gd):.3f}), ", end="")
     lsq = mesa.predict(spec, mesa.ridge(spec.s, tuned(mesa.ridge, spec_tune, [0.01])))
-    print(f"least squares on x_t {loss(lsq, y):.3f} (R2 {r_squared(model, lsq):.3f})")
+    print(f"least squares on x_t {loss(lsq, y):.3f} ({r_squared(model, lsq):.3f})")
     if set(s.kinds) == {"linear"}:
         P = products(params, s.config)
         short = loss(predictions_of_products(compressed(P, s.d), s, x), y)
@@ -485,7 +486,9 @@ def report(name, params, s):
 def main():
     """What probes say of trained models in results/weights."""
     folder = Path(__file__).parent / "results" / "weights"
+    there = sorted(path.stem for path in folder.glob("*.npz"))
     for name in sys.argv[1:] or ("linear-1", "mesa-1", "softmax-3", "hybrid-2"):
+        train.choose("model", name, there)
         report(name, *store.load_model(folder / f"{name}.npz", train.Settings))
 
 
