@@ -366,7 +366,7 @@ def draw_errors(ax, found, title, part):
             unguarded = part(found[0][name.replace("rule", "none")])
             lost = np.append(unguarded >= DIVERGED, True).argmax()
             ax.plot(n[lost:lost + 1], mean[lost:lost + 1], "x", color=style["color"], ms=7, mew=1.8)
-    ax.set(title=f"Error of {title}", xlabel="steps (cross: NaN without a guard)",
+    ax.set(title=f"Error of {title}", xlabel="steps (cross: NaN without a guard, seed 0)",
            ylabel="relative error, worst layer", yscale="log", ylim=(1e-8, 2))
     end_labels(ax, ends)
 

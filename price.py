@@ -203,7 +203,8 @@ def draw_price(lab, found):
         ax.set(title=title, xlabel="length T", xscale="log", yscale="log",
                ylabel=f"{unit} per token and head")
         end_labels(ax, ends, 7.5)
-    draw_writing(axes[3], {kind: found[0][f"{kind} stream"] for kind in PRICED})
+    draw_writing(axes[3], {kind: np.median([f[f"{kind} stream"] for f in found], axis=0)
+                           for kind in PRICED})
     return fig
 
 

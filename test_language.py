@@ -263,14 +263,16 @@ def test_what_cannot_be_told_from_its_bound_is_not_judged(rng):
 
 
 def test_ratios_are_of_the_first_over_the_second_and_unequal_time_is_not_judged():
-    """The hybrid needs 5 % fewer bits than softmax attention, and two seconds a step, not one."""
-    def run(bits, steps=8):
+    """The hybrid needs 5 % fewer bits than softmax attention, and twice the time for a step in the
+    median timing; the best is the one that is best on the validation text."""
+    def run(bits, steps=8, validated=1.9):
         noise = 1e-4 * np.random.default_rng(0).standard_normal((32, 1))
         return [{"bits": (bits + noise)[:, 0], "quarters": bits + noise + np.zeros(4),
-                 "weights": 9, "steps": steps, "course": np.array([[0, bits + 1], [8, bits]])}]
+                 "weights": 9, "steps": steps, "course": np.array([[0, 3.0], [8, validated]])}]
     text = [dict(gzip=3.0, counts=2.5, order=4, sha256="0" * 64) | {"bytes per word": 5.0}]
     of = ("t",), ("softmax", "hybrid"), None
-    known = text, [{"step seconds": np.array([1.0, 2.0])}], run(2.0), run(1.9)
+    times = [{"step seconds": np.array(found)} for found in ((1.0, 2.0), (3.0, 3.0), (1.0, 2.4))]
+    known = text, times, run(2.0, validated=1.8), run(1.9)
     rows = language.language_claims(*of, *known)
     by = {text.split(" (")[0]: rest for _, text, _, *rest in rows}
     expected, [value] = by["bits per byte of hybrid over those of softmax, equal steps"][:2]
@@ -279,7 +281,7 @@ def test_ratios_are_of_the_first_over_the_second_and_unequal_time_is_not_judged(
                        "per byte"]
     assert gain == pytest.approx(0.1)
     assert [row[4] for row in rows if "at the end less" in row[1]] == [[0]]
-    assert any(f"hybrid (perplexity of a word {2 ** 9.5:.0f})" in row[1] for row in rows)
+    assert any(f"softmax (perplexity of a word {2 ** 10})" in row[1] for row in rows)
     for steps, judged in ((4, True), (3, False), (8, False)):
         (_, _, _, expected, *_), (*_, [spent]) = language.time_claims(*of, *known, run(1.9, steps))
         assert bool(expected) == judged and spent == pytest.approx(steps / 4)
