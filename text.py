@@ -241,10 +241,10 @@ def anchors(text):
     return known | ppmd(text)
 
 
-def ppmd(text, orders=(4, 6, 8, 12)):
+def ppmd(text, orders=(4, 6, 8, 12, 16)):
     """{"PPMd": bits per byte}: what the test text adds to the compressed training text before it,
-    with the order for which the validation text adds least (prediction by partial matching, variant
-    I; Shkarin 2002); nothing where the package pyppmd is missing."""
+    with the order, at most 16, for which the validation text adds least (prediction by partial
+    matching, variant I; Shkarin 2002); nothing where the package pyppmd is missing."""
     try:
         import pyppmd
     except ImportError:
