@@ -1,7 +1,9 @@
 """What all tests share: a folder of runs and measurements, a disk that keeps nobody waiting, and an
 end to all waiting."""
+import itertools
 import os
 import signal
+import time
 
 import pytest
 
@@ -30,4 +32,13 @@ def no_waiting_for_the_disk():
     """No test looks at files after a power failure, which is all that fsync is for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processor_time_moves():
+    """On some systems (gVisor, Windows) only every 10 ms, so that a short step would take none."""
+    exact, calls = time.process_time, itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "process_time", lambda: exact() + 1e-6 * next(calls))
         yield

@@ -155,6 +155,7 @@ def price_claims(lab, found):
         grows, shown = kind == "softmax", SHOWN[kind]
         slope = [np.polyfit(np.log(T[half:]), np.log(f[f"{kind} bytes"][half:]), 1)[0]
                  for f in found]
+        slope = np.round(slope, 12) + 0.0               # zero, not its rounding on this machine
         worst = [np.exp(np.abs(np.log(f[f"{kind} seconds"] / f[f"{kind} model"])[1::2]).max())
                  for f in found]
         operation, turn = np.mean([f[f"{kind} cost"] for f in found], axis=0)

@@ -1,7 +1,6 @@
 """The claims of the figures, made from made-up results: each holds where it should, and fails where
 it should."""
 import importlib
-import os
 import re
 
 import figures                                          # before NumPy: it sets BLAS's threads
@@ -12,7 +11,7 @@ import illusions
 import lab
 import language
 import measure
-from test_mesa import HERE, command_line
+from test_mesa import HERE, command_line, finding
 
 import numpy as np
 import pytest
@@ -238,7 +237,7 @@ def test_every_measurement_has_a_place_for_every_seed_in_every_profile(study):
 def test_the_recipe_of_a_figure_makes_one(tmp_path):
     (tmp_path / "mine.py").write_text(block_of_notes("import figures"), encoding="utf-8")
     run = command_line(tmp_path / "mine.py", "--smoke", "--executor", "serial", "--out",
-                       tmp_path / "out", cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)})
+                       tmp_path / "out", cwd=tmp_path, env=finding(HERE))
     assert run.returncode == 0 and (tmp_path / "out" / "mine.png").exists(), run.stderr
     assert "held-out loss, end over start" in run.stdout
 

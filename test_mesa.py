@@ -1163,6 +1163,12 @@ DEADLINE = 300      # seconds after which a test gives up: far more than a slow 
 ENDLESS = 10 ** 9   # steps of a run that a test ends: far more than a fast machine makes until then
 
 
+def finding(folder):
+    """An environment whose Python finds the modules of a folder, and all that it found before."""
+    before = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *[before] * bool(before)])}
+
+
 def command_line(*args, cwd=HERE, **kw):
     return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True,
                           encoding="utf-8", timeout=DEADLINE, **kw)
@@ -2231,7 +2237,7 @@ def test_tokens_are_tuned_for_the_pairs_they_are_given_beside_those_that_are_fro
     def draw(rng, B, n, d):
         drawn.append((n, d))
         return rng.standard_normal((2, B, n, d))
-    own, alone, other = (probes.tune_tokens(params, s, 4, start, frozen, 1, 0.1, **how)["prefix"]
+    own, alone, other = (probes.tune_tokens(params, s, 4, start, frozen, 2, 0.1, **how)["prefix"]
                          for frozen, how in ((eos, {}), ({}, {}), (eos, {"draw": draw})))
     assert not np.array_equal(own, alone) and not np.array_equal(own, other)
     assert set(drawn) == {(4, 2)}

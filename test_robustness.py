@@ -18,6 +18,7 @@ import sys
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from autodiff import check_gradients, xp                # before NumPy: it sets the BLAS threads
@@ -39,8 +40,8 @@ import store
 import train
 import workers
 from test_mesa import (
-    DEADLINE, ENDLESS, HERE, TINY, TINY_ARGS, command_line, run_until, running, same_checkpoint,
-    tiny, wait_until)
+    DEADLINE, ENDLESS, HERE, TINY, TINY_ARGS, command_line, finding, run_until, running,
+    same_checkpoint, tiny, wait_until)
 
 MAIN = {"train": train.main, "bench": bench.main, "probes": probes.main,
         "figures": lambda: lab.command_line(
@@ -134,7 +135,7 @@ def run(line, monkeypatch, capsys):
 ])
 def test_a_mistake_is_answered_by_one_sentence(line, says, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    if "mpi" in line and "mpi4py" in sys.modules:
+    if "mpi" in line and find_spec("mpi4py"):
         pytest.skip("mpi4py is here")
     code, out, err = run(line, monkeypatch, capsys)
     assert code == 2 and says in err and not out
@@ -236,7 +237,8 @@ def test_a_signal_saves_and_says_how_to_go_on(name, tmp_path):
         _, err = process.communicate(timeout=DEADLINE)
     # on a busy machine the second may meet a process that has saved all, and no longer heeds it
     assert process.returncode in {128 + number} | ({-number} if number != signal.SIGINT else set())
-    assert f"go on with: python train.py --resume {tmp_path}" in err and "Traceback" not in err
+    assert f"go on with: python train.py --resume {train.quoted(tmp_path)}" in err
+    assert "Traceback" not in err
     # the state before the last step: train.run
     assert store.load_checkpoint(tmp_path, train.Settings)[0].step >= 6
 
@@ -250,6 +252,7 @@ def settings(name, profile):
 def course(size, seed, run):
     return {{}}
 lab.code_behind = lambda f: []          # would take longer than all the rest
+lab.cores = lambda: 2                   # both runs go on at a time, on one core, too
 FIGURES = {{"endless": lab.Figure([(course, "mesa-1")], None, None)}}
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv.pop(1))
@@ -267,7 +270,7 @@ def test_the_workers_of_a_study_save_and_end_with_it(method, name, seeds, tmp_pa
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
     (tmp_path / "endless.py").write_text(ENDLESS_STUDY, encoding="utf-8")
-    env, number = os.environ | {"PYTHONPATH": str(HERE)}, signal.Signals[name.split()[0]]
+    env, number = finding(HERE), signal.Signals[name.split()[0]]
     with running("endless.py", method, f"--seeds={seeds}", cwd=tmp_path, env=env) as process:
         wait_until(lambda: len(list(tmp_path.glob("runs/*/weights-000007.npz"))) == seeds, process)
         (os.killpg if "all" in name else os.kill)(process.pid, number)
@@ -286,7 +289,7 @@ def test_the_workers_of_a_study_save_and_end_with_it(method, name, seeds, tmp_pa
 def test_ctrl_c_while_modules_are_loaded_gives_no_traceback(tmp_path):
     (tmp_path / "numpy.py").write_text(
         "import time, pathlib; pathlib.Path('loading').touch(); time.sleep(600)", encoding="utf-8")
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    env = finding(tmp_path)
     with running(HERE / "figures.py", cwd=tmp_path, env=env) as process:
         wait_until((tmp_path / "loading").exists, process)
         process.send_signal(signal.SIGINT)
@@ -368,7 +371,7 @@ if __name__ == "__main__":                              # not in workers that im
     multiprocessing.set_start_method(sys.argv[1])
     train.command(main)
 """, encoding="utf-8")
-    env = os.environ | {"PYTHONPATH": str(HERE)}
+    env = finding(HERE)
     with running("jobs.py", method, cwd=tmp_path, env=env) as process:
         wait_until(lambda: len(list(tmp_path.glob("job *"))) == 2, process)
         os.killpg(process.pid, signal.SIGINT)           # as a terminal does: all of the command
@@ -439,7 +442,7 @@ def test_a_lock_without_fcntl_holds_its_owners_pid(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("command", ["train.py", "figures.py --help", "train.py --help"])
 def test_a_reader_who_leaves_is_no_error(command):
-    line = f"{sys.executable} {command} | head -1; exit ${{PIPESTATUS[0]}}"
+    line = f"{train.quoted(sys.executable)} {command} | head -1; exit ${{PIPESTATUS[0]}}"
     run = subprocess.run(line, shell=True, executable="/bin/bash", cwd=HERE, capture_output=True,
                          encoding="utf-8", timeout=DEADLINE)
     assert not run.returncode and not run.stderr and run.stdout.count("\n") == 1
@@ -460,7 +463,8 @@ def test_training_goes_on_when_the_reader_of_its_progress_has_left(tmp_path):
     ("train", ">&- 2>&-"), ("figures", ">&- 2> /dev/full")])
 def test_work_goes_on_without_stdout_or_stderr_and_the_exit_code_tells(program, streams, tmp_path):
     args = f"linear-1 {' '.join(TINY_ARGS)}" if program == "train" else "fig3b --smoke"
-    line = f"{sys.executable} {HERE / program}.py {args} --out out {streams}"
+    python, script = map(train.quoted, (sys.executable, HERE / f"{program}.py"))
+    line = f"{python} {script} {args} --out out {streams}"
     run = subprocess.run(line, shell=True, executable="/bin/bash", cwd=tmp_path,
                          capture_output=True, encoding="utf-8", timeout=DEADLINE)
     assert run.returncode == 3 and "Traceback" not in run.stderr
