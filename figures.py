@@ -882,22 +882,27 @@ def draw_alignment(ax, ones):
 
 
 def draw_compression(ax, compressions, longer):
-    """What CompressedAlg costs while the model trains, and once its own numbers have been
-    trained."""
+    """What CompressedAlg costs while the model trains, and once its own numbers have been trained;
+    a line for each seed, as seeds differ."""
     steps, ends = compressions[0]["snapshots"][1:], []
-    ratio = [r["rows"][1:] / r["rows"][1:, :1] for r in compressions]       # [snapshots - 1, 3]
+    ratio = np.array([r["rows"][1:] / r["rows"][1:, :1] for r in compressions])
+    beyond = np.array([r["late"][1:, 1] / r["late"][1:, 0] for r in compressions])
+    ax.set_yscale("log")
     ax.axhspan(0.95, 1.05, color="0.93", lw=0)
-    for i, marker, text in ((1, "o", "CompressedAlg"), (2, "x", "half and half")):
-        mean = mean_line(ax, steps, [of_seed[:, i] for of_seed in ratio], color=COLOUR[text],
-                         marker=marker, ms=4, mfc="none")
-        ends.append((mean[-1], text, text))
-    beyond = [r["late"][1:, 1] / r["late"][1:, 0] for r in compressions]
-    late = mean_line(ax, steps, beyond, color=COLOUR["CompressedAlg"], ls="--")
-    ends.append((late[-1], "CompressedAlg,\n$t > d$", "CompressedAlg"))
+    for lines, style, text, colour in (                 # lines [seeds, snapshots - 1]
+            (ratio[..., 1], "o-", "CompressedAlg", "CompressedAlg"),
+            (ratio[..., 2], "x-", "half and half", "half and half"),
+            (beyond, "--", "CompressedAlg,\n$t > d$", "CompressedAlg")):
+        ax.plot(steps, lines.T, style, color=COLOUR[colour], ms=4, mfc="none")
+        ends.append((lines[:, -1].max(), text, colour))
     trained = np.mean([r["losses"][3] / r["losses"][0] for r in longer], axis=0)
     ax.plot([steps[-1]] * 2, trained, "D", ms=5, color=COLOUR["CompressedAlg"])
     ends.append((trained.mean(), "its numbers,\ntrained further", "CompressedAlg"))
-    ax.set_ylim(0.8, max(1.25, 1.05 * np.nanmax(beyond, initial=0)))
+    top = max(1.25, 1.4 * np.nanmax(beyond, initial=0))
+    ax.set_ylim(0.8, top)
+    ticks = [tick for tick in (1, 2, 5, 10, 20) if tick < top]
+    ax.set_yticks(ticks, map(str, ticks))
+    ax.minorticks_off()
     ax.set(title=f"B  {WIDE}, compressed", xlabel="training step",
            ylabel="loss / loss of the trained model")
     end_labels(ax, ends)
