@@ -898,11 +898,9 @@ def draw_compression(ax, compressions, longer):
     trained = np.mean([r["losses"][3] / r["losses"][0] for r in longer], axis=0)
     ax.plot([steps[-1]] * 2, trained, "D", ms=5, color=COLOUR["CompressedAlg"])
     ends.append((trained.mean(), "its numbers,\ntrained further", "CompressedAlg"))
-    top = max(1.25, 1.4 * np.nanmax(beyond, initial=0))
-    ax.set_ylim(0.8, top)
-    ticks = [tick for tick in (1, 2, 5, 10, 20) if tick < top]
-    ax.set_yticks(ticks, map(str, ticks))
+    ax.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     ax.minorticks_off()
+    ax.set_ylim(0.8, max(1.25, 1.4 * np.nanmax(beyond, initial=0)))
     ax.set(title=f"B  {WIDE}, compressed", xlabel="training step",
            ylabel="loss / loss of the trained model")
     end_labels(ax, ends)
