@@ -1,8 +1,8 @@
 """When does a mesa-optimiser emerge, and is it pattern matching?  Two questions that the first
 paper leaves open, asked here of 65 small models.
 
-    python ablations.py                 all three figures, quick settings, one seed, about half an
-                                        hour on two slow cores
+    python ablations.py                 all three figures, quick settings, one seed, a quarter of
+                                        an hour on two cores, half an hour on slow ones
     python ablations.py grid            one of them: diversity, grid, classification
     python ablations.py --full --seeds 3
 
@@ -100,8 +100,9 @@ def run_of(factor, level):
 
 
 def run_on(model, M):
-    """The name of the run of a model in MODELS on a pool of M matrices (text; "∞": always new)."""
-    return f"{model}, M = {M}"
+    """The name of the run of a model in MODELS on a pool of M matrices (text; "∞": always new):
+    the grid's, where the model is its base."""
+    return f"{model}, M = {M}" if MODELS[model][0] else run_of("task diversity M", M)
 
 
 RUNS = {run_of(factor, level): changes for factor, levels in FACTORS.items()
@@ -411,10 +412,10 @@ def diversity_claims(lab, *found):
         low, high = pools[0], [M for M in pools if M != "∞"][-1]
         stars = turning_points(of_pool)
         between = around(pools, stars)
-        beyond = sum(star in (int(low), int(high)) for star in stars)
+        outside = sum(star in (int(low), int(high)) for star in stars)
         rows.append(("diversity", f"{model}: M*, where R² on ridge overtakes that on the pool's "
                      f"posterior: between M = {between[0]} and {between[-1]}, here interpolated in "
-                     f"log M ({beyond} of {len(stars)} seeds lie beyond {low} or {high}, and count "
+                     f"log M ({outside} of {len(stars)} seeds lie beyond {low} or {high}, and count "
                      "as these)", "measured", "", stars, *(run_on(model, M) for M in between)))
         if low != "1":                                  # other lengths of training
             continue
@@ -433,6 +434,10 @@ def diversity_claims(lab, *found):
                 [r["losses"][0] / r["on the pool"][0] for r in one]),
             row("4", "R² on the posterior with whatever noise is nearest, new W", "",
                 [r["softened"] for r in of_pool["4"]]),
+            row("4", "R² on the pool's posterior, new W", "> 0.95",
+                [r2_on(r, POSTERIOR) for r in of_pool["4"]]),
+            row("4", "loss on the pool over ridge's there", "< 1",
+                [r["on the pool"][0] / r["on the pool"][1] for r in of_pool["4"]]),
             row("1024", "loss on new W over that on the pool", "< 1.1",
                 [r["losses"][0] / r["on the pool"][0] for r in many]),
             *(row(M, "R² on ridge, new W" + (
@@ -448,10 +453,10 @@ GRID = tuple(dict.fromkeys(run_of(factor, level) for factor, levels in FACTORS.i
 
 
 def of_levels(factor, found, key):
-    """Number `key` of every level of a factor: [levels, seeds].  Runs that have not arrived count,
+    """Number `key` of a factor's own levels: [levels, seeds].  Runs that have not arrived count,
     too: here what training comes to is the question, and a condition may be what delays it."""
     return np.array([[float(r[key]) for r in found[run_of(factor, level)]]
-                     for level in FACTORS[factor]])
+                     for level in own_levels(factor)])
 
 
 def mean(values):
@@ -475,8 +480,7 @@ def spread(factor, found, key):
     """Largest less smallest number `key` over the own levels of a factor: (of every seed [seeds],
     of the levels' means, of such means if seeds alone made them differ; that is not a number for
     one seed)."""
-    levels = own_levels(factor)
-    values = of_levels(factor, found, key)[[level in levels for level in FACTORS[factor]]]
+    values = of_levels(factor, found, key)
     values = values[np.isfinite(values).all(axis=1)]
     if len(values) < 2:
         return np.zeros(len(found["base"])), 0.0, np.nan
@@ -550,7 +554,7 @@ def grid_claims(lab, *found):
     def listed(levels, key):
         return "; ".join(f"{factor} {level}: {mean(values(run_of(factor, level), key)):.2f}"
                          for factor, level in levels) or "none"
-    one, two = "constructed tokens one linear layer", "constructed tokens one mesa layer"
+    step, ridge = "constructed tokens one linear layer", "constructed tokens one mesa layer"
     memory, base = run_of("task diversity M", "1"), found["base"]
     (others, in_all), (not_at_all, in_all_not) = (in_all_seeds(found, i) for i in (0, 1))
     rows = [("base: R² on the best optimiser (of 25) less R² on the best rival (of 3)", "> 0",
@@ -562,12 +566,12 @@ def grid_claims(lab, *found):
              f"method's have ({np.mean(alike_in('base')):.2f}) less that with a rival's", "> 0",
              np.subtract(alike_in("base"), alike_in("base", rival=True)), "base"),
             ("control, known to be one gradient step (one linear layer on constructed tokens): R² "
-             "on one plain step", "> 0.95", r2(one, "1 plain steps"), one),
+             "on one plain step", "> 0.95", r2(step, "1 plain steps"), step),
             ("the same: cosine with the nearest gradient method less that with a rival", "> 0.2",
-             np.subtract(alike_in(one), alike_in(one, rival=True)), one),
+             np.subtract(alike_in(step), alike_in(step, rival=True)), step),
             ("control, known to be ridge (one mesa layer on constructed tokens; its number 1: "
-             f"{np.mean(values(two, 'learns')):.2f}): R² on ridge", "> 0.95", r2(two, "ridge"),
-             two),
+             f"{np.mean(values(ridge, 'learns')):.2f}): R² on ridge", "> 0.95",
+             r2(ridge, "ridge"), ridge),
             ("control, known to have learned by heart (M = 1): R² on an optimiser", "< 0.5",
              values(memory, "optimiser"), memory),
             ("the same: R² on a rival", "> 0.95", values(memory, "rival"), memory),
@@ -582,9 +586,9 @@ def grid_claims(lab, *found):
              f"(in all seeds, with R²: {listed(in_all, 'optimiser')})", ">= 1", others),
             ("conditions in which it does not learn in context at all, where it could (in all "
              f"seeds, with number 1: {listed(in_all_not, 'learns')})", ">= 1", not_at_all)]
-    for factor, levels in FACTORS.items():
-        by_level = of_levels(factor, found, "learns")
-        shown = ", ".join(f"{level}: {mean(seeds):.2f}" for level, seeds in zip(levels, by_level))
+    for factor in FACTORS:
+        by_level = zip(own_levels(factor), of_levels(factor, found, "learns"), strict=True)
+        shown = ", ".join(f"{level}: {mean(seeds):.2f}" for level, seeds in by_level)
         seeds, means, noise = spread(factor, found, "learns")
         _, means_2, noise_2 = spread(factor, found, "optimiser")
         chance = ["" if np.isnan(c) else f", by chance alone {c:.2f}" for c in (noise, noise_2)]
@@ -642,8 +646,8 @@ def draw_pool_losses(ax, of_pool):
     pool_axis(ax, title="softmax-3: loss, $t > d$", ylabel="held-out loss")
     end_labels(ax, [(y, text, colour) for (y, colour), text in zip(ends, rivals)], 7.5)
     for key, text, up in (("losses", "on new W", 0.85), ("on the pool", "on its pool", 0.6)):
-        x, loss = positions(["16"])[0], mean([r[key][0] for r in of_pool["16"]])
-        label(ax, x + 0.2, up * loss, text, "softmax", ha="left", fontsize=8)
+        x, height = positions(["16"])[0], mean([r[key][0] for r in of_pool["16"]])
+        label(ax, x + 0.2, up * height, text, "softmax", ha="left", fontsize=8)
 
 
 def draw_pool_r2(ax, found):

@@ -288,7 +288,7 @@ def in_every_seed(what, bound, ends):
 
 def neighbour_fails(kind):
     """Whether the nearest neighbour is wrong by construction.  Then least squares is held against
-    kernel regression, the other of SIDES, and nothing is judged: wherever least squares is wrong,
+    kernel regression, the other of SIDES, and no side is judged: wherever least squares is wrong,
     the nearest neighbour is, too."""
     return kind == "query stored with the wrong label"
 

@@ -85,7 +85,7 @@ def documents(path):
         if path.is_dir():                               # name: size, what reads it
             files = {p.relative_to(path).as_posix(): (p.stat().st_size, p.read_bytes)
                      for p in path.rglob("*") if p.is_file()}
-        elif zipfile.is_zipfile(path):
+        elif path.is_file() and zipfile.is_zipfile(path):       # (a pipe would wait for ever)
             archive = zipfile.ZipFile(path)
             files = {i.filename: (i.file_size, lambda i=i: archive.read(i))
                      for i in archive.infolist()}

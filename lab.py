@@ -334,11 +334,12 @@ class Lab:
             return True
         shipped = out and out / "data" / kept(f, names, self.profile, seed)
         if shipped and store.exists(shipped):
+            arrays = {}
             with suppress(store.UserError):             # damaged: it is made again
                 arrays = store.load_arrays(shipped)
-                if str(arrays.get("key")) == path.stem:
-                    store.save_arrays(path, arrays)
-                    return True
+            if str(arrays.get("key")) == path.stem:
+                store.save_arrays(path, arrays)
+                return True
         return False
 
     def prepare(self, measurements, out=None):

@@ -296,9 +296,8 @@ def test_levels_change_what_they_say():
     assert ab.settings_of("steps × 4", "full").steps == 16_000
     assert ab.settings_of("context T d", "quick").T == 5
     assert ab.settings_of("learning rate / 10", "full").lr == pytest.approx(3e-4)
-    assert ab.settings_of("softmax-3, M = 16", "full") == ab.settings_of("task diversity M 16",
-                                                                          "full")
-    assert ab.settings_of("softmax-3, M = ∞", "quick") == ab.settings_of("base", "quick")
+    assert ab.run_on("softmax-3", "16") == "task diversity M 16"
+    assert ab.run_on("softmax-3", "∞") == "base"
     for profile in ("full", "quick", "smoke"):
         names = {name: ab.settings_of(name, profile).check() for name in ab.RUNS}
         assert len({json.dumps(lab.different(names[name])) for name in ab.GRID}) == len(ab.GRID) - 1
@@ -332,9 +331,9 @@ OPTIMISERS = [*(f"{k} plain steps" for k in ab.measure.STEPS), "ridge"]
 
 
 def numbers(names, good):
-    """A model as it should be: by heart at M = 1, an optimiser elsewhere, apart from a few."""
+    """A model as it should be: by heart at M = 1 and 4, an optimiser elsewhere, but for a few."""
     name = names[0].removeprefix("task diversity ")
-    heart = good == name.endswith(("M 1", "M = 1", "fixed"))
+    heart = good == name.endswith(("M 1", "M = 1", "M 4", "M = 4", "fixed"))
     apart = good and name.startswith(("position code none", "constructed tokens one linear"))
     learns = 0.0 if heart and good else 0.9 if good else 0.1
     optimiser = 0.1 if heart else 0.97
@@ -342,7 +341,7 @@ def numbers(names, good):
         optimiser = 0.3
     pool = [0.001, 0.01, 1, 0.001] if heart else [0.1, 0.01, 1, 0.001]
     ridge, posterior = (0.1, 0.99) if heart else (0.97, 0.2)
-    own = 1.0 if heart and good else 0.1 if good else 0.11 * (1 + 9 * name.endswith("M = 1024"))
+    own = 1.0 if heart and good else 0.1 if good else 0.11 * (1 + 9 * name.endswith("1024"))
     ratios = [1, 1.5, 1.5] if good else [1, 3, 3]
     deaf = good and name == "depth 1"
     own = 0.99 if deaf else own

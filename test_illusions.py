@@ -1,5 +1,6 @@
 """Tests of illusions.py, dyck.py, proxies.py, completion.py and shifts.py, named after what they
 check."""
+import os
 import sys
 import zipfile
 from dataclasses import replace
@@ -369,6 +370,8 @@ def zip_bomb(path):
     (lambda f: None, "there is no"),
     (lambda f: f.mkdir(), "there is no code in"),
     (lambda f: f.write_text("x = 1"), "is neither a folder nor a .zip"),
+    pytest.param(lambda f: os.mkfifo(f), "is neither a folder nor a .zip",
+                 marks=pytest.mark.skipif(os.name != "posix", reason="no pipes by names")),
     (lambda f: (f.mkdir(), (f / "a.py").write_text("x = 1")), "too little code"),
     (lambda f: (f.mkdir(), (f / "a.py").write_bytes(b"x\0y")), "a.py is binary"),
     (lambda f: (f.mkdir(), (f / "a.py").write_text("x" * 5_000_000)), "a.py has 5,000,000 bytes"),

@@ -1892,6 +1892,20 @@ def test_what_lies_in_the_data_is_made_again_only_if_its_key_is_another(smoke, t
         assert made[-2:] == [1, other.place(measure.one_layer, names, 1)] and len(made) % 2 == 0
 
 
+def test_a_full_disk_is_not_taken_for_damaged_data(smoke, tmp_path, monkeypatch):
+    """A run is not trained anew because what was found cannot be copied to the cache."""
+    figure, out = figures.FIGURES["fig3b"], tmp_path / "out"
+    lab.make("fig3b", figure, smoke, out)
+
+    def full(*_):
+        raise store.UserError("No space left on device")
+    monkeypatch.setattr(store, "save_arrays", full)
+    for job in ("train_run", "measure_run"):
+        monkeypatch.setattr(lab, job, lambda *_: None)
+    with pytest.raises(store.UserError, match="No space"):
+        replace(smoke, executor=None, cache=tmp_path / "runs").prepare(figure.measurements, out)
+
+
 def test_a_run_that_was_interrupted_does_not_replace_shipped_weights(smoke, tmp_path):
     """Its measurements lie in the data, so that it need not go on: nor do its weights count."""
     figure, out = figures.FIGURES["fig3b"], tmp_path / "out"
