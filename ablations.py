@@ -412,10 +412,10 @@ def diversity_claims(lab, *found):
         low, high = pools[0], [M for M in pools if M != "∞"][-1]
         stars = turning_points(of_pool)
         between = around(pools, stars)
-        outside = sum(star in (int(low), int(high)) for star in stars)
+        ends = sum(star in (int(low), int(high)) for star in stars)
         rows.append(("diversity", f"{model}: M*, where R² on ridge overtakes that on the pool's "
                      f"posterior: between M = {between[0]} and {between[-1]}, here interpolated in "
-                     f"log M ({outside} of {len(stars)} seeds lie beyond {low} or {high}, and count "
+                     f"log M ({ends} of {len(stars)} seeds lie beyond {low} or {high}, and count "
                      "as these)", "measured", "", stars, *(run_on(model, M) for M in between)))
         if low != "1":                                  # other lengths of training
             continue

@@ -76,6 +76,9 @@ class Tensor:
     def __len__(self):
         return self.shape[0]
 
+    def __bool__(self):
+        return bool(self.data)
+
     def __add__(self, other): return add(self, other)
     def __radd__(self, other): return add(other, self)
     def __sub__(self, other): return subtract(self, other)
@@ -180,6 +183,8 @@ def backward(output, wrt, cotangent=None):
                              f"{output.shape} and {output.dtype}: reduce it with .sum() or "
                              f".mean(), or pass cotangent=.")
         cotangent = xp.ones_like(output.data)
+    if isinstance(cotangent, Tensor):
+        raise ValueError("the cotangent must be an array: there are no second derivatives.")
     if xp.shape(cotangent) != output.shape:
         raise ValueError(f"the cotangent has shape {xp.shape(cotangent)}, and the output "
                          f"{output.shape}")

@@ -145,7 +145,7 @@ def clamped(size, seed, run):
 def context(size, seed, *runs):
     """Loss over context of runs on the same task, and of the reference algorithms on that task's
     features: the paper's k steps (Richardson, Chebyshev), gradient steps without normalisation,
-    least squares, kernel regression.
+    least squares; and of kernel regression on x_t.
 
     models, early                   at the end of the training, and at step EARLY  [runs, T]
                                     (not a number without that snapshot)

@@ -19,7 +19,7 @@ Glossary.  Rows run over time: Q, K, V, P are matrices whose row t is q_t, k_t, 
     u_t, nu_t     R_{t-1} k_t and 1 + k_t . u_t, from R_{t-1} to R_t            [Dk], scalar
     G, M, H       cotangents: g_t of o_t, p_t; M of A, scores; h_t = R_t g_t    like O, A, P
     KV            KV_t = sum_{i<=t} k_i v_i^T; KV_c: over i before chunk c      [Dk, Dv]
-    root          a square root of R_t, root_t root_t^T = R_t (last section)    [Dk, Dk]
+    root          a square root of R_t, root_t root_t^T = R_t ("the same, faster")  [Dk, Dk]
     N_t, S_t      sum_{i<=t} x_i x_{i-1}^T, sum_{i<=t} x_{i-1} x_{i-1}^T; x_0=0 [B, T, d, d]
     W             the map learned in context (data.py's W: the true one)        [d, d]
     s             an eigenvalue of S_t; a, of the normalised S_t (`frobenius`)  scalar
@@ -87,12 +87,12 @@ def need_one_token(q, k, v, kinds="fc"):
 
 # --------------------------------------------------------------------- linear attention and softmax
 # Each attention is one primitive: a forward, and its VJP derived by hand.  mix(A, V) is A @ V, laid
-# out in memory as "the same, faster" explains.
+# out in memory as "the same, faster" explains.  What comes later counts 0 times, and 0 times what
+# is not finite is NaN: a v_i or a score that is not finite spoils earlier o_t, too.
 
 
 def tril(A):
-    """Zero, in place, what looks ahead: entries [..., t, i] with i > t.  But 0 times what is not
-    finite is NaN: a score or a v_i that is not finite spoils earlier o_t of its chunk, too."""
+    """Zero, in place, what looks ahead: entries [..., t, i] with i > t."""
     A *= xp.tri(A.shape[-1], dtype=A.dtype)
     return A
 
@@ -167,11 +167,12 @@ def mesa_attention(q, k, v, lam):
 
     q, k [B, heads, T, Dk], v [B, heads, T, Dv], lam [heads] > 0 -> [B, heads, T, Dv]
 
-    All of one floating-point type, which is that of the result.  While the keys so far do not span
-    all Dk directions (until t = Dk at least; for ever if they repeat), p_t has size lambda, and
-    log10(lambda sum_{i<=t} |k_i|^2) digits of o_t are lost, of the gradients of k and lambda twice
-    as many: use it in float32 up to lambda sum |k|^2 of about 1e3, as an oracle in float64 up to
-    1e6.  The gradient of lambda is not finite where lambda^2 underflows (below 1e-19 in float32).
+    q, k and v of one floating-point type, which is that of the result; lam is rounded to it.  While
+    the keys so far do not span all Dk directions (until t = Dk at least; for ever if they repeat),
+    p_t has size lambda, and log10(lambda sum_{i<=t} |k_i|^2) digits of o_t are lost, of the
+    gradients of k and lambda twice as many: use it in float32 up to lambda sum |k|^2 of about 1e3,
+    as an oracle in float64 up to 1e6.  The gradient of lambda is wrong, or not finite, where
+    lambda^2 under- or overflows (in float32 below 1e-22 or above 1e19).
     Raises ValueError for other shapes and types, and on the CPU FloatingPointError where lambda is
     not positive or a key is not finite (elsewhere the result is NaN then, or zero for lambda = 0).
     """
@@ -187,6 +188,7 @@ def need_lambda(lam, K):
     if lam.dtype.kind != "f":
         raise ValueError(f"lam holds {lam.dtype}: pass real floating-point numbers, for example "
                          "lam.astype(float)")
+    lam = lam.astype(K.real.dtype)                      # as it is used
     if xp.module is np and not ((lam > 0) & (lam < np.inf)).all():
         raise FloatingPointError(f"lam must be positive and finite, not {lam}")
 
@@ -264,8 +266,8 @@ def reverse_sweep(X, K, R):
 
     Undoing an update, R_{t-1} = R_t + u u^T / (1 - k_t . u) with u = R_t k_t here, needs no memory
     at all.  But where the update has removed almost everything, 1 - k_t . u is almost zero, and
-    rounding errors are divided by it: with lambda = 100 in float32, R_0 comes back wrong by several
-    per cent.
+    rounding errors are divided by it: with lambda = 100 in float32 and 50 Gaussian keys, R_0 comes
+    back wrong by several per cent (Dk = 10) or by half (Dk = 20).
     """
     rows = []
     for t in reversed(range(K.shape[2])):
@@ -439,6 +441,9 @@ def norm(params, name, e, config):
 def embedding(params, x, config):
     """Tokens [B, T, d_in], or integers [B, T, m], as the first residual stream [B, T, D]."""
     integers = x.dtype.kind in "iu"
+    if x.ndim != 3 or not integers and x.shape[-1] != config.d_in:
+        raise ValueError(f"tokens must be [B, T, {config.d_in}], or integers [B, T, m] for a model "
+                         f"with an embedding, not {x.shape}")
     if not config.embed:
         if integers:
             raise ValueError(f"tokens of a model without an embedding must be floating-point "
@@ -541,8 +546,7 @@ def slot(i, d):
 
 def no_weights(config):
     """All weights of a model, zero: to be filled in by hand."""
-    params = init_params(np.random.default_rng(0), config)
-    return {name: np.zeros_like(w) for name, w in params.items()}
+    return {name: np.zeros(w.shape) for name, w in weights(config).items()}
 
 
 def proposition_1(eta, d=10, key_size=20, heads=1):
@@ -579,6 +583,8 @@ def proposition_2(w, alpha, d=10, heads=4, n=None):
 
     With n, the same on tokens [0, phi_t, x_t, phi_{t-1}], phi_t in R^n, for regression on phi_t.
     """
+    if len(w) != len(alpha):
+        raise ValueError(f"w and alpha need an entry per layer each, not {len(w)} and {len(alpha)}")
     n = n or d
     D = 2 * (d + n)
     config = Config(("linear",) * len(w), heads, key_size=d + n, width=D, d_in=D, d_out=d)
@@ -625,8 +631,10 @@ def with_binding(params, config, sharpness=100.0):
         sharpness sum_omega cos(omega (t - 1 - i)),
     largest at i = t - 1, for hundreds of tokens if keys and tokens have 8 entries or more.  The
     first token sees only itself: let it be zeros, x_0, or the model learns from a pair (x_1, x_1),
-    too.
+    too.  Raises ValueError if a key has no room for x_{t-1}.
     """
+    if config.key_size < config.d_out:
+        raise ValueError(f"key_size ({config.key_size}) must be at least d ({config.d_out})")
     config = replace(config, kinds=("softmax", *config.kinds), positional="concat")
     d, D, Dk, all_params = config.d_out, config.width, config.key_size, no_weights(config)
     for name, w in params.items():
@@ -735,7 +743,8 @@ def chebyshev(s, low, high, steps):
 
 
 def newton_schulz(s, steps):
-    """inverse <- inverse (2 - s inverse) from 1 / trace: each step squares 1 - s inverse."""
+    """inverse <- inverse (2 - s inverse) from 1 / trace: each step squares 1 - s inverse.  Not for
+    S = 0, as at t = 1: pass s + mu."""
     inverse = 1 / s.sum(axis=-1, keepdims=True)
     for _ in range(steps):
         inverse = inverse * (2 - s * inverse)
@@ -743,7 +752,8 @@ def newton_schulz(s, steps):
 
 
 def frobenius(s):
-    """(eigenvalues a of the normalised matrix (S_t + 0.001 I) / norm, its Frobenius norm).
+    """(eigenvalues a of the normalised matrix (S_t + 0.001 I) / norm, the Frobenius norm of
+    S_t + 0.001 I).
 
     The authors' Richardson and Chebyshev work on that matrix, so that one set of step sizes serves
     eigenvalues of every size, and divide what they find by the norm.  No linear layer can do that:

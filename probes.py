@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import autodiff as ad                                   # before NumPy: it sets BLAS's threads
-from autodiff import Tensor, to_backend, to_numpy
+from autodiff import Tensor, to_backend, to_numpy, xp
 
 import numpy as np
 import scipy   # its parts are loaded when they are used
@@ -393,22 +393,22 @@ def few_shot_tokens(x, y, eos=None, prefix=None, tasks=1):
     each, one after the other, each with the prefix.
     Returns the tokens [B, T, d] and the positions [n] of the x_i, where y_i is predicted."""
     B, n, d = x.shape
-    m, one = n // tasks, np.ones((B, 1, 1, 1), x.dtype)
-    parts, at, T = [], [], 0
-    for x_k, y_k in zip(np.split(x, tasks, axis=1), np.split(y, tasks, axis=1)):
+    m, parts, at, T = n // tasks, [], [], 0
+    ones = xp.ones((B, m, 1, 1), x.dtype)
+    for x_k, y_k in zip(xp.split(x, tasks, axis=1), xp.split(y, tasks, axis=1)):
         group = [x_k[:, :, None], y_k[:, :, None]]                          # each [B, m, 1, d]
         if eos is not None:
-            group.append(eos * np.repeat(one, m, axis=1))
+            group.append(eos * ones)
         pairs = ad.concatenate(group, axis=2).reshape(B, -1, d)             # [B, m (2 or 3), d]
         if eos is not None:                             # none after the last
             pairs = pairs[:, :-1]
         if prefix is not None:
-            parts.append(prefix * one[:, 0])                                # [B, p, d]
+            parts.append(prefix * ones[:, 0])                               # [B, p, d]
             T += parts[-1].shape[1]
         at.append(T + len(group) * np.arange(m))
         parts.append(pairs)
         T += pairs.shape[1]
-    return ad.concatenate(parts, axis=1), np.concatenate(at)
+    return ad.concatenate(parts, axis=1), to_backend(np.concatenate(at))
 
 
 def few_shot_predictions(params, s, x, y, extra=None, tasks=1):
@@ -438,7 +438,7 @@ def ridge_regression(q, k, v, ridge):
     """At every t, ridge regression of the values v on the keys k up to t, applied to q_t:
     [B, T, d] each -> [B, T, d]."""
     q, k, v = (rows[:, None] for rows in (q, k, v))     # one head
-    p = mesa.precondition_direct(q, k, np.array([1 / ridge]))
+    p = mesa.precondition_direct(q, k, np.array([1 / ridge], q.dtype))
     return mesa.linear_attention(p, k, v)[:, 0]
 
 
@@ -487,9 +487,11 @@ def main():
     """What probes say of trained models in results/weights."""
     folder = Path(__file__).parent / "results" / "weights"
     there = sorted(path.stem for path in folder.glob("*.npz"))
-    for name in sys.argv[1:] or ("linear-1", "mesa-1", "softmax-3", "hybrid-2"):
-        train.choose("model", name, there)
-        report(name, *store.load_model(folder / f"{name}.npz", train.Settings))
+    names = [train.choose("model", name, there) for name in
+             sys.argv[1:] or ("linear-1", "mesa-1", "softmax-3", "hybrid-2")]
+    with xp.using("numpy"):
+        for name in names:
+            report(name, *store.load_model(folder / f"{name}.npz", train.Settings))
 
 
 if __name__ == "__main__":

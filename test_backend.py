@@ -19,6 +19,7 @@ import lab
 import language
 import measure
 import mesa
+import probes
 import store
 import strict_backend
 import train
@@ -191,6 +192,17 @@ def test_a_model_on_the_device_writes_what_it_writes_in_numpy(device):
     with xp.using("numpy"):
         assert written == said({k: to_numpy(w) for k, w in params.items()})
     assert len(written) == 5
+
+
+def test_tokens_are_tuned_on_the_device_as_in_numpy(device):
+    s, start = tiny("softmax-3"), {"eos": np.ones(3), "prefix": np.full((2, 3), 0.5)}
+
+    def tuned():
+        found = probes.tune_tokens(train.start(s).params, s, 3, start, {}, 3, 0.1, batch=4)
+        return [to_numpy(found[name]) for name in start]
+    there = tuned()
+    with xp.using("numpy"):
+        assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(there, tuned(), strict=True))
 
 
 def test_a_run_on_the_device_can_be_resumed(device, tmp_path):

@@ -58,7 +58,8 @@ def test_losses_are_those_of_predictions_at_their_positions(rng, monkeypatch):
     monkeypatch.setattr(train, "predictions", predictions)
     monkeypatch.setattr(probes, "predictions_of_products",
                         lambda P, s, x: predictions({"size": [0, 2.0]}, s, x))
-    monkeypatch.setattr(probes, "train_products_on", lambda P, s, *_, **__: ({"size": [0, 4.0]}, s))
+    monkeypatch.setattr(probes, "train_products_on", lambda P, s, *_, short=False, **__: (
+        {"size": [0, 8.0 if short else 4.0]}, s))
     monkeypatch.setattr(measure, "EARLY", 0)
     t = np.arange(1, 9)
     run = untrained(rng, "linear-2")
@@ -66,9 +67,10 @@ def test_losses_are_those_of_predictions_at_their_positions(rng, monkeypatch):
     found = measure.context(SIZE, 0, run)
     assert np.allclose(found["models"], [t]) and np.allclose(found["early"], [2 * t])
     assert np.allclose(measure.trained_on(SIZE, 0, run)["losses"],
-                       np.outer([1, 1, 2, 2], [t.mean(), t[2:].mean()]))
+                       np.outer([1, 1, 2, 4], [t.mean(), t[2:].mean()]))
     found = measure.compression(SIZE, 0, run)
     assert np.allclose(found["rows"], t.mean()) and np.allclose(found["late"], t[2:].mean())
+    assert np.allclose(found["r2"], 1)
     assert np.allclose(measure.mesa_layer(SIZE, 0, run)["mesa"], t)
 
 
@@ -124,6 +126,7 @@ def test_what_a_stream_holds_is_read_from_it_and_from_no_other(rng, monkeypatch)
     assert (following[0] > 0.99).all() and (following[1:] < 0.9).all()
     assert (preconditioned[1, 1:] > 0.99).all() and (preconditioned[0] < 0.9).all()
     assert degrees[2].argmax() == 3 - 1 and degrees[2].max() > 0.999 > degrees[0].max()
+    assert (found["outliers"] < 0.1 * found["sequences"]).all()
 
 
 def test_lags_are_read_from_the_layer_that_holds_them(rng, monkeypatch):
@@ -153,10 +156,12 @@ def test_attention_of_the_first_layer_is_that_of_the_later_half(rng, monkeypatch
 
 
 def test_features_of_the_present_state_are_looked_for(rng, monkeypatch):
-    """Where f is the identity, the stream holds f(x_T) from the start."""
+    """Where f is the identity, the stream holds f(x_T) from the start; not so its signs, which here
+    stand for f(x_T)/|f(x_T)|."""
     run = untrained(rng, "softmax-3", task="nonlinear", snapshots=(12,))
-    monkeypatch.setattr(data, "feature", lambda x, *_: x)
-    assert (measure.learned_features(SIZE | {"judge": 200}, 0, run)["r2"][0, :, 0] > 0.99).any()
+    monkeypatch.setattr(data, "feature", lambda x, *of: np.sign(x) if of[-1] else x)
+    found = measure.learned_features(SIZE | {"judge": 200}, 0, run)
+    assert (found["r2"][0, :, 0] > 0.99).any() and (found["normalised"][0, :, 0] < 0.99).all()
 
 
 def test_a_layer_is_replaced_by_a_linear_one_by_a_mean_and_by_nothing(rng, monkeypatch):

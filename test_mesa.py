@@ -233,6 +233,12 @@ def test_plain_arrays_record_nothing(rng):
     assert isinstance(x @ Tensor(x.T), Tensor) and isinstance(x + Tensor(x), Tensor)
 
 
+def test_a_tensor_is_as_true_as_its_array():
+    assert Tensor(0.5) and not Tensor(0.0)
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(Tensor(np.zeros(2)))
+
+
 def test_errors_say_what_to_do_instead(rng):
     a = Tensor(rng.standard_normal((2, 3)))
     with pytest.raises(TypeError, match="concatenate"):
@@ -247,6 +253,8 @@ def test_errors_say_what_to_do_instead(rng):
         backward((a * a).sum(), a)
     with pytest.raises(ValueError, match="the cotangent has shape"):
         backward(a * a, [a], np.ones(3))
+    with pytest.raises(ValueError, match="no second derivatives"):
+        backward(a * a, [a], Tensor(np.ones((2, 3))))
     with pytest.raises(TypeError, match="Tensor already"):
         Tensor(a)
     with pytest.raises(ValueError, match="two or more axes"):
@@ -562,7 +570,9 @@ def test_rounding_leaks_nothing_from_one_chunk_into_another(rng):
     (dict(lam=lambda lam: 1.0), ValueError, r"lam must be an array of shape \(3,\), not float"),
     (dict(lam=lambda lam: lam + 1j), ValueError, "lam holds complex128: pass real"),
     (dict(lam=lambda lam: -lam), FloatingPointError, "lam must be positive and finite"),
-    (dict(lam=lambda lam: lam * np.inf), FloatingPointError, "lam must be positive and finite")])
+    (dict(lam=lambda lam: lam * np.inf), FloatingPointError, "lam must be positive and finite"),
+    (dict(zip("qkv", 3 * [lambda a: a.astype("float32")])) | {"lam": lambda lam: lam * 1e-50},
+     FloatingPointError, "lam must be positive and finite")])       # 0 in float32
 def test_arguments_that_would_give_wrong_numbers_are_named(change, error, says, rng):
     """At T = 128 a missing token would be filled up with zeros, without a word."""
     q, k, v = rng.standard_normal((3, 2, 3, 128, 4))
@@ -843,6 +853,22 @@ def test_a_softmax_layer_binds_neighbours_as_constructed_tokens_do(model, states
         out = mesa.transformer(params, tokens, config)[:, said]
         assert relative(out, mesa.transformer(model[0], constructed, model[1])) < 1e-12
         constructed[:, 0, 12:] = x[:, 0]                # for the second round: x_1 before x_1
+
+
+ONE_STEP = mesa.proposition_1(0.1, d=4, key_size=4)
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda: mesa.proposition_1(0.1, d=4, key_size=3), r"key_size \(3\) must be at least d \(4\)"),
+    (lambda: mesa.with_binding(ONE_STEP[0], replace(ONE_STEP[1], key_size=3)),
+     r"key_size \(3\) must be at least d \(4\)"),
+    (lambda: mesa.proposition_2([1.0], [1.0, 2.0]), "an entry per layer each, not 1 and 2"),
+    *((lambda shape=shape: mesa.transformer(ONE_STEP[0], np.ones(shape), ONE_STEP[1]),
+       r"tokens must be \[B, T, 16\], .* not \(")
+      for shape in ((7, 16), (2, 7, 15), (2, 1, 7, 16)))])
+def test_hand_made_models_and_tokens_that_do_not_fit_are_named(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
 
 
 @pytest.mark.parametrize("lam", [1.0, 1000.0])
