@@ -21,7 +21,7 @@ whole act of design, and may lead anywhere.  Nobody says that a child is as good
     g         g         Q'f: mean fitness of what a program designs                    [n]
     m(n, t)   .         |(QF)^t e_n|: descendants of one copy of n after t generations number
     L(n)      L         lim sup m(n, t)^(1/t), the exponent of the lineage of n        [n]
-    M(n)      M         largest f that n can reach by paths with Q > 0 and f > 0       number
+    M(n)      M         supremum of the f that n can reach by paths of Q > 0, f > 0    number
     eta       eta       share of designs that are locked copies: they design only      number
                         themselves
     p         p         share of designs that go on along a path (the others leave it) number
@@ -75,6 +75,8 @@ def evolve(Q, f, x, T, see=()):
     Many populations side by side: f and x [B, n], Q block-diagonal, the result [T+1, ..., B].
     Shares are kept and sizes are not, 2^100,000 overflows: log |y(t)| is in `log_sizes`."""
     Q, f = checked(Q, f)
+    if np.shape(x)[-1:] != f.shape[-1:]:
+        raise UserError(f"shares {np.shape(x)} for {f.shape[-1]} programs: give one for each")
     rows, x = np.stack(np.broadcast_arrays(f, *see)), np.broadcast_to(x, f.shape)
     if not (np.isfinite(x) & (x >= 0)).all():
         raise UserError("shares must be finite and at least 0")
@@ -115,7 +117,7 @@ def lock(Q, f, eta):
     """The same programs, each of whose designs is a locked copy of itself with probability eta:
     (Q [2n, 2n], f [2n]), unlocked programs first.
 
-    If f is bounded and eta > 0, m(n, t)^(1/t) -> M(n) and phi -> M of the start.  Proof.
+    If f is bounded and 0 < eta < 1, m(n, t)^(1/t) -> M(n) and phi -> M of the start.  Proof.
     (i) A locked copy of j multiplies by f_j for ever, so the exponents are at least each f_j that
     can be reached.  (ii) The unlocked are at most ((1 - eta) M)^t, so their share vanishes
     exponentially fast.  (iii) For locked programs g = f.  So Price's transmission term is at least
@@ -541,8 +543,9 @@ def draw_tree(lab, *found):
 
 
 def endless(t):
-    """log m(root, t) where child k, of probability 6 / (pi k)^2, has descendants of fitness 2 for k
-    generations and of 1/2 ever after.  From child t on, all are still doubling."""
+    """log of what the root's children have after t generations, where child k, of probability
+    6 / (pi k)^2, has descendants of fitness 2 for k generations and of 1/2 ever after.  From child
+    t on, all are still doubling."""
     k = np.arange(1, t)
     return np.log(6 / np.pi ** 2) + logsumexp(np.append(
         (2 * k - t) * np.log(2) - 2 * np.log(k), t * np.log(2) + np.log(polygamma(1, t))))
@@ -784,7 +787,7 @@ locking_claims = claims_of(
      [-2, -1]),
     ("utility -2^depth, tree B: mean / t at t = 100,000", HEURISTIC, "= -3.2889", "drop", 0),
     ("its limit, -1 / (2 log2(1/(2(1-eta)p)))", HEURISTIC, "= -3.2894", "drop", 1),
-    ("the same: share below -1,000 (above 1/2: so is the median)", SAYS, "> 0.5", "low"),
+    ("the same: share below -1,000 (above 1/2: so is the median)", DERIVED, "> 0.5", "low"),
     ("utility -4^depth, fitness 2: share below -1,000, t = 100", OURS, "= 0.0185", "worse", 2),
     ("the same: how much that changes from t = 50 on", OURS, "< 1e-12", "constant"),
     ("the same: share below -1 (below 1/2: the median is -1)", OURS, "< 0.5", "worse", 3),
@@ -882,7 +885,7 @@ def draw_deception(lab, *found):
     for run, colour, text, x, y in (
             (0, FREE, "$w$ = 1", 0.8, 0.87), (6, GREEN, "$w$ = 0", 0.95, 0.1),
             (14, DARK, "$w$ = 0.5, only\nbelow the dots", 0.97, 0.34),
-            (15, "#8C6D1F", "$w$ = 2, only\nbelow the dots", 0.66, 0.92)):
+            (15, LIGHT, "$w$ = 2, only\nbelow the dots", 0.66, 0.92)):
         plane.plot(c[:, run], d[:, run], color=colour, lw=1.6)
         plane.plot(c[-1, run], d[-1, run], "o", color=colour, ms=7)
         label(plane, x, y, text, colour, fontsize=8)

@@ -531,7 +531,9 @@ def claims_in(path):
 
 HOW_TO_READ = """\
 *Source*: "paper" is a claim of a paper's, with its figure; what is "measured", "derived" or "ours"
-is asked beside it; "control", "anchor" and "trial" check a measurement. *Expected* is the
+is asked beside it; "control", "anchor" and "trial" check a measurement; of the theory in evolution
+"summary" is what a summary of the paper says, "heuristic" an expansion that numbers bear out, "our
+landscape" an example of ours, "beyond the paper" a question that it does not ask. *Expected* is the
 predicate; a row without one only reports a number (*holds*: –). *Measured* is the mean over seeds ±
 their standard deviation."""
 

@@ -125,12 +125,15 @@ def judged(params, s, size, seed):
     return {"proxies": np.array(list(proxies)), "r2": r2, "loss": losses}
 
 
+FAITHFUL = 0.95
+
+
 def verdict(in_distribution, r2, of_proxy, of_model):
     """What the rule says of a proxy, by its R^2 in distribution and under a shift, and losses
     there."""
-    if in_distribution <= 0.95:
+    if in_distribution <= FAITHFUL:
         return "no proxy"
-    if r2 > 0.95:
+    if r2 > FAITHFUL:
         return "faithful"
     return "overestimate" if of_proxy < of_model else "underestimate"
 
@@ -250,8 +253,9 @@ def draw_own(lab, found, others):
         for j in range(len(SHIFTS)):
             hatch = HATCHED if says[j] == "no proxy" else {"lw": 0}
             ax.add_patch(plt.Rectangle((j, i), 0.96, 0.94, fc=SHADE[says[j]], **hatch))
-            ax.text(j + 0.48, i + 0.3, f"{r2[j]:.2f}" if r2[j] > -1 else "below −1", va="center",
-                    ha="center", fontsize=9, weight="bold")
+            digits = 3 if abs(r2[j] - FAITHFUL) < 0.005 else 2      # on which side it lies
+            ax.text(j + 0.48, i + 0.3, f"{r2[j]:.{digits}f}".replace("-", "−") if r2[j] > -1 else
+                    "below −1", va="center", ha="center", fontsize=9, weight="bold")
             ax.text(j + 0.48, i + 0.72, f"{short(of_proxy[j])} : {short(of_model[j])}", ha="center",
                     va="center", fontsize=7)
         if i == 0 or rows[i - 1][0] != model:

@@ -179,6 +179,7 @@ def test_a_hundred_thousand_generations_do_not_overflow():
     (lambda Q, f: ev.evolve(Q, 0 * f, f, 3), "nobody is left in generation 1"),
     (lambda Q, f: ev.evolve(Q, f, 0 * f, 3), "nobody is left in generation 0"),
     (lambda Q, f: ev.evolve(Q, f, -f, 3), "shares must be finite and at least 0"),
+    (lambda Q, f: ev.evolve(Q, f, f[:2], 3), "shares (2,) for 3 programs: give one for each"),
     (lambda Q, f: ev.exponents(Q, -f), "fitness must be"),
 ])
 def test_bad_settings_get_one_sentence(what, says):

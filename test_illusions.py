@@ -41,6 +41,30 @@ def matched_by_hand(string, types):
     return depth, opener
 
 
+def test_proxies_are_compared_with_the_model_and_models_with_the_truth():
+    """Of a model that is always wrong: a proxy that changes nothing always says the same."""
+    s = illusions.settings_of("dyck", "smoke")
+    params, config = dyck.solver(s.types, s.m)
+    right = params["unembed"][:, 2 + s.types:]
+    params["unembed"][:, 2 + s.types:] = np.roll(right, 1, axis=1)
+    found = illusions.compared(params, config, s, illusions.SIZE["smoke"], 0)
+    accuracy, same = found["accuracy"], found["same"]
+    assert accuracy.shape == (1 + len(illusions.PROXIES), 6, 3)
+    assert same.shape == (len(illusions.PROXIES), 6, 3)
+    assert np.nanmax(accuracy[0]) == 0
+    assert np.nanmin(same[illusions.PROXIES.index("rank 16")]) == 1
+
+
+def test_places_are_where_they_are_said_to_be():
+    s = illusions.settings_of("dyck", "smoke")
+    deeper = dyck.splits(s.strings, s.types, s.m, 20)["deep"]
+    _, where = illusions.places(deeper, s)
+    _, depth, distance = dyck.closing_facts(deeper, s.types)
+    assert where["all"].all()
+    assert depth[where["deep"]].min() == s.m + 1 and depth[~where["deep"]].max() == s.m
+    assert distance[where["far"]].min() == 11 and distance[~where["far"]].max() == 9   # all odd
+
+
 # ------------------------------------------------------------------------------------------- Dyck
 
 
@@ -325,6 +349,19 @@ def test_code_of_a_folder_and_of_a_zip(tmp_path):
         for path in folder.glob("*.[pj]*"):
             archive.write(path, path.name)
     assert completion.code(str(tmp_path / "all.zip")).sha256 == found.sha256
+
+
+def test_simplified_models_of_code_are_compared_with_the_model(tmp_path, monkeypatch):
+    """Of models that are always wrong, in the same way: all the same, and never right.  What is
+    predicted is the second half of a window."""
+    s = replace(completion.settings_of("code", "smoke"), code=str(python_files(tmp_path)))
+    run = SimpleNamespace(settings=s, params=train.start(s).params)
+    c, half = np.arange(34).reshape(2, 17), s.T // 2
+    logits = mesa.transformer(run.params, c[:, :-1, None], s.config)
+    assert (completion.predicted(run.params, s.config, c) == logits[:, half:].argmax(-1)).all()
+    monkeypatch.setattr(completion, "predicted", lambda params, config, c: c[:, half + 1:] + 1)
+    found = completion.similar(completion.SIZE["smoke"], 0, run)
+    assert np.nanmin(found["same"]) == 1 and np.nanmax(found["accuracy"]) == 0
 
 
 def test_sets_of_other_languages_are_judged_if_they_are_large():
