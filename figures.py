@@ -676,8 +676,10 @@ FEATURES = ("softmax-7, nonlinear", "hybrid-2, nonlinear")
 
 def feature_rows(name, read):
     """What figure 2B claims of a model: it computes f in its first layers."""
-    row, control, rows = about("2B", "paper, 2B", name), about("2B", "control"), []
-    for key, text in (("r2", "f(x_t)"), ("normalised", "f(x_t)/|f(x_t)|")):
+    control, rows = about("2B", "control"), []
+    for key, text, source in (("r2", "f(x_t)", "paper, 2B"),
+                              ("normalised", "f(x_t)/|f(x_t)|", "measured")):
+        row = about("2B", source, name)
         r2 = [r[key][:, 1:, 0] for r in read]                               # [snapshots, layers]
         layers = r2[0].shape[1]
         start, end = ([of_seed[i].max() for of_seed in r2] for i in (0, -1))
@@ -698,7 +700,7 @@ def feature_rows(name, read):
 
 
 def fig2_claims(lab, *found):
-    """The first layer puts past tokens into the stream (2A), layers find f(x_t) in turn (2B)."""
+    """The first layer puts past tokens into the stream (2A), an early one finds f(x_t) (2B)."""
     rows, lags = [], []
     for name, bound in zip(BOUND, found):
         rows += binding_rows("2A", name, bound, "partial" in name)

@@ -249,3 +249,18 @@ def test_a_layer_of_another_framework_can_be_checked():
     assert abs(made["theirs"].item() / made["ours"] - 1) < 1e-10
     for name, grad in made["grads"].items():
         assert np.allclose(made["tensors"][name].grad.numpy(), grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_the_arrays_in_results_make_the_claims_there(name, tmp_path):
+    """What made-up results that are alike in all seeds, layers and positions cannot tell."""
+    figure, data = figures.FIGURES[name], HERE / "results" / "data"
+    made = lab.Lab(figures.settings_of, figures.SIZE, *lab.stored(figure, data), data=data)
+    blank = figure._replace(draw=lambda *_: lab.pyplot().figure())
+    claims = lab.make(name, blank, made, tmp_path)
+    shipped = lab.claims_in(HERE / "results" / f"{name}.json")
+    for mine, theirs in zip(claims, shipped, strict=True):
+        assert mine["measured"] == pytest.approx(theirs["measured"], rel=1e-5, abs=1e-9), mine
+        assert all(mine[k] == theirs[k] for k in ("figure", "source", "expected", "holds")), mine
+        texts = (re.sub(r"[\d.−-]+", "", c["claim"]) for c in (mine, theirs))  # digits may round
+        assert len(set(texts)) == 1, mine
