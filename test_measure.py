@@ -291,3 +291,47 @@ def test_least_squares_knows_a_task_after_d_pairs_and_has_to_begin_anew(rng, mon
     one, two = found["single pairs"], found["double pairs"]
     assert one[4:].max() < 0.01 * found["single zero"].min() and one[0] > 0.1
     assert np.argmax(two) in (6, 7) and two[6] > one[0]
+
+
+def test_losses_over_shots_are_those_of_their_tokens(rng, monkeypatch):
+    """As trained, with the EOS, with both; the prefix is tuned with the EOS as it is."""
+    run, tuned = untrained(rng, "softmax-3", T=20), []
+    monkeypatch.setattr(probes, "few_shot_predictions",
+                        lambda params, s, x, y, extra, tasks: y + len(extra))
+    monkeypatch.setattr(probes, "tune_tokens", lambda params, s, n, start, frozen, *_, **__: (
+        tuned.append((*start, *frozen)), start)[1])
+    found = measure.few_shot(SIZE, 0, run)
+    for key in ("single", "double"):
+        assert np.allclose(found[key], [[0] * 4, [1] * 4, [4] * 4])         # d / 2 = 1
+    assert set(tuned) == {("eos",), ("prefix", "eos")}
+
+
+def test_polynomials_are_looked_for_late_in_the_context(rng, monkeypatch):
+    run = untrained(rng, "linear-2")
+    late = np.arange(1, 9)[:, None] > 5
+    tuned = mesa.spectrum(measure.tuning_sequences(SIZE, run.settings)[:1_024])
+    inverses = [lambda s: mesa.ridge(s, 1e-3), probes.band(tuned, 3)[1]]
+    holding(monkeypatch, lambda x: [late * mesa.preconditioned_inputs(x[:, :-1], inverses)[1]] * 3)
+    assert np.max(measure.depth(SIZE | {"judge": 400}, 0, run)["degrees"]) > 0.99
+
+
+def test_slot_0_is_what_is_judged_after_every_layer(rng, monkeypatch):
+    holding(monkeypatch, lambda x: [np.concatenate([x[:, 1:], *3 * [0 * x[:, 1:]]], axis=-1)] * 3)
+    found = measure.one_token(SIZE | {"judge": 200}, 0, untrained(rng, "linear-2"))
+    assert np.allclose(found["error"][0], 0) and np.allclose(found["layers"], found["target"])
+
+
+def test_the_optimum_is_below_the_gradient_step_on_the_sequences_of_training():
+    params, config = mesa.proposition_1(0.05, d=2, key_size=3)
+    run = of_weights(params, kinds=("linear",), heads=1, key_size=3, tokens="constructed-0")
+    found = measure.one_layer(SIZE, 0, run)
+    assert found["optimum_heldout"] < 0.999 * found["gd_heldout"]
+
+
+def test_neighbours_without_the_eos_do_not_depend_on_it(rng, monkeypatch):
+    run = untrained(rng, "softmax-3", T=20)
+    monkeypatch.setattr(probes, "tune_tokens", lambda params, s, n, start, *_, **__: start)
+    a, b = (measure.few_shot(SIZE, seed, run) for seed in (0, 1))           # an EOS of its own each
+    for name in ("single", "double"):
+        assert np.array_equal(a[name + " neighbours"], b[name + " neighbours"])
+        assert not np.allclose(a[name + " neighbours, EOS"], b[name + " neighbours, EOS"])
