@@ -1307,7 +1307,7 @@ def draw_fig8(lab, *found):
     for rival, style in SHOT_RIVALS.items():
         text = "predicting zero" if rival == "zero" else f"least squares on {rival}"
         left.plot([], [], label=text, **style)
-    # least squares on the true pairs leaves the panel: 3e-4
+    # least squares on the true pairs leaves the panel: 1e-3
     least = min(loss.min() for shots in found for loss in each(shots, "single", 2))
     for ax in axes[:, 0]:
         ax.set(ylabel="loss of $y_i$", ylim=(0.1 * least, None))
