@@ -14,7 +14,6 @@ timed in the same turns; nothing else in this project needs it.
 import json
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -95,6 +94,7 @@ def memory():
             total += kilobytes(child.pid, "Private_Clean", "Private_Dirty")
         return total / 1024
     except (OSError, IndexError):
+        import resource                                 # there is none on Windows
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -47,7 +47,7 @@ from lab import COLOUR, Figure, command_line, end_labels, label, mean_line
 
 # ----------------------------------------------------------------------------------- the process
 
-# draw(rng, B, d) -> x_1, real [B, d]; kappas(d) -> (k1, k2, k3), or None where none are known
+# draw(rng, B, d) -> x_1, real [B, d]; kappas(d) -> (k1, k2, k3), or None: it breaks Assumption 2
 Law = namedtuple("Law", "draw kappas")
 
 
@@ -240,8 +240,9 @@ def theorem1(k1, k2, k3, T):
         x_{s,j}^* x_{s-1,j} x_{t,k}^* x_{s',j} x_{s'-1,k}^* x_{t,k},
 
     so that at the diagonal point the entry of KQ from x_{t,k} to x_{s-1,j} has the gradient
-    a b^2 (T - 2) m E x_j^3 x_k^3, and that of PV the same with a^2 b.  Beside the diagonal's, of
-    order T, this is small where T is large.
+    a b^2 (T - 2) m E x_j^3 x_k^3, and that of PV from x_{s,k} to coordinate j, where phases cancel
+    for s + s' = t + 2, the same with a^2 b.  Beside the diagonal's, of order T, this is small where
+    T is large.
     """
     return k1 / (k2 + k3 * mean_inverse(T))
 

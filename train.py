@@ -614,8 +614,8 @@ def main():
             raise UserError(f"{folder} holds a finished run: no step is left for another --lr")
         if changes:
             settings = settings.changed(changes)
-            with store.alone_in(folder):
-                store.save_checkpoint(folder, state, settings)
+            with store.alone_in(folder):                # which may have gone on until now
+                store.save_checkpoint(folder, store.load_checkpoint(folder, Settings)[0], settings)
     elif args.preset:
         name = choose("preset", args.preset, PRESETS)
         settings = PRESETS[name].changed(changes)
