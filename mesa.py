@@ -591,7 +591,7 @@ def proposition_2(w, alpha, d=10, heads=4, n=None):
     params, I_d, I_n = no_weights(config), np.eye(d), np.eye(n)
     prediction, r = slice(0, d), slice(d, d + n)                    # the slots of a token
     x, past = slice(d + n, 2 * d + n), slice(2 * d + n, D)
-    for j, (w_j, alpha_j) in enumerate(zip(w, alpha, strict=True)):
+    for j, (w_j, alpha_j) in enumerate(zip(w, alpha)):
         b = f"blocks.{j}."
         params[b + "wq"][r, 0, :n] = I_n
         params[b + "wk"][past, 0, :n] = I_n

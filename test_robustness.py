@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import zipfile
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -406,6 +406,23 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
         assert first.poll() is None
     assert second.returncode == 2 and second.stderr.count("\n") == 1
     assert "another process is training in" in second.stderr
+
+
+def test_another_rate_is_for_what_a_folder_holds_once_it_is_free(tmp_path, monkeypatch, capsys):
+    """Whoever had the folder has finished the run: what it did is neither lost nor done again."""
+    s, alone = tiny("linear-1"), store.alone_in
+    run_until(5, s, tmp_path)
+
+    @contextmanager
+    def late(folder):
+        monkeypatch.setattr(store, "alone_in", alone)
+        train.run(s, folder, quiet=True)
+        with alone(folder):
+            yield
+    monkeypatch.setattr(store, "alone_in", late)
+    code, _, err = run(f"train --resume {tmp_path} --lr 1e-3", monkeypatch, capsys)
+    assert code == 2 and "no step is left for another --lr" in err
+    assert store.load_checkpoint(tmp_path, train.Settings)[0].step == s.steps
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="neither links nor pipes by these names")

@@ -608,14 +608,16 @@ def main():
         if not args.resume:                             # would mean the current folder
             raise UserError("--resume is empty: give it the folder of a run")
         folder = Path(args.resume)
-        state, settings = store.load_checkpoint(folder, Settings)
+        _, settings = store.load_checkpoint(folder, Settings)
         name = folder.resolve().name                    # of ".", too
-        if changes and state.step >= settings.steps:
-            raise UserError(f"{folder} holds a finished run: no step is left for another --lr")
         if changes:
-            settings = settings.changed(changes)
-            with store.alone_in(folder):                # which may have gone on until now
-                store.save_checkpoint(folder, store.load_checkpoint(folder, Settings)[0], settings)
+            with store.alone_in(folder):                # who had it may have gone on until now
+                state, settings = store.load_checkpoint(folder, Settings)
+                if state.step >= settings.steps:
+                    raise UserError(f"{folder} holds a finished run: no step is left for another "
+                                    "--lr")
+                settings = settings.changed(changes)
+                store.save_checkpoint(folder, state, settings)
     elif args.preset:
         name = choose("preset", args.preset, PRESETS)
         settings = PRESETS[name].changed(changes)
