@@ -257,7 +257,8 @@ def conjugate_gradients(times, q, steps):
     for _ in range(steps):
         image = times(direction)
         curvature = ad.row_sum(direction * image)
-        step = xp.where(rr > solved, rr / xp.where(curvature > 0, curvature, xp.nan), 0)
+        positive = (curvature > 0) & (curvature < xp.inf)
+        step = xp.where(rr > solved, rr / xp.where(positive, curvature, xp.nan), 0)
         p, r = p + step * direction, r - step * image
         new = ad.row_sum(r * r)
         direction, rr = r + new / xp.where(rr > solved, rr, xp.inf) * direction, new

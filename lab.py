@@ -170,6 +170,16 @@ def kept(f, names, profile, seed):
 # --------------------------------------------------------------------------------------- the work
 
 
+def of_settings(f):
+    """Marks a measurement that looks at its runs' settings alone: they need not be trained."""
+    f.of_settings = True
+    return f
+
+
+def needs_training(f):
+    return not hasattr(f, "of_settings")
+
+
 def train_run(run, name, workers, lines_every):
     """A job for an executor: finish a run."""
     try:
@@ -180,10 +190,11 @@ def train_run(run, name, workers, lines_every):
 
 def measure_run(path, f, size, seed, runs):
     """A job for an executor: f(size, seed, *runs) -> dict of arrays, kept in the file `path` with
-    the held-out losses of the runs over training.  Runs may train on a GPU; they are measured in
-    NumPy."""
+    the held-out losses of the runs over training, if it needs that.  Runs may train on a GPU; they
+    are measured in NumPy."""
     with xp.using("numpy"):
-        courses = {f"course {i}": run.state.heldout for i, run in enumerate(runs)}
+        courses = {f"course {i}": run.state.heldout for i, run in enumerate(runs)
+                   if needs_training(f)}
         found = f(size, seed, *runs) | courses | {"key": path.stem}
         store.save_arrays(path, {k: np.asarray(v) for k, v in found.items()})
 
@@ -352,7 +363,8 @@ class Lab:
         missing = {path: of for path, of in every.items() if not self.fetched(path, *of, out)}
         wanted = {path: (f, self.sizes[self.profile], seed, [self.run(n, seed) for n in names])
                   for path, (f, names, seed) in missing.items()}
-        left, _ = self.untrained([(n, seed) for _, names, seed in missing.values() for n in names])
+        left, _ = self.untrained([(n, seed) for f, names, seed in missing.values()
+                                  if needs_training(f) for n in names])
         if left:
             minutes = sum(seconds for *_, seconds in left.values()) / 60
             print(f"{len(left)} runs to train, about {minutes:.0f} minutes of one core in all "
@@ -567,8 +579,9 @@ def make(name, figure, lab, out):
     folder `out`.  Returns the claims."""
     plt = pyplot()
     found, courses = [lab.results(*m) for m in figure.measurements], {}
-    for (_, *names), results in zip(figure.measurements, found):
-        for (i, run), (seed, r) in itertools.product(enumerate(names), zip(lab.seeds, results)):
+    for (f, *names), results in zip(figure.measurements, found):
+        runs = enumerate(names) if needs_training(f) else ()
+        for (i, run), (seed, r) in itertools.product(runs, zip(lab.seeds, results)):
             courses.setdefault(run, {})[seed] = r[f"course {i}"]
     claims = judged(lab, figure.claims(lab, *found), courses)
     fig = figure.draw(lab, *found)

@@ -229,6 +229,7 @@ def learned(size, seed, run):
     return out | ({"residuals": residuals(state.params, s)} if "gated" in s.kinds else {})
 
 
+@lab.of_settings
 def step_times(size, seed, *runs):
     """The median processor time of a step of each run's training, in seconds: [runs].  They take
     turns, so that a busy moment of the machine hits them all."""
@@ -267,6 +268,7 @@ def projected(params, s, count):
             for l, (b, kind) in enumerate(zip(names, s.kinds, strict=True))]
 
 
+@lab.of_settings
 def compressors(size, seed, run):
     """The anchors of a run's corpus, the name of its split and the length of its words."""
     text = corpus(run.settings.corpus)

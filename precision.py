@@ -97,7 +97,7 @@ def exact(q, k, v, log_gamma, beta, ridge, G):
         S_ti = k_i . p_t,    M_ti = g_t . v_i - Gq_t . k_i,
     as dp_t = A_t^-1 (dq_t - dA_t p_t).
     """
-    c = log_gamma.cumsum(axis=-1)[..., None]
+    c = np.maximum(log_gamma, gated.LEAST).cumsum(axis=-1)[..., None]
     fade = mesa.tril(np.exp(np.minimum(c - adjoint(c), 0)))                 # [B, heads, T, T]
     F = fade * beta[..., None, :]
     kk, vk = ((x[..., :, None] * k[..., None, :]) for x in (k, v))          # [B, heads, T, ., Dk]

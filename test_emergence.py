@@ -235,6 +235,23 @@ def test_a_complex_mesa_layer_is_least_squares_and_recovers_the_process(x):
     assert np.allclose(em.one_step(sparse[:, :-1], 1.0), sparse[:, -1])
 
 
+def test_starts_are_trained_on_all_sequences_and_the_first_again_on_a_quarter(monkeypatch):
+    shown, size = [], em.SIZE["smoke"]
+
+    def descend(moments, a0, b0, *rest):
+        shown.append((moments, (a0, b0)))
+        return None, None
+    monkeypatch.setattr(em, "descend", descend)
+    em.trained(size, 0, "signs", em.STARTS)
+    rng, draw = np.random.default_rng([201, 0]), em.LAWS["signs"].draw
+    quarters = [em.unitary_sequences(rng, size["B"] // 4, size["T"], size["d"], draw)
+                for _ in range(4)]
+    whole, quarter = (em.second_moments(x) for x in (np.concatenate(quarters), quarters[0]))
+    assert [start for _, start in shown] == [*em.STARTS, em.STARTS[0]]
+    for (moments, _), expected in zip(shown, [whole] * len(em.STARTS) + [quarter], strict=True):
+        assert all(np.allclose(a, b) for a, b in zip(moments, expected, strict=True))
+
+
 @pytest.fixture(scope="module")
 def smoke(runs):
     """A laboratory that has measured everything for both figures."""

@@ -94,6 +94,17 @@ def test_without_H_it_is_the_gated_layer_for_small_keys(layer, short_chunks):
     assert np.allclose(gated.unsolved_attention(*small), definition(*small)[1], rtol=1e-9)
 
 
+def test_the_kinds_of_the_table_are_the_layers_of_their_names(layer, short_chunks):
+    """gated: the definition; fading: p_t = Lambda^-1 q_t in its place, the same sums N_t."""
+    q, k, v, log_gamma, beta, ridge = layer
+    _, o = definition(*layer)
+    assert np.allclose(gated.KINDS["gated"].attention(*layer), o, rtol=1e-9)
+    fading = gated.fading_attention(q / ridge[:, None], beta[..., None] * k, v, log_gamma)
+    assert np.allclose(gated.KINDS["fading"].attention(*layer), fading, rtol=1e-12)
+    with pytest.raises(ValueError, match="ridge must be an array of shape"):
+        gated.KINDS["fading"].attention(q, k, v, log_gamma, beta, ridge[:, :1])
+
+
 def test_one_token_at_a_time_is_the_same(layer):
     """STEPS steps are exact for Dk = 4."""
     *inputs, ridge = layer
@@ -220,6 +231,14 @@ def test_systems_that_are_not_positive_definite_are_refused(layer):
     assert np.isfinite(gated.solve(zero, k, log_gamma, beta, ridge)).all()
 
 
+def test_a_curvature_that_overflows_is_refused(layer):
+    """In single precision |q|^2 still fits, direction . A direction no more: a step would be 0."""
+    q, k, log_gamma, beta, ridge = (x.astype("float32") for x in system(layer))
+    large, ridge = np.float32(1e18) * q, 1e4 * ridge
+    with np.errstate(over="ignore"), pytest.raises(FloatingPointError, match="is not finite"):
+        gated.solve(large, k, log_gamma, beta, ridge.astype("float32"))
+
+
 def test_converged_rows_stay_in_single_precision(layer):
     """Steps beyond convergence, of which every first token has many, divide nothing by nothing."""
     args = [x.astype("float32") for x in system(layer)]
@@ -278,6 +297,16 @@ def test_a_bias_of_a_gate_moves_that_gate(rng):
     assert np.allclose(np.exp(log_gamma[0, :, 0]), 1 / (1 + np.exp([-5, -2])))
     assert np.allclose(beta[0, :, 0], 1 / (1 + np.exp([1, -3])))
     assert np.allclose(ridge, 0.25 + 0.75 * np.exp(0.5))
+
+
+def test_a_gate_sees_the_token_through_its_own_weights(rng):
+    """gamma_t = sigmoid(w . z_t + 4), beta_t = sigmoid(w . z_t), a w for each and every head."""
+    w = {name: rng.standard_normal(x.shape) for name, x in gated.gate_weights(CONFIG).items()}
+    z = rng.standard_normal((2, 5, 6))
+    log_gamma, beta, _ = gated.gates(w.get, z)
+    for found, name, start in ((np.exp(log_gamma), "gamma", 4), (beta, "beta", 0)):
+        a = z @ w[name] + w[f"{name}.bias"] + start
+        assert np.allclose(found.swapaxes(1, 2), 1 / (1 + np.exp(-a)))
 
 
 def test_kinds_are_those_that_a_config_is_given(rng):

@@ -136,6 +136,12 @@ def test_kinds_have_about_equal_parameters_and_the_sizes_they_claim():
         assert 0.9 * about < min(counts) and max(counts) < 1.2 * about
 
 
+def test_blocks_are_those_of_their_kind():
+    assert {kind: blocks(3) for kind, blocks in language.BLOCKS.items()} == {
+        "softmax": ("softmax",) * 3, "linear": ("mean",) * 3, "mesa": ("mesa",) * 3,
+        "hybrid": ("softmax", "mesa", "mesa"), "gated": ("gated",) * 3, "fading": ("fading",) * 3}
+
+
 def test_settings_are_those_that_a_name_asks_for():
     s = language.settings_of("mesa medium 4-byte,none,0.01 documentation", "quick")
     assert (s.kinds, s.lags, s.positional, s.lr) == (("mesa",) * 3, 4, "none", 0.005)
@@ -231,6 +237,38 @@ def test_residual_is_what_the_solve_leaves():
     assert (language.residuals(params, s) < 1e-10).all()                    # key size 4, 5 steps
     few = replace(s, key_size=20, heads=1, width=20)
     assert language.residuals(train.start(few).params, few)[1] > 1e-9
+
+
+def test_what_a_model_has_learned_is_read_from_the_test_text(rng):
+    """Its bits, by stretch, quarter and position; nats over training in bits, but not the steps."""
+    s = tiny("linear")
+    params = moved(s, rng, 0.3)
+    state = type("State", (), {"params": params, "heldout": [(0, 3.0), (6, np.log(2))]})
+    run = type("Run", (), {"settings": s, "state": state})
+    found = language.learned({"windows": 50}, 0, run)
+    bits = language.score(params, s, corpus(s.corpus).test, 50)
+    assert np.allclose(found["by_position"], bits.mean(axis=0))
+    assert np.allclose(found["quarters"].mean(axis=0), bits.reshape(50, 4, -1).mean(axis=(0, 2)))
+    assert found["bits"].mean() == pytest.approx(bits[:, s.T // 2:].mean())
+    assert found["course"][-1] == pytest.approx([6, 1])
+
+
+def test_stretches_of_unequal_length_have_the_mean_of_all(rng):
+    x = rng.standard_normal((70, 3))                    # 32 stretches of two windows or three
+    assert np.allclose(language.by_stretch(x).mean(axis=0), x.mean(axis=0))
+
+
+def test_nothing_is_trained_for_what_needs_no_training(tmp_path):
+    """What steps and compressors cost is known from settings and text."""
+    here = lab.Lab(language.settings_of, language.SIZE, "smoke", cache=tmp_path)
+    name = "softmax small 1-byte documentation"
+    cheap = [(language.step_times, name), (language.compressors, name)]
+    here.prepare(cheap)
+    assert here.run(name, 0).steps_done() == 0
+    assert [here.results(*m)[0].keys() & {"step seconds", "gzip", "course 0"} for m in cheap] == [
+        {"step seconds"}, {"gzip"}]
+    here.prepare([(language.learned, name)])
+    assert here.run(name, 0).steps_left() == 0
 
 
 def test_standard_errors_are_those_of_means_and_of_seeds(rng):

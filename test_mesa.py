@@ -8,6 +8,7 @@ import dataclasses
 import doctest
 import io
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -1464,6 +1465,35 @@ def run_until(step, s, folder, save=False):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(train, "progress_line", lambda *_, **__: tell)
         train.run(s, folder, save_seconds=30.0 if save else 0.0)
+
+
+@pytest.mark.parametrize("every, steps", [(math.inf, [0, 12]), (0.0, [0, *range(11), 12])])
+def test_a_run_is_saved_at_its_start_at_its_end_and_when_it_is_time(every, steps, tmp_path,
+                                                                   monkeypatch):
+    saved = []
+    monkeypatch.setattr(store, "save_checkpoint", lambda folder, state, s: saved.append(state.step))
+    train.run(tiny("linear-1"), tmp_path, save_seconds=every, quiet=True)
+    assert saved == steps
+
+
+def test_time_is_counted_across_resumes(tmp_path):
+    run_until(5, tiny("linear-1"), tmp_path)
+    early = store.load_checkpoint(tmp_path, train.Settings)[0].seconds
+    assert 0 < early < train.run(tiny("linear-1"), tmp_path, quiet=True).seconds
+
+
+def test_a_run_that_diverges_keeps_its_last_good_state(tmp_path, monkeypatch):
+    """Not only what the last checkpoint holds."""
+    true, steps = workers.Workers.gradient, []
+
+    def gradient(self, params, rng):
+        steps.append(len(steps))
+        loss, grads = true(self, params, rng)
+        return math.nan if len(steps) == 8 else loss, grads
+    monkeypatch.setattr(workers.Workers, "gradient", gradient)
+    with pytest.raises(train.Diverged, match="at step 7"):
+        train.run(tiny("linear-1"), tmp_path, quiet=True)
+    assert store.load_checkpoint(tmp_path, train.Settings)[0].step == 6
 
 
 def test_resume_equals_an_uninterrupted_run(tmp_path):

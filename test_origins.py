@@ -86,6 +86,17 @@ def test_what_is_asked_of_a_model_is_asked_of_the_test_text(rng, monkeypatch):
     assert trained[0] > 0.6 and start[0] < 0.3
 
 
+def test_after_is_after_repetitions_and_elsewhere_is_elsewhere(rng, monkeypatch):
+    """Of losses of one bit after repetitions and of none elsewhere: the first two columns are the
+    share of the former, and 0."""
+    s, b = replace(tiny("linear", 1), T=32), np.tile(rng.integers(20, size=8), 49)
+    b = np.concatenate([b, rng.integers(256, size=1200)])
+    monkeypatch.setattr(language, "losses", lambda params, s, b: origins.repeated(b, 8) * np.log(2))
+    found = origins.in_windows({}, s, b, dict(windows=None, repetition=8))
+    after, elsewhere, share, _ = found["after"].mean(axis=0)
+    assert after == pytest.approx(share) and elsewhere == 0 and 0.1 < share < 0.4
+
+
 def test_the_same_bytes_are_compared(monkeypatch, rng):
     """Of made-up losses.  Those that depend on the byte alone cancel; those that fall with the
     position show as what context saves; those that are a byte's distance from the one a piece

@@ -105,6 +105,14 @@ def test_the_exact_layer_is_the_definition_and_its_gradients_are_finite_differen
     check_gradients(exact_layer, *layer, rng=rng)
 
 
+def test_the_exact_layer_forgets_all_where_a_text_begins(layer, rng):
+    q, k, v, log_gamma, beta, ridge = layer
+    log_gamma[..., [0, 4]] = -np.inf
+    o, *gradients = pr.exact(*layer, rng.standard_normal(v.shape))
+    assert np.allclose(o, gated.gated_direct(*layer), rtol=1e-11)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
 @pytest.mark.parametrize("broken", range(6))
 def test_a_wrong_exact_gradient_is_noticed(layer, rng, broken):
     def f(*inputs):
@@ -162,6 +170,14 @@ def test_conjugate_gradients_with_the_rule_are_those_of_gated(name, rng):
     for n, p in enumerate(ours, 1):
         theirs = gated.conjugate_gradients(times, q.astype(name), n)
         assert np.array_equal(p, theirs) if name == "float64" else np.allclose(p, theirs, rtol=1e-3)
+
+
+def test_the_rule_leaves_rows_below_the_least_normal_square_alone():
+    """In float16 |r|^2 < 2^-14, that is, |r| < 2^-7: p stays 0; above, A = 1 is solved at once."""
+    for factor, solved in ((0.9, 0), (1.1, 1)):
+        q = np.array([[factor * 2.0 ** -7, 0]])
+        p, = pr.conjugate_gradients(lambda x: x, q, (1,), pr.FORMATS["float16"], "rule")
+        assert np.allclose(p, solved * q, rtol=0.01)
 
 
 def by_hand(A, q, steps, rounded, more):

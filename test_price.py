@@ -103,6 +103,18 @@ def test_a_cost_is_time_of_this_process_and_memory_of_its_arrays(rng, monkeypatc
     assert 4 * array < memory < 100 * array
 
 
+def test_a_cost_is_that_of_forward_and_backward(rng, monkeypatch):
+    """One pass to warm up, three that are timed and one whose memory is traced."""
+    backward_passes, real = [], price.ad.backward
+
+    def counting(out, leaves, G):
+        backward_passes.append(len(leaves))
+        return real(out, leaves, G)
+    monkeypatch.setattr(price.ad, "backward", counting)
+    price.cost("gated", rng, (1, 1, 32, 4))
+    assert backward_passes == [6] * 5
+
+
 def test_costs_are_fitted_at_every_other_length():
     """Of times that are made of operations and turns, what each takes; wrong times between do not
     matter."""
@@ -167,6 +179,12 @@ def test_claims_fail_on_other_costs():
     model = {text for text in right if "cost model" in text}
     short = {text for text in right if f"T = {T[2]:,}" in text and "over softmax" in text}
     assert all(wrong[text] == (text in model | short) for text in right)
+    # the model is judged where it was not fitted, the growth of memory over the longer half
+    bent = found(4, 0)
+    bent[0]["linear model"] = bent[0]["linear model"] * [1, 2, 1, 2]
+    bent[0]["gated bytes"] = np.array([1.0, 8, 64, 64])
+    assert [text for text, good in verdicts(bent).items() if not good] == [
+        text for text in model if text.startswith("linear")]
     late = found(4, 0)
     late[0]["linear model"] = 2 * late[0]["linear model"]
     assert [text for text, good in verdicts(late).items() if not good] == [

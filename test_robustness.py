@@ -344,6 +344,25 @@ def test_a_killed_worker_is_reported():
             crew.gradient(params, np.random.default_rng(0))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads elsewhere")
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_signals_are_for_the_parent_of_workers(number):
+    params = {"w": np.ones(2)}
+    with two_workers(params) as crew:
+        crew.gradient(params, np.random.default_rng(0))         # it has begun to serve
+        os.kill(crew.processes[0].pid, number)
+        assert crew.gradient(params, np.random.default_rng(0))[0] == 2 * workers.PIECE
+
+
+def test_python_ends_though_workers_have_been_left_alone():
+    """Those that wait for seeds heed no signal: their pipes are closed at exit."""
+    left = ("import numpy as np\nfrom test_robustness import two_workers\n"
+            "crew = two_workers({'w': np.ones(2)})\n"
+            "crew.gradient({'w': np.ones(2)}, np.random.default_rng(0))")
+    with running("-c", left) as process:
+        assert process.wait(DEADLINE) == 0
+
+
 def end_from_outside(n):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -455,6 +474,13 @@ def test_a_lock_without_fcntl_holds_its_owners_pid(monkeypatch, tmp_path):
             pass
         assert lock.exists()
     assert not lock.exists()
+
+
+def test_somebody_elses_process_is_alive(monkeypatch):
+    def denied(pid, number):
+        raise PermissionError
+    monkeypatch.setattr(os, "kill", denied)
+    assert store.alive(1)
 
 
 @pytest.mark.parametrize("command", ["train.py", "figures.py --help", "train.py --help"])

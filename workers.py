@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.util import Finalize
 
 import autodiff as ad                                   # before NumPy: it sets the BLAS threads
 from autodiff import to_backend, to_numpy, xp
@@ -74,6 +75,14 @@ def may_fork():
     return sys.platform == "linux" and xp.module is np and not daemon
 
 
+def end(pipes, processes):
+    """Lets workers go: each ends when it finds its pipe closed."""
+    for pipe in pipes:
+        pipe.close()
+    for process in processes:
+        process.join()
+
+
 class Workers:
     """Draws batches and computes their gradients on all cores: (loss, gradients) from `gradient`.
 
@@ -99,6 +108,8 @@ class Workers:
         self.grads = {name: new((len(self.sizes), *w.shape), w.dtype)   # of every piece
                       for name, w in params.items()}
         self.pipes, self.processes = [], []
+        # at the latest when Python exits, which would wait for them for ever
+        self.close = Finalize(self, end, (self.pipes, self.processes), exitpriority=0)
         try:
             for i in range(1, self.count if self.forks else 1):     # this process is worker 0
                 ours, theirs = multiprocessing.Pipe()
@@ -109,7 +120,7 @@ class Workers:
                 self.processes.append(process)
                 theirs.close()
         except BaseException:           # no more of them: those that are there end, too
-            self.__exit__()
+            self.close()
             raise
 
     def share(self, i, seeds):
@@ -187,10 +198,7 @@ class Workers:
         return self
 
     def __exit__(self, *_):
-        for pipe in self.pipes:
-            pipe.close()
-        for process in self.processes:
-            process.join()
+        self.close()
 
 
 def main():
