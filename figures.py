@@ -411,8 +411,8 @@ def band_rows(panel, name, i, k, curves, run=None, what="models", when=""):
     what  "models", or "early" for its curve at step EARLY
     when  what distinguishes these claims, for their texts
     """
-    row, measured = (about(panel, source, run or name)
-                     for source in ("paper, 4C-D, 6C", "measured"))
+    paper = "paper, 6C" if panel == "overview" else f"paper, {panel}"
+    row, measured = (about(panel, source, run or name) for source in (paper, "measured"))
     text = f"{name}'s{when}"
     losses, d = np.array(each(curves, what, i)), int(curves[0]["d"])       # [seeds, T]
     band = curves[0]["richardson"], curves[0]["chebyshev"]                  # [8, T] each
@@ -1262,11 +1262,12 @@ def fig8_claims(lab, *found):
         rows += shot_rows(name, shots)
         zeros = each(shots, "single zero")
         if name == FEW[0]:
+            tuned = about("8B", "measured")
             rows += [row("the same for least squares on all neighbouring tokens, ridge 0.001",
-                         "", ascents(each(shots, "single neighbours, 0.001"), zeros)),
-                     row("the same with the ridge tuned", "",
-                         ascents(each(shots, "single neighbours"), zeros)),
-                     row("the same where the pairs (y_i, x_i+1) are left out", "",
+                         "> 1.05", ascents(each(shots, "single neighbours, 0.001"), zeros)),
+                     tuned("the same with the ridge tuned", "> 1.05",
+                           ascents(each(shots, "single neighbours"), zeros)),
+                     row("the same where the pairs (y_i, x_i+1) are left out", "<= 1.05",
                          ascents(each(shots, "single pairs"), zeros))]
     return rows
 

@@ -212,7 +212,8 @@ def kind_claims(panel, kind, seeds, name):
                          f"({itself:.3f}) than after those before them in the text ({before:.3f}) "
                          f"and than after others ({other:.3f}), the lesser", "> 0", "again",
                          lambda bits, i=i: saved(bits[i])))
-    rows.append(line("the largest induction score of a head over what uniform attention pays there "
+    rows.append(line("the largest induction score of a head, less the same where the text goes on, "
+                     "over what uniform attention pays there "
                      f"({' and '.join(f'{uniform(n):.4f} after {n} bytes' for n in ns)})", "> 10",
                      "scores", lambda scores: max(map(np.max, over_uniform(scores, ns)))))
     rows += [line(f"bits that {ns[0]} bytes more of context save at bytes with {low + 1} to "
@@ -275,8 +276,9 @@ def draw_origin(lab_, *found):
         left.axvline(0, color="0.7", lw=1)
         left.set(title=f"{literal(text)}: gain over softmax",
                  xlabel="bits per byte, ± 2 standard errors\n(filled: after repetitions)")
-        middle.axvline(1, color="0.7", lw=1)
-        middle.set(title="induction scores", xlabel="times uniform attention\n"
+        middle.axvline(0, color="0.7", lw=1)
+        middle.set(title="induction scores", xlabel="less those of a text that goes on;\n"
+                   "1: what uniform attention pays\n"
                    f"(open: layer 1; ○ {ns[0]}, □ {ns[1]} bytes)")
         for ax in (left, middle):
             ax.set_yticks(-np.arange(len(runs)), [SHOWN[kind] for kind in runs])

@@ -18,8 +18,9 @@ keeps is rounded after every update:
 Products are summed in float64 and rounded once.  Inputs, what the tokens of one chunk add to each
 other, and what comes out, o and gradients, are not rounded.  Kernels differ in detail:
 flash-linear-attention (0.6.0) casts queries and keys to float16, keeps H_t, vectors and scalars in
-float32, N_t in bfloat16, and stores p and the sums of the backward pass in 16 bits; here the
-running sum itself is what is rounded.
+float32, N_t in bfloat16, stores p and the sums of the backward pass in 16 bits, and in each product
+casts the direction and its scores with the keys of its chunk to float16, which is not done here;
+here the running sum itself is what is rounded.
 
     guard       what keeps steps beyond convergence from dividing nothing by nothing
     rule        rows that are solved to rounding, or whose |r|^2 is less than the least normal
