@@ -158,7 +158,8 @@ def few_shot(names, good):
     base, late = 1 / (1 + n), np.tile(1 / (1 + np.arange(10)), 2)
     ascent = base * (1 + 3 * ((n > 0) & (n < 5)))
     zero = np.full(20, 0.5)
-    same = {"single zero": zero, "double zero": zero, "single neighbours": base,
+    rising = base[[1, 0, *n[2:]]]                       # of the same mean
+    same = {"single zero": zero, "double zero": zero, "single neighbours": rising if good else base,
             "single neighbours, EOS": base, "alike": np.full((2, 3), 0.95 if good else 0.5)}
     if good:
         return same | {"single": np.array([2 * ascent, 1.5 * base, base]),
