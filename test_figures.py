@@ -265,3 +265,56 @@ def test_the_arrays_in_results_make_the_claims_there(name, tmp_path):
         assert all(mine[k] == theirs[k] for k in ("figure", "source", "expected", "holds")), mine
         texts = (re.sub(r"[\d.−-]+", "", c["claim"]) for c in (mine, theirs))  # digits may round
         assert len(set(texts)) == 1, mine
+
+
+# --------------------------------------------------------------------- what the pictures show
+
+
+def drawn(name):
+    """(a figure drawn from the arrays in results, what its measurements found)."""
+    figure, data = figures.FIGURES[name], HERE / "results" / "data"
+    here = lab.Lab(figures.settings_of, figures.SIZE, *lab.stored(figure, data), data=data)
+    found = [here.results(*m) for m in figure.measurements]
+    plt = lab.pyplot()
+    fig = figure.draw(here, *found)
+    plt.close(fig)
+    return fig, found
+
+
+def named_ends(ax):
+    """Where the curves end beside which names stand (lab.end_labels): {name: y}."""
+    to_y = ax.transAxes + ax.transData.inverted()
+    lines = [line for line in ax.lines if list(line.get_xdata()) == [1.005, 1.045]]
+    leaders = {line.get_ydata()[1]: line.get_ydata()[0] for line in lines}
+    return {text.get_text(): to_y.transform((0, leaders[text.get_position()[1]]))[1]
+            for text in ax.texts if text.get_position()[1] in leaders}
+
+
+def test_names_in_figures_5_to_7_stand_at_the_curves_of_their_models():
+    fig, found = drawn("fig5")
+    for i, name in enumerate(("least squares", "kernel regression")):
+        end = np.mean(lab.each(found[-1], "rows", -1, i))
+        assert named_ends(fig.axes[2])[name] == pytest.approx(end)
+    fig, (full, attention, _) = drawn("fig6")
+    for ax, what in ((fig.axes[0], "next"), (fig.axes[2], "input")):
+        for name, depths in (("softmax-7", full), ("attention-7", attention)):
+            end = np.mean(1 - np.array(lab.each(depths, what, -1, -1, 0)))
+            assert named_ends(ax)[name] == pytest.approx(end)
+    fig, found = drawn("fig7")
+    for ax, curves, i in zip(fig.axes, found, (1, 0, 0), strict=False):
+        for j, name in ((i, "softmax-7"), (i + 1, "hybrid-2")):
+            end = np.mean(lab.each(curves, "models", j, -1))
+            assert named_ends(ax)[name] == pytest.approx(end)
+
+
+def test_lines_and_maps_of_figures_3_and_8_are_those_of_their_panels():
+    fig, found = drawn("fig3a")
+    maps = [ax.images[0].get_array() for ax in fig.axes if ax.images]       # of square roots
+    assert np.allclose(np.square(maps), np.concatenate([f[0]["map"] for f in found]))
+    fig, found = drawn("fig8")
+    for axes, key in ((fig.axes[:4], "single"), (fig.axes[4:8], "double")):
+        for ax, shots in zip(axes, found, strict=True):
+            lines = [line.get_ydata() for line in ax.lines[:6]]
+            rivals = [shots[0][f"{key} {rival}"] for rival in ("neighbours", "pairs", "zero")]
+            models = np.mean(lab.each(shots, key), axis=0)                  # three variants
+            assert all(np.allclose(a, b) for a, b in zip(lines, [*rivals, *models], strict=True))

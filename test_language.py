@@ -377,6 +377,24 @@ def test_figure_smoke_and_drawing_again_give_the_same_claims(name, smoke, tmp_pa
     assert made_again(name, FIGURES[name], smoke, tmp_path) == (claims, shown)
 
 
+def test_dots_stand_in_the_row_of_their_kind():
+    """Filled ones are the runs, open ones the others, each at its bits."""
+    kinds = list(language.BLOCKS)
+    runs, others = ({kind: [{"bits": np.full(4, base + k)}] for k, kind in enumerate(kinds)}
+                    for base in (1, 11))
+    ax = lab.pyplot().figure().subplots()
+    language.draw_bits(ax, {}, runs, others)
+    rows = dict(zip(ax.get_yticks(), (tick.get_text() for tick in ax.get_yticklabels()),
+                    strict=True))
+    for line in ax.lines:
+        (x,), (y,) = line.get_data()
+        kind = kinds[int(x - 1) % 10]
+        assert rows[round(y)] == language.SHOWN[kind] and line.get_color() == language.COLOUR[kind]
+        assert (line.get_markerfacecolor() == "white") == (x > 10)
+    assert len(ax.lines) == 2 * len(kinds)
+    lab.pyplot().close("all")
+
+
 def test_rows_are_about_runs_of_their_figure():
     """Claims name the runs as the measurements do; those about time and compressors name none."""
     texts, kinds = ("documentation", "source"), ("softmax", "hybrid")
