@@ -27,6 +27,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections import namedtuple
@@ -725,7 +726,8 @@ def show(figures, settings, sizes):
         what = (figure.draw.__doc__ or "").partition("\n")[0]       # python -OO: there is none
         print(f"{name:10s} {what}", flush=True)
         if runs_of[name]:
-            print(f"{'':10s} runs: {'; '.join(runs_of[name])}", flush=True)
+            print(textwrap.fill(f"runs: {'; '.join(runs_of[name])}", 100, break_on_hyphens=False,
+                                initial_indent=" " * 11, subsequent_indent=" " * 17), flush=True)
         times(runs_of[name])
     if sum(map(bool, runs_of.values())) > 1:
         print(f"{'together':10s} (runs that they share count once)", flush=True)
