@@ -1,7 +1,7 @@
 """Forms: which position code, which tokens and which learning rate suit each kind of layer on text.
 
     python forms.py                 every form of every kind, judged on the validation text (quick:
-                                    168 small models, five hours of two cores)
+                                    168 small models, three to five hours of two cores)
     python forms.py tokens          tokens of one byte against tokens of four, each kind in its best
                                     form, judged on the test text
 
