@@ -133,7 +133,7 @@ def draw_tokens(lab, *found):
     fig, axes = plt.subplots(1, len(CORPORA), figsize=(9, 2.8))
     for ax, (text, known, ones, fours) in zip(axes, by_tokens(found), strict=True):
         language.draw_bits(ax, known, ones, fours)
-        ax.set(title=literal(text), xlabel="bits per byte (open: 4-byte tokens)")
+        ax.set(title=f"{literal(text)}: test text", xlabel="bits per byte (open: 4-byte tokens)")
     return fig
 
 

@@ -726,8 +726,11 @@ def show(figures, settings, sizes):
         what = (figure.draw.__doc__ or "").partition("\n")[0]       # python -OO: there is none
         print(f"{name:10s} {what}", flush=True)
         if runs_of[name]:
-            print(textwrap.fill(f"runs: {'; '.join(runs_of[name])}", 100, break_on_hyphens=False,
-                                initial_indent=" " * 11, subsequent_indent=" " * 17), flush=True)
+            whole = "; ".join(run.replace(" ", "\0") for run in runs_of[name])
+            lines = textwrap.fill(f"runs: {whole}", 100, initial_indent=" " * 11,
+                                  subsequent_indent=" " * 17, break_long_words=False,
+                                  break_on_hyphens=False)
+            print(lines.replace("\0", " "), flush=True)
         times(runs_of[name])
     if sum(map(bool, runs_of.values())) > 1:
         print(f"{'together':10s} (runs that they share count once)", flush=True)

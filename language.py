@@ -1,7 +1,8 @@
 """Language: the same Transformer on bytes of real text.  Does a mesa layer help, and at what cost?
 
     python language.py                      quick: small models, two corpora
-    python language.py time                 the same kinds in equal time
+    python language.py time                 the same kinds in equal time; to time their steps add
+                                            --executor serial, on a quiet machine
     python language.py sizes --full         three sizes; Ctrl-C keeps what is done, the same command
                                             goes on
     python language.py --corpus PATH        another text: a file, a folder, .jsonl with a field
@@ -104,7 +105,7 @@ FORMS = {"small 1-byte": {
                                "gated": ("concat", 0.02), "fading": ("concat", 0.02)},
              "source": {"softmax": ("concat", 0.01), "linear": ("concat", 0.01),
                         "mesa": ("concat", 0.01), "hybrid": ("concat", 0.01),
-                        "gated": ("concat", 0.01), "fading": ("none", 0.01)}},
+                        "gated": ("none", 0.01), "fading": ("none", 0.01)}},
          "timed 1-byte": {
              "documentation": {"softmax": ("concat", 0.02), "linear": ("concat", 0.01),
                                "mesa": ("concat", 0.02), "hybrid": ("concat", 0.02),
@@ -431,8 +432,8 @@ def time_claims(texts, kinds, lab, *found):
                                   f"time{split}{used}", "measured", "< 1" if equal else "",
                                   of_two(seeds, runs["softmax"]), ratio, own,
                                   f"softmax small 1-byte {text}")),
-                     (panel, "time that this training takes over softmax's (medians of timings)",
-                      "measured", "0.9 .. 1.1", [spent])]
+                     (panel, f"time that {SHOWN[kind]}'s training takes over softmax's (medians of "
+                      "timings)", "measured", "0.9 .. 1.1", [spent])]
             split = ""                                  # named once
     return rows
 
@@ -567,12 +568,15 @@ def draw_training(ax, runs, timed=()):
         x = course / course[-1] * minutes_of(seeds) if timed else course
         mean = mean_line(ax, x, [r["course"][:, 1] for r in seeds], color=COLOUR[kind], lw=1.5)
         names.append((mean[-1], SHOWN[kind], COLOUR[kind]))
+    if timed:                                           # what is equal
+        ax.axvline(minutes_of(runs["softmax"]), color="0.7", lw=1, zorder=0)
     for kind, seeds in dict(timed).items():
         end = np.mean([r["course"][-1, 1] for r in seeds])
         ax.plot(minutes_of(seeds), end, "o", ms=6, mfc="white", mec=COLOUR[kind], mew=1.5, zorder=5)
     ends = [r["course"][-1, 1] for seeds in runs.values() for r in seeds]
     ax.set(title="validation text, all positions", ylabel="bits per byte",
-           xlabel="minutes of one core (open: equal time)" if timed else "training step",
+           xlabel="minutes of one core (open: equal time; grey: softmax's)" if timed
+           else "training step",
            ylim=(min(ends) - 0.1, max(ends) + 0.7))
     if not timed:
         end_labels(ax, names, 7.5)
@@ -589,7 +593,8 @@ def draw_context(ax, runs):
         mean = mean_line(ax, at, curves, color=COLOUR[kind], lw=1.5)
         ends.append((mean[-1], SHOWN[kind], COLOUR[kind]))
     ticks = [n for n in (1, 4, 16, 64, 256) if n <= T]
-    ax.set(title="test text, over context", xlabel="position in the window", xscale="log")
+    ax.set(title="test text, over context", xlabel="position in the window", xscale="log",
+           ylabel="bits per byte")
     ax.set_xticks(ticks, ticks)
     ax.minorticks_off()
     # what the first bytes predict is off the axes

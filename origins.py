@@ -273,10 +273,10 @@ def draw_origin(lab_, *found):
                                         ("0.3", "control"), strict=True):
             right.plot(range(LAGS), shares, ":", color=COLOUR.get(colour, colour))
             ends.append((shares[-1], name, colour))
-        left.axvline(0, color="0.7", lw=1)
+        left.axvline(0, color="0.7", lw=1, zorder=0)
         left.set(title=f"{literal(text)}: gain over softmax",
                  xlabel="bits per byte, ± 2 standard errors\n(filled: after repetitions)")
-        middle.axvline(0, color="0.7", lw=1)
+        middle.axvline(0, color="0.7", lw=1, zorder=0)
         middle.set(title="induction scores", xlabel="less those of a text that goes on;\n"
                    "1: what uniform attention pays\n"
                    f"(open: layer 1; ○ {ns[0]}, □ {ns[1]} bytes)")
