@@ -726,7 +726,7 @@ def show(figures, settings, sizes):
         what = (figure.draw.__doc__ or "").partition("\n")[0]       # python -OO: there is none
         print(f"{name:10s} {what}", flush=True)
         if runs_of[name]:
-            whole = "; ".join(run.replace(" ", "\0") for run in runs_of[name])
+            whole = "; ".join(run.replace(" ", "\0") for run in runs_of[name])     # no name is cut
             lines = textwrap.fill(f"runs: {whole}", 100, initial_indent=" " * 11,
                                   subsequent_indent=" " * 17, break_long_words=False,
                                   break_on_hyphens=False)
