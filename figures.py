@@ -1257,16 +1257,15 @@ def shot_rows(name, shots):
 
 def fig8_claims(lab, *found):
     """Models that saw only sequences learn from pairs (8A-B), better with EOS and prefix tokens."""
-    rows, row = [], about("8B", "paper, 8B")
+    rows, row, measured = [], about("8B", "paper, 8B"), about("8B", "measured")
     for name, shots in zip(FEW, found):
         rows += shot_rows(name, shots)
         zeros = each(shots, "single zero")
         if name == FEW[0]:
-            tuned = about("8B", "measured")
             rows += [row("the same for least squares on all neighbouring tokens, ridge 0.001",
                          "> 1.05", ascents(each(shots, "single neighbours, 0.001"), zeros)),
-                     tuned("the same with the ridge tuned", "> 1.05",
-                           ascents(each(shots, "single neighbours"), zeros)),
+                     measured("the same with the ridge tuned", "> 1.05",
+                              ascents(each(shots, "single neighbours"), zeros)),
                      row("the same where the pairs (y_i, x_i+1) are left out", "<= 1.05",
                          ascents(each(shots, "single pairs"), zeros))]
     return rows

@@ -264,16 +264,21 @@ SHIPPED = {name: (study, figure) for study, known in FIGURES_OF.items()
            for name, figure in known.items() if (HERE / "results" / f"{name}.json").exists()}
 
 
+def shipped(name):
+    """(a figure, the laboratory that draws and judges it from the arrays in results)."""
+    (study, figure), data = SHIPPED[name], HERE / "results" / "data"
+    return figure, lab.Lab(getattr(study, "settings_of", None), study.SIZE,
+                           *lab.stored(figure, data), data=data)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_arrays_in_results_make_the_claims_there(name, tmp_path):
     """What made-up results that are alike in all seeds, layers and positions cannot tell."""
-    (study, figure), data = SHIPPED[name], HERE / "results" / "data"
-    made = lab.Lab(getattr(study, "settings_of", None), study.SIZE, *lab.stored(figure, data),
-                   data=data)
+    figure, made = shipped(name)
     blank = figure._replace(draw=lambda *_: lab.pyplot().figure())
     claims = lab.make(name, blank, made, tmp_path)
-    shipped = lab.claims_in(HERE / "results" / f"{name}.json")
-    for mine, theirs in zip(claims, shipped, strict=True):
+    there = lab.claims_in(HERE / "results" / f"{name}.json")
+    for mine, theirs in zip(claims, there, strict=True):
         assert mine["measured"] == pytest.approx(theirs["measured"], rel=1e-5, abs=1e-9), mine
         assert all(mine[k] == theirs[k] for k in ("figure", "source", "expected", "holds")), mine
         texts = (re.sub(r"[\d.−-]+", "", c["claim"]) for c in (mine, theirs))  # digits may round
@@ -285,8 +290,7 @@ def test_the_arrays_in_results_make_the_claims_there(name, tmp_path):
 
 def drawn(name):
     """(a figure drawn from the arrays in results, what its measurements found)."""
-    figure, data = figures.FIGURES[name], HERE / "results" / "data"
-    here = lab.Lab(figures.settings_of, figures.SIZE, *lab.stored(figure, data), data=data)
+    figure, here = shipped(name)
     found = [here.results(*m) for m in figure.measurements]
     plt = lab.pyplot()
     fig = figure.draw(here, *found)

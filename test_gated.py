@@ -234,9 +234,8 @@ def test_systems_that_are_not_positive_definite_are_refused(layer):
 def test_a_curvature_that_overflows_is_refused(layer):
     """In single precision |q|^2 still fits, direction . A direction no more: a step would be 0."""
     q, k, log_gamma, beta, ridge = (x.astype("float32") for x in system(layer))
-    large, ridge = np.float32(1e18) * q, 1e4 * ridge
     with np.errstate(over="ignore"), pytest.raises(FloatingPointError, match="is not finite"):
-        gated.solve(large, k, log_gamma, beta, ridge.astype("float32"))
+        gated.solve(np.float32(1e18) * q, k, log_gamma, beta, np.float32(1e4) * ridge)
 
 
 def test_converged_rows_stay_in_single_precision(layer):
